@@ -1,1 +1,7 @@
-//! See README.md.
+//! Real Mesos, etcd and storage on one machine: what the demonstrations and the tests stand on.
+
+pub mod cluster;
+pub mod executor;
+pub mod recordio;
+pub mod scheduler;
+pub mod storage;

@@ -1,0 +1,1 @@
+//! RecordIO framing of Mesos's streaming HTTP responses.

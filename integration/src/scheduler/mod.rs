@@ -1,0 +1,1 @@
+//! A small v1 HTTP scheduler that keeps named tasks running.
