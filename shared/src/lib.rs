@@ -1,1 +1,14 @@
-//! See README.md.
+//! The lease protocol: what is stored in etcd, which transactions may change it, and the pure
+//! core that decides on an agent host. Master module and keeper are shells around this crate.
+//!
+//! Nothing here knows Mesos's ABI, a volume driver's protocol or a mount system call.
+
+pub mod decide;
+pub mod etcd;
+pub mod holder;
+pub mod keys;
+pub mod record;
+pub mod retry;
+pub mod store;
+pub mod transaction;
+pub mod volume;

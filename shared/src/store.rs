@@ -1,0 +1,193 @@
+//! What the protocol needs of etcd: linearizable reads, transactions and watches. No etcd leases:
+//! their renewals bypass raft (docs/decisions/0001-no-etcd-leases.md).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+
+use futures::Stream;
+use serde::{Deserialize, Serialize};
+
+/// An etcd revision. As a key's `mod_revision`, 0 means that the key does not exist.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Revision(pub i64);
+
+impl Revision {
+    /// The `mod_revision` of a key that does not exist.
+    pub const ABSENT: Self = Self(0);
+}
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One key as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its value.
+    pub value: Vec<u8>,
+    /// The revision that last wrote it.
+    pub mod_revision: Revision,
+}
+
+/// Keys read at one revision. A key that is not in it did not exist.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// By key.
+    pub entries: BTreeMap<String, Entry>,
+    /// The store's revision at the read.
+    pub revision: Revision,
+}
+
+impl Snapshot {
+    /// The revision that last wrote `key`; [`Revision::ABSENT`] when it does not exist.
+    #[must_use]
+    pub fn mod_revision(&self, key: &str) -> Revision {
+        self.entries.get(key).map_or(Revision::ABSENT, |entry| entry.mod_revision)
+    }
+}
+
+/// A condition of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Compare {
+    /// The key was last written at this revision: "unchanged since I read it". Equal values are no
+    /// substitute, for a value can come back.
+    Unchanged {
+        /// The key.
+        key: String,
+        /// Its `mod_revision`; [`Revision::ABSENT`] for "does not exist".
+        at: Revision,
+    },
+    /// The key has this value: for the installation's record alone, which must differ in *value*
+    /// after a restore that turned revisions back.
+    Value {
+        /// The key.
+        key: String,
+        /// Its value.
+        value: Vec<u8>,
+    },
+}
+
+/// A transaction: all compares hold, then all puts happen; or nothing does.
+///
+/// There is no blind put: [`Transaction::put`] adds the compare of the key that it writes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Transaction {
+    compares: Vec<Compare>,
+    puts: Vec<(String, Vec<u8>)>,
+}
+
+impl Transaction {
+    /// A transaction that does nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a condition.
+    #[must_use]
+    pub fn when(mut self, compare: Compare) -> Self {
+        self.compares.push(compare);
+        self
+    }
+
+    /// Adds the condition that `key` is unchanged since it was read at `at`.
+    #[must_use]
+    pub fn unchanged(self, key: &str, at: Revision) -> Self {
+        self.when(Compare::Unchanged { key: key.to_owned(), at })
+    }
+
+    /// Writes `key`, if it is unchanged since it was read at `at`.
+    #[must_use]
+    pub fn put(mut self, key: &str, at: Revision, value: Vec<u8>) -> Self {
+        self = self.unchanged(key, at);
+        self.puts.push((key.to_owned(), value));
+        self
+    }
+
+    /// The conditions.
+    #[must_use]
+    pub fn compares(&self) -> &[Compare] {
+        &self.compares
+    }
+
+    /// The writes.
+    #[must_use]
+    pub fn puts(&self) -> &[(String, Vec<u8>)] {
+        &self.puts
+    }
+}
+
+/// A write that a watch reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The key was written.
+    Put {
+        /// The key.
+        key: String,
+        /// What it holds now.
+        entry: Entry,
+    },
+    /// The key was deleted.
+    Delete {
+        /// The key.
+        key: String,
+    },
+}
+
+/// Why a store operation has no plain answer. One variant for each different reaction.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A compare did not hold; nothing was written. Read again.
+    #[error("etcd has changed since it was read")]
+    Conflict,
+    /// A write may have been done, may be done later, or never. Close it by a barrier, never by a
+    /// read: it may commit after a linearizable read that showed that it had not.
+    #[error("etcd did not answer a write, which may have been done or may still be done")]
+    Unknown(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A read got no answer, or a write was certainly not done. Try again, later.
+    #[error("etcd is unavailable")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// What etcd holds cannot be right: stop, tell a person.
+    #[error("etcd holds what cannot be right: {what}")]
+    Corrupt {
+        /// Key and fault, as a fragment.
+        what: String,
+        /// The cause, if there is one.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+}
+
+/// etcd, or what stands for it in a test.
+pub trait LeaseStore: Send + Sync + 'static {
+    /// Reads keys, all at one revision, linearizably.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] and [`StoreError::Corrupt`].
+    fn get(&self, keys: &[String]) -> impl Future<Output = Result<Snapshot, StoreError>> + Send;
+
+    /// Reads every key that begins with `prefix`, at one revision, linearizably.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] and [`StoreError::Corrupt`].
+    fn get_prefix(&self, prefix: &str) -> impl Future<Output = Result<Snapshot, StoreError>> + Send;
+
+    /// Commits a transaction; answers its revision.
+    ///
+    /// # Errors
+    /// Any [`StoreError`]. After [`StoreError::Unknown`] nothing may be concluded from a read alone.
+    fn commit(&self, transaction: Transaction) -> impl Future<Output = Result<Revision, StoreError>> + Send;
+
+    /// Follows all writes to keys that begin with `prefix`, after revision `after`. The stream ends
+    /// with an error (compacted history, a lost connection); the caller reads again and watches on.
+    /// A silent watch proves nothing.
+    fn watch(
+        &self,
+        prefix: &str,
+        after: Revision,
+    ) -> impl Stream<Item = Result<Vec<Change>, StoreError>> + Send + Unpin;
+}
