@@ -1,5 +1,5 @@
 //! A host around the core: a clock, and effects that are carried out as the test says.
-#![allow(dead_code, reason = "two test programs use it, each a part")]
+#![allow(dead_code, unreachable_pub, reason = "two test programs use it, each a part")]
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,0 +1,227 @@
+//! The keeper's table on disk, and what tells this machine from others.
+//!
+//! ```text
+//! <run_directory>/            default /run/extvol, emptied by a reboot
+//!   keeper.lock               held while a keeper runs
+//!   keeper.sock               where it listens
+//!   table.json                containers, volumes, how far each is
+//!   table.json.broken         a table that could not be read, set aside
+//! <state_directory>/          default /var/lib/extvol
+//!   machine-id                random, made at the first start
+//! ```
+//!
+//! The table need not survive a power failure: after a reboot nothing of it is true. It is written
+//! beside its place and renamed, so that a crash leaves the old one or the new one.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use shared::decide::Machine;
+use shared::holder::Table;
+
+/// The version of the table that this program writes, and the only one that it reads.
+const VERSION: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    version: u32,
+    boot_id: String,
+    table: Table,
+}
+
+/// Why the keeper cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Another keeper runs on this host.
+    #[error("another keeper runs here: it holds {}", lock.display())]
+    Running {
+        /// The lock.
+        lock: PathBuf,
+    },
+    /// A file or directory of its own cannot be used.
+    #[error("{} cannot be used", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> StartError {
+    let path = path.to_owned();
+    |source| StartError::File { path, source }
+}
+
+/// Makes a directory that only root may enter.
+fn private_directory(path: &Path) -> Result<(), StartError> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(at(path))
+}
+
+/// The lock of the one keeper of a host. Held until it is dropped, or the process ends.
+pub struct Lock(#[expect(dead_code, reason = "held, not read")] File);
+
+/// Takes the lock of the host's keeper, and makes its directory.
+///
+/// # Errors
+/// When another keeper has it, or the directory cannot be made.
+pub fn lock(run_directory: &Path) -> Result<Lock, StartError> {
+    private_directory(run_directory)?;
+    let path = run_directory.join("keeper.lock");
+    let file = File::options().create(true).append(true).open(&path).map_err(at(&path))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Lock(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(StartError::Running { lock: path }),
+        Err(error) => Err(at(&path)(error.into())),
+    }
+}
+
+/// Who this host is. The id joins the firmware's UUID and a key made at the first start: a cloned
+/// disk or a cloned machine differs in one of them, and where the two differ in doubt, "another
+/// machine" is the answer that costs only time.
+///
+/// # Errors
+/// When the key can be neither read nor made, or the kernel gives no boot id.
+pub fn machine(state_directory: &Path) -> Result<Machine, StartError> {
+    private_directory(state_directory)?;
+    let path = state_directory.join("machine-id");
+    let key = match fs::read_to_string(&path) {
+        Ok(key) if !key.trim().is_empty() => key.trim().to_owned(),
+        Ok(_) => make_key(&path)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make_key(&path)?,
+        Err(error) => return Err(at(&path)(error)),
+    };
+    let firmware = fs::read_to_string("/sys/class/dmi/id/product_uuid").unwrap_or_default();
+    let boot = Path::new("/proc/sys/kernel/random/boot_id");
+    let boot_id = fs::read_to_string(boot).map_err(at(boot))?.trim().to_owned();
+    let id = if firmware.trim().is_empty() { key } else { format!("{}+{key}", firmware.trim()) };
+    Ok(Machine { id, boot_id })
+}
+
+fn make_key(path: &Path) -> Result<String, StartError> {
+    let key = super::random_id();
+    let write = || {
+        let part = path.with_extension("part");
+        let mut file = File::create(&part)?;
+        file.write_all(key.as_bytes())?;
+        // It must survive a power failure: another id would be another machine.
+        file.sync_all()?;
+        fs::rename(&part, path)?;
+        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    };
+    write().map_err(at(path))?;
+    Ok(key)
+}
+
+/// The file that holds the table.
+pub struct Checkpoint {
+    path: PathBuf,
+    boot_id: String,
+}
+
+impl Checkpoint {
+    /// In `run_directory`, for this boot.
+    #[must_use]
+    pub fn new(run_directory: &Path, boot_id: &str) -> Self {
+        Self { path: run_directory.join("table.json"), boot_id: boot_id.to_owned() }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The stored table; an empty one when there is none, when it is of an earlier boot, or when it
+    /// cannot be read: then it is set aside, and what is mounted is learnt from etcd and the mount
+    /// tables.
+    #[must_use]
+    pub fn load(&self) -> Table {
+        let bytes = match fs::read(&self.path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Table::default(),
+            Err(error) => return self.set_aside(&error.to_string()),
+        };
+        match serde_json::from_slice::<Stored>(&bytes) {
+            Ok(stored) if stored.version != VERSION => {
+                self.set_aside(&format!("it has version {}, not {VERSION}", stored.version))
+            }
+            Ok(stored) if stored.boot_id != self.boot_id => {
+                tracing::info!("the table in {} is of an earlier boot", self.path.display());
+                Table::default()
+            }
+            Ok(stored) => stored.table,
+            Err(error) => self.set_aside(&error.to_string()),
+        }
+    }
+
+    fn set_aside(&self, why: &str) -> Table {
+        let aside = self.path.with_extension("json.broken");
+        let kept = match fs::rename(&self.path, &aside) {
+            Ok(()) => format!("it is kept as {}", aside.display()),
+            Err(error) => format!("it could not be kept: {error}"),
+        };
+        tracing::error!(
+            "the table in {} cannot be read: {why}; {kept}. What this host holds is learnt from etcd and the \
+             mount tables",
+            self.path.display()
+        );
+        Table::default()
+    }
+
+    /// Stores the table.
+    ///
+    /// # Errors
+    /// When it is not stored; the old one is still there.
+    pub fn store(&self, table: &Table) -> io::Result<()> {
+        let stored = Stored { version: VERSION, boot_id: self.boot_id.clone(), table: table.clone() };
+        let part = self.path.with_extension("json.part");
+        fs::write(&part, serde_json::to_vec(&stored)?)?;
+        fs::rename(&part, &self.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_comes_back_in_the_same_boot_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint::new(directory.path(), "boot-1");
+        assert_eq!(checkpoint.load(), Table::default());
+        checkpoint.store(&Table::default()).unwrap();
+        assert_eq!(checkpoint.load(), Table::default());
+        assert!(checkpoint.path().exists());
+        let _ = Checkpoint::new(directory.path(), "boot-2").load();
+        assert!(!directory.path().join("table.json.broken").exists());
+    }
+
+    #[test]
+    fn a_broken_table_is_set_aside_and_never_stops_the_keeper() {
+        for bytes in ["", "{", r#"{"version":2,"boot_id":"boot-1","table":{"containers":{},"volumes":[]}}"#] {
+            let directory = tempfile::tempdir().unwrap();
+            let checkpoint = Checkpoint::new(directory.path(), "boot-1");
+            fs::write(checkpoint.path(), bytes).unwrap();
+            assert_eq!(checkpoint.load(), Table::default());
+            assert_eq!(fs::read_to_string(directory.path().join("table.json.broken")).unwrap(), bytes);
+        }
+    }
+
+    #[test]
+    fn one_host_has_one_keeper_and_one_machine_id() {
+        let directory = tempfile::tempdir().unwrap();
+        let held = lock(directory.path()).unwrap();
+        assert!(matches!(lock(directory.path()), Err(StartError::Running { .. })));
+        drop(held);
+        lock(directory.path()).unwrap();
+        let first = machine(directory.path()).unwrap();
+        assert_eq!(machine(directory.path()).unwrap(), first);
+    }
+}

@@ -1,0 +1,388 @@
+//! Docker volume plugins: finding them, and calling them. The one file that speaks their protocol.
+//!
+//! What a plugin answers is no proof of anything (see `mounts`): a Mount's error tells only whether
+//! the plugin is done with the call, and an Unmount's answer is for the log.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use reqwest::header::{ACCEPT, CONTENT_TYPE};
+use serde_json::{Value, json};
+use shared::holder::MountFault;
+use shared::record::Token;
+use shared::volume::{Driver, VolumeId};
+
+const MEDIA_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
+
+/// Docker waits this long for Create and Mount; attaching a cloud volume takes most of a minute.
+pub const MOUNT_TIMEOUT: Duration = Duration::from_secs(120);
+/// Docker waits this long for everything else.
+pub const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// An answer longer than this is no plugin's.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+
+/// Why a plugin's call gave no good answer.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// No plugin of that name is installed.
+    #[error("no Docker volume plugin named {driver} was found (looked for {looked_for})")]
+    NotFound {
+        /// The name.
+        driver: Driver,
+        /// The files that would name it.
+        looked_for: String,
+    },
+    /// The file that tells where the plugin listens says nothing usable.
+    #[error("{} does not say where the plugin listens: {fault}", file.display())]
+    Specification {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        fault: String,
+    },
+    /// The plugin could not be reached: it did not get the call.
+    #[error("the plugin {driver} at {endpoint} could not be reached")]
+    Unreachable {
+        /// Its name.
+        driver: Driver,
+        /// Where it should listen.
+        endpoint: String,
+        /// Why.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// The plugin got the call, and gave no answer that means anything: it may still be at it.
+    #[error("the plugin {driver} gave no proper answer to {call}: {fault}")]
+    NoAnswer {
+        /// Its name.
+        driver: Driver,
+        /// The call.
+        call: &'static str,
+        /// What it did instead.
+        fault: String,
+    },
+    /// The plugin answered with an error.
+    #[error("the plugin {driver} refused {call}: {text}")]
+    Refused {
+        /// Its name.
+        driver: Driver,
+        /// The call.
+        call: &'static str,
+        /// Its words.
+        text: String,
+    },
+}
+
+impl DriverError {
+    /// The error and its causes, as one sentence for a person.
+    fn sentence(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        text
+    }
+}
+
+/// A volume driver: what the keeper needs of it.
+pub trait VolumeDriver {
+    /// Makes the volume, if it is to be made when missing, and mounts it on this host; answers where.
+    fn mount(
+        &self,
+        asked: &VolumeId,
+        create: Option<&BTreeMap<String, String>>,
+        token: Token,
+    ) -> impl Future<Output = Result<String, MountFault>> + Send;
+
+    /// Unmounts it.
+    fn unmount(&self, asked: &VolumeId, token: Token) -> impl Future<Output = Result<(), String>> + Send;
+}
+
+/// Docker volume plugins, as they are installed on this host.
+#[derive(Clone, Debug)]
+pub struct DockerPlugins {
+    sockets: PathBuf,
+    specifications: Vec<PathBuf>,
+}
+
+impl Default for DockerPlugins {
+    fn default() -> Self {
+        Self {
+            sockets: "/run/docker/plugins".into(),
+            specifications: vec!["/etc/docker/plugins".into(), "/usr/lib/docker/plugins".into()],
+        }
+    }
+}
+
+enum Endpoint {
+    Unix(PathBuf),
+    Tcp(String),
+}
+
+impl DockerPlugins {
+    /// Where a plugin listens, by Docker's own rules of discovery.
+    fn find(&self, driver: &Driver) -> Result<Endpoint, DriverError> {
+        let name = driver.as_str();
+        let sockets = [
+            self.sockets.join(format!("{name}.sock")),
+            self.sockets.join(name).join(format!("{name}.sock")),
+        ];
+        let mut looked_for = Vec::new();
+        for socket in sockets {
+            if socket.exists() {
+                return Ok(Endpoint::Unix(socket));
+            }
+            looked_for.push(socket);
+        }
+        for directory in &self.specifications {
+            for ending in ["spec", "json"] {
+                let file = directory.join(format!("{name}.{ending}"));
+                match std::fs::read_to_string(&file) {
+                    Ok(text) => return specified(&file, &text),
+                    Err(_) => looked_for.push(file),
+                }
+            }
+        }
+        let looked_for = looked_for.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ");
+        Err(DriverError::NotFound { driver: driver.clone(), looked_for })
+    }
+
+    async fn call(
+        &self,
+        driver: &Driver,
+        call: &'static str,
+        body: &Value,
+        timeout: Duration,
+    ) -> Result<Value, DriverError> {
+        let endpoint = self.find(driver)?;
+        let builder = reqwest::Client::builder().timeout(timeout).no_proxy();
+        let (builder, base, shown) = match endpoint {
+            Endpoint::Unix(path) => {
+                let shown = path.display().to_string();
+                (builder.unix_socket(path), "http://plugin".to_owned(), shown)
+            }
+            Endpoint::Tcp(base) => (builder, base.clone(), base),
+        };
+        let unreachable =
+            |source| DriverError::Unreachable { driver: driver.clone(), endpoint: shown.clone(), source };
+        let no_answer = |fault: String| DriverError::NoAnswer { driver: driver.clone(), call, fault };
+        let client = builder.build().map_err(unreachable)?;
+        let request = client
+            .post(format!("{base}/VolumeDriver.{call}"))
+            .header(ACCEPT, MEDIA_TYPE)
+            .header(CONTENT_TYPE, MEDIA_TYPE)
+            .body(body.to_string());
+        let mut response = match request.send().await {
+            Ok(response) => response,
+            Err(error) if error.is_connect() => return Err(unreachable(error)),
+            Err(error) if error.is_timeout() => {
+                return Err(no_answer(format!("none within {} s", timeout.as_secs())));
+            }
+            Err(error) => return Err(no_answer(format!("the connection broke ({error})"))),
+        };
+        let status = response.status();
+        let mut answer = Vec::new();
+        loop {
+            match response.chunk().await {
+                Ok(None) => break,
+                Ok(Some(chunk)) if answer.len() + chunk.len() <= ANSWER_BYTES_MAX => answer.extend(chunk),
+                Ok(Some(_)) => return Err(no_answer("it is longer than 1 MiB".into())),
+                Err(error) => return Err(no_answer(format!("it broke off ({error})"))),
+            }
+        }
+        let refused = |text| DriverError::Refused { driver: driver.clone(), call, text };
+        let parsed: Option<Value> = serde_json::from_slice(&answer).ok();
+        let said = ["Err", "Error"].iter().find_map(|key| parsed.as_ref()?.get(key)?.as_str());
+        match (said, &parsed) {
+            (Some(text), _) if !text.is_empty() => Err(refused(text.to_owned())),
+            _ if !status.is_success() => {
+                let text = String::from_utf8_lossy(&answer);
+                Err(refused(format!("status {}, {:?}", status.as_u16(), text.trim())))
+            }
+            (_, Some(Value::Object(_))) => Ok(parsed.unwrap_or_default()),
+            _ => Err(no_answer(format!(
+                "{:?} is no JSON object",
+                String::from_utf8_lossy(&answer[..answer.len().min(80)])
+            ))),
+        }
+    }
+
+    async fn ensure_exists(
+        &self,
+        asked: &VolumeId,
+        options: &BTreeMap<String, String>,
+    ) -> Result<(), DriverError> {
+        let name = json!({ "Name": asked.name });
+        // Some drivers' Create of an existing volume fails, or resizes it.
+        if self.call(&asked.driver, "Get", &name, UNMOUNT_TIMEOUT).await.is_ok() {
+            return Ok(());
+        }
+        let body = json!({ "Name": asked.name, "Opts": options });
+        self.call(&asked.driver, "Create", &body, MOUNT_TIMEOUT).await.map(drop)
+    }
+}
+
+fn specified(file: &Path, text: &str) -> Result<Endpoint, DriverError> {
+    let fault = |fault: &str| DriverError::Specification { file: file.to_owned(), fault: fault.to_owned() };
+    let address = if file.extension().is_some_and(|ending| ending == "json") {
+        let parsed: Value = serde_json::from_str(text).map_err(|error| fault(&error.to_string()))?;
+        if parsed.get("TLSConfig").is_some_and(|tls| !tls.is_null()) {
+            return Err(fault("TLSConfig is not supported yet"));
+        }
+        parsed.get("Addr").and_then(Value::as_str).ok_or_else(|| fault("it has no Addr"))?.to_owned()
+    } else {
+        text.trim().to_owned()
+    };
+    match address.split_once("://") {
+        Some(("unix", path)) => Ok(Endpoint::Unix(path.into())),
+        Some(("tcp" | "http", host)) => Ok(Endpoint::Tcp(format!("http://{}", host.trim_end_matches('/')))),
+        _ => Err(fault(&format!("{address:?} is no unix:// or tcp:// address"))),
+    }
+}
+
+/// What the plugin tells apart mounts by; RexRay ignores it.
+fn mount_id(token: Token) -> String {
+    format!("extvol-{token}")
+}
+
+impl VolumeDriver for DockerPlugins {
+    async fn mount(
+        &self,
+        asked: &VolumeId,
+        create: Option<&BTreeMap<String, String>>,
+        token: Token,
+    ) -> Result<String, MountFault> {
+        let fault = |error: DriverError| match error {
+            DriverError::NoAnswer { .. } => MountFault::Unresolved(error.sentence()),
+            _ => MountFault::Refused(error.sentence()),
+        };
+        if let Some(options) = create {
+            // Nothing is mounted by Create, so that no answer to it leaves nothing behind.
+            let made = self.ensure_exists(asked, options).await;
+            made.map_err(|error| MountFault::Refused(error.sentence()))?;
+        }
+        let body = json!({ "Name": asked.name, "ID": mount_id(token) });
+        let answer = self.call(&asked.driver, "Mount", &body, MOUNT_TIMEOUT).await.map_err(fault)?;
+        match answer.get("Mountpoint").and_then(Value::as_str) {
+            Some(path) if !path.is_empty() => Ok(path.to_owned()),
+            _ => Err(MountFault::Unresolved(format!(
+                "the plugin {} answered Mount without a Mountpoint",
+                asked.driver
+            ))),
+        }
+    }
+
+    async fn unmount(&self, asked: &VolumeId, token: Token) -> Result<(), String> {
+        let body = json!({ "Name": asked.name, "ID": mount_id(token) });
+        let answer = self.call(&asked.driver, "Unmount", &body, UNMOUNT_TIMEOUT).await;
+        answer.map(drop).map_err(|error| error.sentence())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixListener;
+
+    use shared::store::Revision;
+    use shared::volume::VolumeName;
+
+    use super::*;
+
+    /// A plugin that answers each call with the next of these, as raw HTTP; none closes the
+    /// connection.
+    fn plugin(answers: Vec<Option<String>>) -> (tempfile::TempDir, DockerPlugins) {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(directory.path().join("ebs.sock")).unwrap();
+        std::thread::spawn(move || {
+            for answer in answers {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut request = [0; 4096];
+                let _ = stream.read(&mut request).unwrap();
+                if let Some(answer) = answer {
+                    stream.write_all(answer.as_bytes()).unwrap();
+                }
+            }
+        });
+        let plugins = DockerPlugins { sockets: directory.path().to_owned(), specifications: vec![] };
+        (directory, plugins)
+    }
+
+    fn http(status: &str, body: &str) -> Option<String> {
+        let length = body.len();
+        Some(format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"))
+    }
+
+    fn volume() -> VolumeId {
+        VolumeId { driver: Driver::new("ebs").unwrap(), name: VolumeName::new("vol1").unwrap() }
+    }
+
+    #[tokio::test]
+    async fn a_mounts_answer_is_good_refused_or_unresolved() {
+        let table = [
+            (http("200 OK", r#"{"Mountpoint":"/m/vol1/data"}"#), "/m/vol1/data"),
+            (http("200 OK", r#"{"Mountpoint":"/m","Err":""}"#), "/m"),
+            (http("200 OK", r#"{"Err":"no such volume"}"#), "refused: no such volume"),
+            (http("500 Internal Server Error", r#"{"Err":"resource not found"}"#), "refused: resource not found"),
+            (http("500 Internal Server Error", r#"{"Error":"old words"}"#), "refused: old words"),
+            (http("404 Not Found", "404 page not found\n"), "refused: status 404, \"404 page not found\""),
+            (http("200 OK", "{}"), "unresolved: without a Mountpoint"),
+            (http("200 OK", "garbage"), "unresolved: \"garbage\" is no JSON object"),
+            (Some("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{".into()), "unresolved: broke off"),
+            (None, "unresolved: the connection broke"),
+        ];
+        for (answer, expected) in table {
+            let (_directory, plugins) = plugin(vec![answer]);
+            let shown = match plugins.mount(&volume(), None, Token(Revision(7))).await {
+                Ok(path) => path,
+                Err(MountFault::Refused(why)) => format!("refused: {why}"),
+                Err(MountFault::Unresolved(why)) => format!("unresolved: {why}"),
+            };
+            let (kind, words) = expected.split_once(": ").unwrap_or(("", expected));
+            assert!(shown.starts_with(kind) && shown.contains(words), "{expected} but {shown}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_missing_volume_is_created_and_an_existing_one_is_not() {
+        let options = BTreeMap::from([("size".to_owned(), "5".to_owned())]);
+        let missing = http("500 Internal Server Error", r#"{"Err":"resource not found"}"#);
+        let mounted = http("200 OK", r#"{"Mountpoint":"/m"}"#);
+        let good = http("200 OK", "{}");
+        let (_directory, plugins) = plugin(vec![missing, good.clone(), mounted.clone()]);
+        assert_eq!(plugins.mount(&volume(), Some(&options), Token(Revision(7))).await, Ok("/m".into()));
+        let (_directory, plugins) = plugin(vec![good, mounted]);
+        assert_eq!(plugins.mount(&volume(), Some(&options), Token(Revision(7))).await, Ok("/m".into()));
+    }
+
+    #[tokio::test]
+    async fn a_plugin_that_is_not_there_has_nothing_under_way() {
+        let (directory, plugins) = plugin(vec![]);
+        let gone = VolumeId { driver: Driver::new("other").unwrap(), ..volume() };
+        let Err(MountFault::Refused(why)) = plugins.mount(&gone, None, Token(Revision(7))).await else { panic!() };
+        assert!(why.contains("no Docker volume plugin named other") && why.contains("other.sock"), "{why}");
+        // A socket that nobody listens at.
+        drop(UnixListener::bind(directory.path().join("dead.sock")).unwrap());
+        let dead = VolumeId { driver: Driver::new("dead").unwrap(), ..volume() };
+        let Err(MountFault::Refused(why)) = plugins.mount(&dead, None, Token(Revision(7))).await else { panic!() };
+        assert!(why.contains("could not be reached"), "{why}");
+    }
+
+    #[test]
+    fn specification_files_name_a_socket_or_an_address() {
+        let at = |file: &str, text: &str| match specified(Path::new(file), text) {
+            Ok(Endpoint::Unix(path)) => format!("unix {}", path.display()),
+            Ok(Endpoint::Tcp(base)) => base,
+            Err(error) => error.to_string(),
+        };
+        assert_eq!(at("x.spec", "unix:///run/x.sock\n"), "unix /run/x.sock");
+        assert_eq!(at("x.spec", "tcp://127.0.0.1:7979/"), "http://127.0.0.1:7979");
+        assert_eq!(at("x.json", r#"{"Name":"x","Addr":"tcp://h:1"}"#), "http://h:1");
+        assert!(at("x.json", r#"{"Addr":"tcp://h:1","TLSConfig":{"CAFile":"c"}}"#).contains("TLSConfig"));
+        assert!(at("x.spec", "nonsense").contains("\"nonsense\" is no unix:// or tcp:// address"));
+    }
+}

@@ -1,0 +1,539 @@
+//! The holder's session and leases in etcd: the I/O around shared's transactions.
+//!
+//! All operations of a host run one after the other ([`Leases`] is driven by one task), so that
+//! the only writers that can conflict are other hosts, and this host's own writes that were given up
+//! for lost. Those are shut out by the *barrier*: after an unknown outcome the session record is
+//! rewritten first. Whatever is still in flight compares the session, and can never commit; only
+//! then does a read tell the truth.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime};
+
+use shared::decide::{Claim, Machine, Opening, claim, held_elsewhere, opening};
+use shared::holder::LeaseFault;
+use shared::keys::Keys;
+use shared::record::{
+    ClusterRecord, Epoch, HeldLease, LeaseRecord, SessionRecord, SessionState, Token, decode, encode,
+};
+use shared::retry::Retry;
+use shared::store::{LeaseStore, Revision, Snapshot, StoreError, Transaction};
+use shared::transaction::{Rewrite, VOLUMES_MAX, Writer, found};
+use shared::volume::{ContainerId, Holder, NamingRules, VolumeId};
+
+/// How often a conflict is answered by reading again before it is given up: a conflict means that
+/// somebody else got on, and twenty in a row mean that something is wrong.
+const TRIES: u32 = 20;
+
+/// Why there is no session yet.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// etcd did not do what was asked. Tried again.
+    #[error("etcd cannot be used")]
+    Store(#[source] StoreError),
+    /// The session belongs to somebody else, or may.
+    #[error(transparent)]
+    Refused(#[from] shared::decide::Refusal),
+    /// This host canonicalizes names otherwise than the installation.
+    #[error(
+        "this host's driver_aliases and case_sensitive_drivers differ from those that etcd has for all hosts \
+         ({theirs}); two hosts could lease one volume under two names"
+    )]
+    Naming {
+        /// The installation's rules, as JSON.
+        theirs: String,
+    },
+    /// What an earlier boot of this host leased is mounted now.
+    #[error("{mount_point} is mounted, though its lease is of an earlier boot; unmount it")]
+    StillMounted {
+        /// Where.
+        mount_point: String,
+    },
+}
+
+/// A lease that is this session's after it was opened.
+#[derive(Clone, Debug)]
+pub struct Mine {
+    /// The fencing token.
+    pub token: Token,
+    /// What the record says.
+    pub lease: HeldLease,
+}
+
+/// What stays the same for the whole life of the keeper's process.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The holder's name.
+    pub holder: Holder,
+    /// This host.
+    pub machine: Machine,
+    /// Random, one per process.
+    pub instance: String,
+    /// This host's naming rules.
+    pub naming: NamingRules,
+}
+
+/// Session and leases of one holder.
+pub struct Leases<S> {
+    store: S,
+    keys: Keys,
+    identity: Identity,
+    writer: Writer,
+    session: Option<(SessionRecord, Revision)>,
+    leases: BTreeMap<VolumeId, (LeaseRecord, Revision)>,
+    agent_id: Option<String>,
+}
+
+fn now() -> String {
+    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
+}
+
+fn read<T: serde::de::DeserializeOwned>(snapshot: &Snapshot, key: &str) -> Result<Option<(T, Revision)>, StoreError> {
+    let Some(entry) = snapshot.entries.get(key) else { return Ok(None) };
+    match decode(&entry.value) {
+        Ok(record) => Ok(Some((record, entry.mod_revision))),
+        Err(error) => Err(StoreError::Corrupt { what: key.to_owned(), source: Some(Box::new(error)) }),
+    }
+}
+
+/// An error and its causes in one line.
+pub fn sentence(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// The token of a lease: what it says, or the revision of the write that granted it.
+fn token(lease: &HeldLease, at: Revision) -> Token {
+    lease.token.unwrap_or(Token(at))
+}
+
+impl<S: LeaseStore> Leases<S> {
+    /// Without a session yet.
+    pub fn new(store: S, keys: Keys, identity: Identity) -> Self {
+        let writer =
+            Writer { keys: keys.clone(), cluster: Vec::new(), holder: identity.holder.clone() };
+        Self { store, keys, identity, writer, session: None, leases: BTreeMap::new(), agent_id: None }
+    }
+
+    // --- session ---------------------------------------------------------------------------------
+
+    /// Opens the session, and takes over what earlier epochs of this holder held.
+    ///
+    /// `is_mounted` tells whether something is mounted at a path of this host.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; after any of them the whole may be tried again.
+    pub async fn open(
+        &mut self,
+        is_mounted: impl Fn(&str) -> bool,
+    ) -> Result<BTreeMap<VolumeId, Mine>, OpenError> {
+        self.session = None;
+        self.leases.clear();
+        self.learn_cluster().await?;
+        let snapshot = self.everything().await?;
+        let held = self.leases_of_holder(&snapshot).map_err(OpenError::Store)?;
+        let key = self.keys.session(&self.identity.holder);
+        let before: Option<(SessionRecord, _)> = read(&snapshot, &key).map_err(OpenError::Store)?;
+        let epochs: Vec<Epoch> = held.values().filter_map(|(l, _)| Some(l.held()?.epoch)).collect();
+        let session = before.as_ref().map(|(session, _)| session);
+        let (epoch, since) = match opening(&self.identity.holder, &self.identity.machine, session, &epochs) {
+            Opening::Refused(refusal) => return Err(refusal.into()),
+            Opening::Resume(epoch) => (epoch, session.map_or_else(now, |session| session.since.clone())),
+            Opening::Open(epoch) => {
+                // The boot is another one, so that nothing of before can be mounted. Look all the same.
+                let points = held.values().filter_map(|(lease, _)| lease.held()?.mount_point.clone());
+                if let Some(mount_point) = points.into_iter().find(|point| is_mounted(point)) {
+                    return Err(OpenError::StillMounted { mount_point });
+                }
+                (epoch, now())
+            }
+        };
+        let record = SessionRecord {
+            epoch,
+            instance: self.identity.instance.clone(),
+            state: SessionState::Live,
+            machine_id: self.identity.machine.id.clone(),
+            boot_id: self.identity.machine.boot_id.clone(),
+            agent_id: self.agent_id.clone().or_else(|| session.and_then(|s| s.agent_id.clone())),
+            since,
+        };
+        let at = before.map_or(Revision::ABSENT, |(_, at)| at);
+        let at = self.commit(self.writer.session(at, &record)).await.map_err(OpenError::Store)?;
+        self.session = Some((record, at));
+        self.take_over(epoch).await.map_err(OpenError::Store)
+    }
+
+    async fn learn_cluster(&mut self) -> Result<(), OpenError> {
+        let key = self.keys.cluster();
+        let read_cluster = async |store: &S| store.get(std::slice::from_ref(&key)).await;
+        let mut snapshot = read_cluster(&self.store).await.map_err(OpenError::Store)?;
+        if !snapshot.entries.contains_key(&key) {
+            let id = crate::keeper::random_id();
+            let record = encode(&ClusterRecord { id, naming: self.identity.naming.clone() });
+            match self.store.commit(found(&self.keys, record)).await {
+                // Somebody else was first, or may be: what is there now is read below.
+                Ok(_) | Err(StoreError::Conflict | StoreError::Unknown(_)) => {}
+                Err(error) => return Err(OpenError::Store(error)),
+            }
+            snapshot = read_cluster(&self.store).await.map_err(OpenError::Store)?;
+        }
+        let (cluster, _) = read::<ClusterRecord>(&snapshot, &key)
+            .map_err(OpenError::Store)?
+            .ok_or(OpenError::Store(StoreError::Conflict))?;
+        if cluster.naming != self.identity.naming {
+            let theirs = serde_json::to_string(&cluster.naming).unwrap_or_default();
+            return Err(OpenError::Naming { theirs });
+        }
+        self.writer.cluster = snapshot.entries.remove(&key).map(|entry| entry.value).unwrap_or_default();
+        Ok(())
+    }
+
+    /// This holder's session and all leases, at one revision or a later one.
+    async fn everything(&self) -> Result<Snapshot, OpenError> {
+        let session = [self.keys.session(&self.identity.holder)];
+        // The session first: a write in between makes the compare of the session fail.
+        let mut snapshot = self.store.get(&session).await.map_err(OpenError::Store)?;
+        let leases = self.store.get_prefix(&self.keys.leases()).await.map_err(OpenError::Store)?;
+        snapshot.entries.extend(leases.entries);
+        Ok(snapshot)
+    }
+
+    fn leases_of_holder(
+        &self,
+        snapshot: &Snapshot,
+    ) -> Result<BTreeMap<VolumeId, (LeaseRecord, Revision)>, StoreError> {
+        let mut mine = BTreeMap::new();
+        for key in snapshot.entries.keys() {
+            let Some(volume) = self.keys.volume_of(key) else { continue };
+            // Another holder's unreadable record is its own business, until it is asked for.
+            let lease = match read::<LeaseRecord>(snapshot, key) {
+                Ok(lease) => lease,
+                Err(error) => {
+                    tracing::warn!("{}", sentence(&error));
+                    continue;
+                }
+            };
+            if let Some((lease, at)) = lease
+                && lease.held().is_some_and(|held| held.holder == self.identity.holder)
+            {
+                mine.insert(volume, (lease, at));
+            }
+        }
+        Ok(mine)
+    }
+
+    /// Rewrites the leases of earlier epochs as this one's, and answers all that are its own.
+    async fn take_over(&mut self, epoch: Epoch) -> Result<BTreeMap<VolumeId, Mine>, StoreError> {
+        // Read after the session was rewritten: nothing of an older life can commit any more.
+        let leases = self.store.get_prefix(&self.keys.leases()).await?;
+        let held = self.leases_of_holder(&leases)?;
+        let mut mine = BTreeMap::new();
+        let mut before = Vec::new();
+        for (volume, (lease, at)) in held {
+            let Some(held) = lease.held().cloned() else { continue };
+            if held.epoch == epoch {
+                mine.insert(volume.clone(), Mine { token: token(&held, at), lease: held });
+                self.leases.insert(volume, (lease, at));
+            } else {
+                let held = HeldLease { epoch, token: None, containers: BTreeSet::new(), ..held };
+                let record = LeaseRecord::Detaching(held);
+                before.push(Rewrite { volume, at, record, taken_from: None });
+            }
+        }
+        for rewrites in before.chunks(VOLUMES_MAX) {
+            let at = self.commit(self.leases_transaction(rewrites)?).await?;
+            for Rewrite { volume, record, .. } in rewrites.iter().cloned() {
+                if let Some(lease) = record.held().cloned() {
+                    mine.insert(volume.clone(), Mine { token: Token(at), lease });
+                }
+                self.leases.insert(volume, (record, at));
+            }
+        }
+        Ok(mine)
+    }
+
+    /// The session is told the agent's id, for those who read it.
+    pub async fn serve_agent(&mut self, agent_id: &str) {
+        if self.agent_id.as_deref() == Some(agent_id) {
+            return;
+        }
+        self.agent_id = Some(agent_id.to_owned());
+        // A note for people and for the master's module: a fault shows at the next operation.
+        if let Err(fault) = self.barrier_once().await {
+            tracing::debug!(?fault, "the agent's id could not be noted in the session");
+        }
+    }
+
+    fn session(&self) -> Result<&(SessionRecord, Revision), StoreError> {
+        self.session.as_ref().ok_or_else(|| StoreError::Unavailable("there is no session".into()))
+    }
+
+    fn leases_transaction(&self, rewrites: &[Rewrite]) -> Result<Transaction, StoreError> {
+        let (_, at) = self.session()?;
+        Ok(self.writer.leases(*at, rewrites))
+    }
+
+    async fn commit(&self, transaction: Transaction) -> Result<Revision, StoreError> {
+        self.store.commit(transaction).await
+    }
+
+    // --- barrier ---------------------------------------------------------------------------------
+
+    /// Reads the session; it must be this process's.
+    async fn read_session(&mut self) -> Result<(), LeaseFault> {
+        let key = self.keys.session(&self.identity.holder);
+        let snapshot = self.store.get(std::slice::from_ref(&key)).await.map_err(unavailable)?;
+        let (mine, _) = self.session().map_err(unavailable)?;
+        match read::<SessionRecord>(&snapshot, &key).map_err(lost)? {
+            Some((session, at)) if session.instance == mine.instance && session.epoch == mine.epoch => {
+                if session.state == SessionState::Dead {
+                    return Err(LeaseFault::Lost("this host's session was declared dead".into()));
+                }
+                self.session = Some((session, at));
+                Ok(())
+            }
+            Some((session, _)) => Err(LeaseFault::Lost(format!(
+                "the session of {} is now epoch {}, opened since {} by another process",
+                self.identity.holder, session.epoch, session.since
+            ))),
+            None => Err(LeaseFault::Lost("this host's session record is gone".into())),
+        }
+    }
+
+    /// Rewrites the session, so that nothing sent before can commit any more.
+    async fn barrier_once(&mut self) -> Result<(), LeaseFault> {
+        for _ in 0..TRIES {
+            self.read_session().await?;
+            let (mut record, at) = self.session().map_err(unavailable)?.clone();
+            record.agent_id = self.agent_id.clone().or(record.agent_id);
+            match self.commit(self.writer.session(at, &record)).await {
+                Ok(at) => {
+                    self.session = Some((record, at));
+                    return Ok(());
+                }
+                // An own write of before came through, or this one did: read, and write again.
+                Err(StoreError::Conflict | StoreError::Unknown(_)) => {}
+                Err(error) => return Err(unavailable(error)),
+            }
+        }
+        Err(LeaseFault::Unavailable("the session could not be rewritten".into()))
+    }
+
+    /// As [`Leases::barrier_once`], until it is done: nothing else may happen before.
+    async fn barrier(&mut self) -> Result<(), LeaseFault> {
+        let mut retry = Retry::new(Duration::from_millis(50), Duration::from_secs(2));
+        loop {
+            match self.barrier_once().await {
+                Err(LeaseFault::Unavailable(why)) => {
+                    tracing::warn!("waiting for etcd, to close a write of unknown outcome: {why}");
+                    tokio::time::sleep(retry.next_delay()).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    // --- leases ----------------------------------------------------------------------------------
+
+    /// Takes all these leases in one transaction, or none.
+    ///
+    /// # Errors
+    /// A sentence for the task: who holds which, or what is wrong with etcd.
+    pub async fn acquire(
+        &mut self,
+        volumes: &[VolumeId],
+        container: &ContainerId,
+        agent_id: Option<&str>,
+    ) -> Result<Token, String> {
+        if let Some(agent_id) = agent_id {
+            self.serve_agent(agent_id).await;
+        }
+        for _ in 0..TRIES {
+            let rewrites = self.claims(volumes, container, agent_id).await?;
+            let transaction = self.leases_transaction(&rewrites).map_err(|error| sentence(&error))?;
+            match self.commit(transaction).await {
+                Ok(at) => {
+                    self.leases.extend(rewrites.into_iter().map(|r| (r.volume, (r.record, at))));
+                    return Ok(Token(at));
+                }
+                Err(StoreError::Conflict) => self.read_session().await.map_err(text)?,
+                Err(StoreError::Unknown(error)) => {
+                    tracing::warn!("an acquire got no answer, and is closed by a barrier: {error}");
+                    self.barrier().await.map_err(text)?;
+                }
+                Err(error) => return Err(sentence(&error)),
+            }
+        }
+        Err("the leases changed too often to be taken".into())
+    }
+
+    /// Reads the leases, and says how they would be rewritten; or who holds one.
+    async fn claims(
+        &self,
+        volumes: &[VolumeId],
+        container: &ContainerId,
+        agent_id: Option<&str>,
+    ) -> Result<Vec<Rewrite>, String> {
+        let text = |error: StoreError| sentence(&error);
+        let (session, _) = self.session().map_err(text)?;
+        let keys: Vec<String> = volumes.iter().map(|volume| self.keys.lease(volume)).collect();
+        let snapshot = self.store.get(&keys).await.map_err(text)?;
+        let mut leases = Vec::new();
+        let mut owners = BTreeSet::new();
+        for (volume, key) in volumes.iter().zip(&keys) {
+            let lease = read::<LeaseRecord>(&snapshot, key).map_err(text)?;
+            let held = lease.as_ref().and_then(|(lease, _)| lease.held());
+            owners.extend(held.map(|h| h.holder.clone()).filter(|h| *h != self.identity.holder));
+            leases.push((volume, lease));
+        }
+        let mut sessions: BTreeMap<Holder, (SessionRecord, Revision)> = BTreeMap::new();
+        if !owners.is_empty() {
+            let keys: Vec<String> = owners.iter().map(|owner| self.keys.session(owner)).collect();
+            let snapshot = self.store.get(&keys).await.map_err(text)?;
+            for (owner, key) in owners.into_iter().zip(&keys) {
+                if let Some(session) = read(&snapshot, key).map_err(text)? {
+                    sessions.insert(owner, session);
+                }
+            }
+        }
+        let mut rewrites = Vec::new();
+        for (volume, lease) in leases {
+            let (lease, at) = lease.map_or((None, Revision::ABSENT), |(lease, at)| (Some(lease), at));
+            let owner = lease.as_ref().and_then(|lease| sessions.get(&lease.held()?.holder));
+            let me = &self.identity.holder;
+            let taken_from = match claim(lease.as_ref(), me, session.epoch, owner.map(|(s, _)| s)) {
+                // Mine: an acquire whose answer was lost, and which the barrier has closed.
+                Claim::Free | Claim::Mine(_) | Claim::MineBefore(_) => None,
+                Claim::LeftBehind(held) => owner.map(|(_, at)| (held.holder.clone(), *at)),
+                Claim::Held(held) => return Err(held_elsewhere(volume, held)),
+            };
+            let record = LeaseRecord::Attaching(HeldLease {
+                holder: me.clone(),
+                epoch: session.epoch,
+                token: None,
+                since: now(),
+                agent_id: agent_id.map(str::to_owned),
+                containers: BTreeSet::from([container.clone()]),
+                mount_point: None,
+            });
+            rewrites.push(Rewrite { volume: volume.clone(), at, record, taken_from });
+        }
+        Ok(rewrites)
+    }
+
+    /// Rewrites a lease of this session.
+    ///
+    /// # Errors
+    /// When etcd is out of reach, or the lease is no longer this session's.
+    pub async fn rewrite(
+        &mut self,
+        volume: &VolumeId,
+        change: impl Fn(HeldLease) -> LeaseRecord,
+    ) -> Result<(), LeaseFault> {
+        for _ in 0..TRIES {
+            let (_, session_at) = *self.session().map_err(unavailable)?;
+            let Some((lease, at)) = self.leases.get(volume) else {
+                return Err(LeaseFault::Lost("this host has no such lease".into()));
+            };
+            let Some(held) = lease.held() else {
+                return Err(LeaseFault::Lost("the lease is free".into()));
+            };
+            let mut held = held.clone();
+            held.token = Some(token(&held, *at));
+            let record = change(held);
+            let rewrite = Rewrite { volume: volume.clone(), at: *at, record, taken_from: None };
+            match self.commit(self.writer.leases(session_at, std::slice::from_ref(&rewrite))).await {
+                Ok(at) if rewrite.record.held().is_some() => {
+                    self.leases.insert(volume.clone(), (rewrite.record, at));
+                    return Ok(());
+                }
+                Ok(_) => {
+                    self.leases.remove(volume);
+                    return Ok(());
+                }
+                Err(StoreError::Conflict) => self.read_session().await?,
+                Err(StoreError::Unknown(error)) => {
+                    tracing::warn!("a lease's rewrite got no answer, and is closed by a barrier: {error}");
+                    self.barrier().await?;
+                }
+                Err(error) => return Err(unavailable(error)),
+            }
+            self.read_lease(volume, rewrite.record.held().is_none()).await?;
+            if !self.leases.contains_key(volume) {
+                return Ok(());
+            }
+        }
+        Err(LeaseFault::Unavailable("the lease changed too often to be rewritten".into()))
+    }
+
+    /// Reads a lease again after a conflict or a barrier. When it was being freed, and is free or
+    /// another's by now, the freeing was done.
+    async fn read_lease(&mut self, volume: &VolumeId, freeing: bool) -> Result<(), LeaseFault> {
+        let key = self.keys.lease(volume);
+        let snapshot = self.store.get(std::slice::from_ref(&key)).await.map_err(unavailable)?;
+        let (session, _) = self.session().map_err(unavailable)?;
+        let lease = read::<LeaseRecord>(&snapshot, &key).map_err(lost)?;
+        let before = self.leases.remove(volume);
+        match lease {
+            Some((lease, at))
+                if matches!(
+                    claim(Some(&lease), &self.identity.holder, session.epoch, None),
+                    Claim::Mine(_)
+                ) =>
+            {
+                // The granting write carries no token: keep the one that is known.
+                let known = before.as_ref().and_then(|(lease, at)| Some(token(lease.held()?, *at)));
+                let lease = with_token(lease, known);
+                self.leases.insert(volume.clone(), (lease, at));
+                Ok(())
+            }
+            _ if freeing => Ok(()),
+            Some((lease, _)) => {
+                let holder = lease.held().map_or("nobody".into(), |held| held.holder.to_string());
+                Err(LeaseFault::Lost(format!("etcd says that {holder} holds it")))
+            }
+            None => Err(LeaseFault::Lost("its lease record is gone".into())),
+        }
+    }
+
+    /// Frees a lease of this session.
+    ///
+    /// # Errors
+    /// As [`Leases::rewrite`].
+    pub async fn release(&mut self, volume: &VolumeId) -> Result<(), LeaseFault> {
+        let last_holder = Some(self.identity.holder.clone());
+        let free = |_| LeaseRecord::Free { last_holder: last_holder.clone(), since: now() };
+        self.rewrite(volume, free).await
+    }
+}
+
+fn with_token(lease: LeaseRecord, token: Option<Token>) -> LeaseRecord {
+    let keep = |held: HeldLease| HeldLease { token: held.token.or(token), ..held };
+    match lease {
+        LeaseRecord::Attaching(held) => LeaseRecord::Attaching(keep(held)),
+        LeaseRecord::Attached(held) => LeaseRecord::Attached(keep(held)),
+        LeaseRecord::Detaching(held) => LeaseRecord::Detaching(keep(held)),
+        free @ LeaseRecord::Free { .. } => free,
+    }
+}
+
+fn unavailable(error: StoreError) -> LeaseFault {
+    match error {
+        StoreError::Corrupt { .. } => lost(error),
+        _ => LeaseFault::Unavailable(sentence(&error)),
+    }
+}
+
+fn lost(error: StoreError) -> LeaseFault {
+    LeaseFault::Lost(sentence(&error))
+}
+
+fn text(fault: LeaseFault) -> String {
+    match fault {
+        LeaseFault::Unavailable(why) | LeaseFault::Lost(why) => why,
+    }
+}

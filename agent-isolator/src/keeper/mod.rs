@@ -1,0 +1,434 @@
+//! The keeper: one process per agent host, which owns the host's session, leases, driver calls and
+//! mounts. It outlives the agent, so that an agent's restart changes nothing for running tasks.
+//!
+//! This file is the shell around [`shared::holder::Core`]: receive, handle, store, then carry out.
+//! Everything runs on one thread, but for what may block (`mounts`).
+
+pub mod checkpoint;
+pub mod driver;
+pub mod leases;
+pub mod mounts;
+pub mod server;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use shared::holder::{Answer, Core, FoundLease, Input, LeaseFault, Now, Op, Output, Request, Wanted};
+use shared::record::{HeldLease, LeaseRecord};
+use shared::retry::Retry;
+use shared::store::LeaseStore;
+use shared::volume::{ContainerId, VolumeId};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use self::checkpoint::Checkpoint;
+use self::driver::VolumeDriver;
+use self::leases::{Leases, Mine, sentence};
+use self::server::{ConnectionId, Lines};
+use crate::parameters::KeeperParameters;
+use crate::wire::{self, Call, KeeperLine, Limit, line};
+
+/// How soon a table that could not be stored is stored again.
+const STORE_AGAIN: Duration = Duration::from_millis(250);
+
+/// A random id, from the kernel.
+///
+/// # Panics
+/// When /proc is not mounted: nothing of this program works then.
+#[must_use]
+pub fn random_id() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/uuid").expect("/proc is mounted");
+    id.trim().to_owned()
+}
+
+/// What happens in the keeper.
+#[derive(Debug)]
+pub enum Event {
+    /// An isolator connected.
+    Connected(ConnectionId, Lines),
+    /// It is gone.
+    Disconnected(ConnectionId),
+    /// It asks something.
+    Call(ConnectionId, u64, Call),
+    /// An effect has ended, or the session was opened.
+    Core(Input),
+}
+
+/// What the lease task is asked for.
+#[derive(Debug)]
+enum LeaseCall {
+    Acquire { op: Op, volumes: Vec<VolumeId>, container: ContainerId, agent_id: Option<String> },
+    Record { op: Op, volume: VolumeId, record: Recorded },
+    Release { op: Op, volume: VolumeId },
+}
+
+#[derive(Clone, Debug)]
+struct Recorded {
+    detaching: bool,
+    containers: std::collections::BTreeSet<ContainerId>,
+    mount_point: Option<String>,
+}
+
+/// The running keeper.
+pub struct Keeper<D> {
+    parameters: KeeperParameters,
+    core: Core,
+    checkpoint: Checkpoint,
+    /// Outputs that wait for the table to be stored.
+    held: VecDeque<Output>,
+    store_again: Option<Instant>,
+    unstored: Option<String>,
+    driver: D,
+    started: Instant,
+    events: mpsc::UnboundedSender<Event>,
+    received: mpsc::UnboundedReceiver<Event>,
+    lease_calls: mpsc::UnboundedSender<LeaseCall>,
+    connections: BTreeMap<ConnectionId, Lines>,
+    requests: BTreeMap<Request, (ConnectionId, u64)>,
+    next_request: u64,
+    /// Told to every isolator that connects, until the container is cleaned up.
+    limits: BTreeMap<ContainerId, String>,
+}
+
+impl<D: VolumeDriver + Clone + Send + Sync + 'static> Keeper<D> {
+    /// A keeper that goes on from the stored table. Opens its session in the background.
+    pub fn start<S: LeaseStore>(
+        parameters: KeeperParameters,
+        checkpoint: Checkpoint,
+        leases: Leases<S>,
+        driver: D,
+    ) -> Self {
+        let (events, received) = mpsc::unbounded_channel();
+        let (lease_calls, calls) = mpsc::unbounded_channel();
+        tokio::spawn(keep_leases(leases, calls, events.clone(), parameters.mount_roots.clone()));
+        Self {
+            core: Core::new(checkpoint.load(), parameters.prepare_timeout),
+            parameters,
+            checkpoint,
+            held: VecDeque::new(),
+            store_again: None,
+            unstored: None,
+            driver,
+            started: Instant::now(),
+            events,
+            received,
+            lease_calls,
+            connections: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            next_request: 0,
+            limits: BTreeMap::new(),
+        }
+    }
+
+    /// Where connections send their events.
+    #[must_use]
+    pub fn events(&self) -> mpsc::UnboundedSender<Event> {
+        self.events.clone()
+    }
+
+    fn now(&self) -> Now {
+        self.started.elapsed()
+    }
+
+    /// Runs for ever.
+    pub async fn run(mut self) {
+        loop {
+            let deadline = self.core.next_deadline().map(|deadline| self.started + deadline);
+            let wake = [deadline, self.store_again].into_iter().flatten().min();
+            let event = match wake {
+                Some(wake) => tokio::time::timeout_at(wake, self.received.recv()).await.ok().flatten(),
+                None => self.received.recv().await,
+            };
+            match event {
+                Some(event) => self.handle(event),
+                None => self.core.handle(self.now(), Input::Tick),
+            }
+            self.store_then_carry_out();
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Core(input) => {
+                match &input {
+                    Input::Opened { found } => {
+                        tracing::info!(
+                            "the session of holder {} is open; {} leases are its own",
+                            self.parameters.holder,
+                            found.len()
+                        );
+                    }
+                    Input::NotOpened { why } => tracing::warn!("there is no session yet: {why}"),
+                    _ => {}
+                }
+                self.core.handle(self.now(), input);
+            }
+            Event::Connected(id, lines) => {
+                for (container, message) in &self.limits {
+                    let limit = Limit { container: container.clone(), message: message.clone() };
+                    let _ = lines.send(line(&KeeperLine::Limit { limit }));
+                }
+                self.connections.insert(id, lines);
+            }
+            Event::Disconnected(id) => {
+                self.connections.remove(&id);
+                self.requests.retain(|_, (connection, _)| *connection != id);
+            }
+            Event::Call(connection, call_id, call) => self.call(connection, call_id, call),
+        }
+    }
+
+    fn call(&mut self, connection: ConnectionId, call_id: u64, call: Call) {
+        if let Call::Hello { version, parameters } = &call {
+            let answer = self.hello(*version, parameters).map(|()| Answer::Done);
+            return self.answer(connection, call_id, answer);
+        }
+        self.next_request += 1;
+        let request = Request(self.next_request);
+        self.requests.insert(request, (connection, call_id));
+        let input = match call {
+            Call::Hello { .. } => return,
+            Call::Prepare { container, agent, agent_id, volumes } => {
+                if let Some(why) = &self.unstored {
+                    let why = why.clone();
+                    self.requests.remove(&request);
+                    return self.answer(connection, call_id, Err(why));
+                }
+                if let Err(why) = self.check_mount_roots() {
+                    self.requests.remove(&request);
+                    return self.answer(connection, call_id, Err(why));
+                }
+                let wanted = |call: wire::VolumeCall| Wanted {
+                    volume: self.parameters.naming.canonical(&call.volume),
+                    asked: call.volume,
+                    create: call.create,
+                };
+                let volumes = volumes.into_iter().map(wanted).collect();
+                Input::Prepare { request, container, agent, agent_id, volumes }
+            }
+            Call::Isolate { container, pid } => {
+                Input::Isolate { request, container, pid, cgroup: freezer_cgroup(pid) }
+            }
+            Call::Cleanup { container } => {
+                self.limits.remove(&container);
+                Input::Cleanup { request, container }
+            }
+            Call::Recover { agent, known, orphans } => Input::Recover { request, agent, known, orphans },
+        };
+        self.core.handle(self.now(), input);
+    }
+
+    fn hello(&self, version: u32, theirs: &BTreeMap<String, String>) -> Result<(), String> {
+        if version != wire::VERSION {
+            return Err(format!(
+                "the keeper speaks version {} of the module's protocol, and the module version {version}; \
+                 upgrade the older one",
+                wire::VERSION
+            ));
+        }
+        for (name, value) in theirs {
+            let ours = self.parameters.given.get(name);
+            if ours != Some(value) {
+                let ours = ours.map_or("nothing".into(), |ours| format!("`{ours}`"));
+                return Err(format!(
+                    "the module's parameter `{name}` is `{value}`, and the keeper that runs was given {ours}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Looked at for each prepare: somebody may mend it, or break it, while the keeper runs.
+    fn check_mount_roots(&self) -> Result<(), String> {
+        self.parameters.mount_roots.iter().try_for_each(|root| mounts::check_root(root))
+    }
+
+    fn answer(&self, connection: ConnectionId, id: u64, answer: Result<Answer, String>) {
+        let Some(lines) = self.connections.get(&connection) else { return };
+        let reply = match answer {
+            Ok(Answer::Prepared { mount_points }) => {
+                KeeperLine::Answer { id, answer: wire::Answer::Prepared { mount_points } }
+            }
+            Ok(Answer::Done) => KeeperLine::Answer { id, answer: wire::Answer::Done },
+            Err(refused) => KeeperLine::Refused { id, refused },
+        };
+        // A connection that has just ended: the isolator asks again over the next one.
+        let _ = lines.send(line(&reply));
+    }
+
+    /// The table before the effect.
+    fn store_then_carry_out(&mut self) {
+        self.held.extend(std::iter::from_fn(|| self.core.poll_output()));
+        if self.core.table_changed() || self.unstored.is_some() {
+            match self.checkpoint.store(&self.core.table()) {
+                Ok(()) => {
+                    if self.unstored.take().is_some() {
+                        tracing::info!("the table in {} is stored again", self.checkpoint.path().display());
+                    }
+                    self.store_again = None;
+                }
+                Err(error) => {
+                    let path = self.checkpoint.path().display();
+                    let why = format!("the keeper cannot store its table in {path}: {error}");
+                    if self.unstored.is_none() {
+                        tracing::error!("{why}; nothing is mounted or unmounted until it can");
+                    }
+                    self.unstored = Some(why);
+                    self.store_again = Some(Instant::now() + STORE_AGAIN);
+                }
+            }
+        }
+        if self.unstored.is_none() {
+            for output in std::mem::take(&mut self.held) {
+                self.carry_out(output);
+            }
+        } else {
+            // A refusal promises nothing, and needs no note.
+            let (now, later) = std::mem::take(&mut self.held)
+                .into_iter()
+                .partition(|output| matches!(output, Output::Reply(_, Err(_)) | Output::Warn(_)));
+            self.held = later;
+            let now: VecDeque<Output> = now;
+            now.into_iter().for_each(|output| self.carry_out(output));
+        }
+    }
+
+    fn carry_out(&mut self, output: Output) {
+        let events = self.events.clone();
+        let tell = move |input| {
+            // The receiver lives as long as the keeper runs.
+            let _ = events.send(Event::Core(input));
+        };
+        let ask = |call| {
+            if self.lease_calls.send(call).is_err() {
+                tracing::error!("the lease task has ended");
+            }
+        };
+        match output {
+            Output::Reply(request, answer) => {
+                if let Some((connection, id)) = self.requests.remove(&request) {
+                    self.answer(connection, id, answer);
+                }
+            }
+            Output::Acquire { op, volumes, container, agent_id } => {
+                ask(LeaseCall::Acquire { op, volumes, container, agent_id });
+            }
+            Output::Record { op, volume, detaching, containers, mount_point } => {
+                let record = Recorded { detaching, containers, mount_point };
+                ask(LeaseCall::Record { op, volume, record });
+            }
+            Output::Release { op, volume } => ask(LeaseCall::Release { op, volume }),
+            Output::Mount { op, token, wanted } => {
+                let (driver, roots) = (self.driver.clone(), self.parameters.mount_roots.clone());
+                tokio::spawn(async move {
+                    let mounted = driver.mount(&wanted.asked, wanted.create.as_ref(), token).await;
+                    let result = match mounted {
+                        Ok(path) => blocking(move || mounts::identify(&path, &roots))
+                            .await
+                            .map_err(shared::holder::MountFault::Refused),
+                        Err(fault) => Err(fault),
+                    };
+                    tell(Input::Mounted(op, result));
+                });
+            }
+            Output::Unmount { op, token, asked } => {
+                let driver = self.driver.clone();
+                tokio::spawn(async move {
+                    tell(Input::Unmounted(op, driver.unmount(&asked, token).await));
+                });
+            }
+            Output::ProveIdle { op, asked, mounted } => {
+                tokio::spawn(async move {
+                    let proof = blocking(move || mounts::prove_idle(&asked, mounted.as_ref())).await;
+                    tell(Input::Idle(op, proof));
+                });
+            }
+            Output::Limit { container, message } => {
+                let limit = Limit { container: container.clone(), message: message.clone() };
+                let text = line(&KeeperLine::Limit { limit });
+                for lines in self.connections.values() {
+                    let _ = lines.send(text.clone());
+                }
+                self.limits.insert(container, message);
+            }
+            Output::Warn(text) => tracing::warn!("{text}"),
+        }
+    }
+}
+
+/// Runs what may block on a thread of its own.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(failed) => std::panic::resume_unwind(failed.into_panic()),
+    }
+}
+
+/// The freezer cgroup of a process, as its path below the hierarchy's root.
+fn freezer_cgroup(pid: u32) -> Option<String> {
+    let table = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    table.lines().find_map(|line| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        controllers.split(',').any(|controller| controller == "freezer").then(|| path.to_owned())
+    })
+}
+
+/// Opens the session, then does what it is asked for, one thing after the other.
+async fn keep_leases<S: LeaseStore>(
+    mut leases: Leases<S>,
+    mut calls: mpsc::UnboundedReceiver<LeaseCall>,
+    events: mpsc::UnboundedSender<Event>,
+    roots: Vec<PathBuf>,
+) {
+    let tell = |input| events.send(Event::Core(input)).is_ok();
+    let mut retry = Retry::new(Duration::from_millis(200), Duration::from_secs(5));
+    let mine = loop {
+        let is_mounted = |point: &str| mounts::look_up(point, &roots).0.is_some();
+        match leases.open(is_mounted).await {
+            Ok(mine) => break mine,
+            Err(error) => {
+                if !tell(Input::NotOpened { why: sentence(&error) }) {
+                    return;
+                }
+                tokio::time::sleep(retry.next_delay()).await;
+            }
+        }
+    };
+    let found = |Mine { token, lease }: Mine| {
+        let (mounted, in_use) =
+            lease.mount_point.as_deref().map_or((None, false), |point| mounts::look_up(point, &roots));
+        FoundLease { token, containers: lease.containers, mounted, in_use }
+    };
+    let found = mine.into_iter().map(|(volume, mine)| (volume, found(mine))).collect();
+    if !tell(Input::Opened { found }) {
+        return;
+    }
+    while let Some(call) = calls.recv().await {
+        let input = match call {
+            LeaseCall::Acquire { op, volumes, container, agent_id } => {
+                Input::Acquired(op, leases.acquire(&volumes, &container, agent_id.as_deref()).await)
+            }
+            LeaseCall::Record { op, volume, record } => {
+                Input::Written(op, write(&mut leases, &volume, &record).await)
+            }
+            LeaseCall::Release { op, volume } => Input::Written(op, leases.release(&volume).await),
+        };
+        if !tell(input) {
+            return;
+        }
+    }
+}
+
+async fn write<S: LeaseStore>(
+    leases: &mut Leases<S>,
+    volume: &VolumeId,
+    record: &Recorded,
+) -> Result<(), LeaseFault> {
+    let Recorded { detaching, containers, mount_point } = record;
+    let change = |held: HeldLease| {
+        let held = HeldLease { containers: containers.clone(), mount_point: mount_point.clone(), ..held };
+        if *detaching { LeaseRecord::Detaching(held) } else { LeaseRecord::Attached(held) }
+    };
+    leases.rewrite(volume, change).await
+}

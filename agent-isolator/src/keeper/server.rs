@@ -1,0 +1,93 @@
+//! The keeper's socket: connections of isolators, one task each.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use tokio::io::{AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+
+use super::Event;
+use crate::wire::{CallLine, read_line};
+
+/// A connection, for as long as the keeper runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ConnectionId(pub u64);
+
+/// Lines for one connection. They are few and small: one per call.
+pub type Lines = mpsc::UnboundedSender<String>;
+
+/// Listens at `path`, which only root may connect to from the first moment on.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    let fresh = path.with_extension("sock.part");
+    for left in [&fresh, path] {
+        match std::fs::remove_file(left) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    let listener = UnixListener::bind(&fresh)?;
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&fresh, path)?;
+    Ok(listener)
+}
+
+/// Accepts connections, for ever.
+pub async fn serve(listener: UnixListener, events: mpsc::UnboundedSender<Event>) {
+    let own = rustix::process::geteuid().as_raw();
+    for id in (1..).map(ConnectionId) {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, most likely: some will be given back.
+                tracing::warn!("a connection could not be accepted: {error}");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        match stream.peer_cred() {
+            Ok(peer) if peer.uid() == 0 || peer.uid() == own => {
+                tokio::spawn(connection(id, stream, events.clone()));
+            }
+            Ok(peer) => tracing::warn!("a connection of user {} was refused", peer.uid()),
+            Err(error) => tracing::warn!("a connection's user could not be told: {error}"),
+        }
+    }
+}
+
+async fn connection(id: ConnectionId, stream: UnixStream, events: mpsc::UnboundedSender<Event>) {
+    let (reader, mut writer) = stream.into_split();
+    let (lines, mut to_write) = mpsc::unbounded_channel::<String>();
+    if events.send(Event::Connected(id, lines)).is_err() {
+        return;
+    }
+    let write = async {
+        while let Some(line) = to_write.recv().await {
+            if writer.write_all(line.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    };
+    let read = async {
+        let mut reader = BufReader::new(reader);
+        while let Ok(Some(line)) = read_line(&mut reader).await {
+            match serde_json::from_str::<CallLine>(&line) {
+                Ok(CallLine { id: call_id, call }) => {
+                    if events.send(Event::Call(id, call_id, call)).is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!("a line of an isolator cannot be read, its connection is closed: {error}");
+                    return;
+                }
+            }
+        }
+    };
+    tokio::select! { () = write => {}, () = read => {} }
+    let _ = events.send(Event::Disconnected(id));
+}

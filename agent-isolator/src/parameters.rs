@@ -1,0 +1,205 @@
+//! The parameters of the isolator module and of the keeper. Both read the same names: the module
+//! hands the keeper's on when it starts one, and compares them with those of a keeper that runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use shared::parameters::{ParameterError, Parameters};
+use shared::volume::{Driver, Holder, NamingRules};
+
+/// An agent's `executor_registration_timeout` is 1 min by default, and prepare counts in it.
+const PREPARE_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// What the keeper is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeeperParameters {
+    /// `holder`: this host's name in leases; by default the host name.
+    pub holder: Holder,
+    /// `etcd_endpoints`: comma list of `http://host:port`.
+    pub etcd_endpoints: Vec<String>,
+    /// `etcd_prefix`: default `/extvol/v1`.
+    pub etcd_prefix: String,
+    /// `request_timeout`: of one etcd request; default 1 s.
+    pub request_timeout: Duration,
+    /// `prepare_timeout`: within it a container's volumes are mounted, or its launch fails; default
+    /// 45 s.
+    pub prepare_timeout: Duration,
+    /// `mount_roots`: the directories below which drivers mount; default
+    /// `/var/lib/rexray/volumes`.
+    pub mount_roots: Vec<PathBuf>,
+    /// `run_directory`: socket, lock and table, on a file system that a reboot empties; default
+    /// `/run/extvol`.
+    pub run_directory: PathBuf,
+    /// `state_directory`: this machine's id, kept over reboots; default `/var/lib/extvol`.
+    pub state_directory: PathBuf,
+    /// `driver_aliases` (`rexray=ebs,...`) and `case_sensitive_drivers` (comma list).
+    pub naming: NamingRules,
+    /// All that was given, by name.
+    pub given: BTreeMap<String, String>,
+}
+
+/// What the isolator module is told beside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IsolatorParameters {
+    /// The keeper's.
+    pub keeper: KeeperParameters,
+    /// `keeper`: the program to start, detached, when no keeper answers and no systemd runs.
+    pub program: Option<PathBuf>,
+    /// `sandbox_directory`: the agent's flag of that name; default `/mnt/mesos/sandbox`.
+    pub sandbox_directory: String,
+}
+
+fn host_name(_: &str) -> Result<Holder, String> {
+    let uname = rustix::system::uname();
+    let name = uname.nodename().to_string_lossy().into_owned();
+    Holder::new(name.clone()).map_err(|error| format!("is missing, and the host name {name:?} {error}"))
+}
+
+fn absolute(text: &str) -> Result<PathBuf, &'static str> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() { Ok(path) } else { Err("is not an absolute path") }
+}
+
+fn mount_roots(text: &str) -> Result<Vec<PathBuf>, String> {
+    let root = |part: &str| match absolute(part)? {
+        root if root.parent().is_none() => Err("holds /, below which everything is"),
+        root => Ok(root),
+    };
+    Ok(text.split(',').map(root).collect::<Result<_, _>>()?)
+}
+
+fn aliases(text: &str) -> Result<BTreeMap<Driver, Driver>, String> {
+    let mut aliases = BTreeMap::new();
+    for pair in text.split(',').filter(|pair| !pair.is_empty()) {
+        let (alias, driver) =
+            pair.split_once('=').ok_or_else(|| format!("holds {pair:?}, which is not alias=driver"))?;
+        let driver_name = |name: &str| Driver::new(name).map_err(|e| format!("holds a driver name that {e}"));
+        aliases.insert(driver_name(alias)?, driver_name(driver)?);
+    }
+    match aliases.values().find(|driver| aliases.contains_key(*driver)) {
+        Some(driver) => Err(format!("makes {driver} both an alias and what an alias stands for")),
+        None => Ok(aliases),
+    }
+}
+
+fn drivers(text: &str) -> Result<BTreeSet<Driver>, String> {
+    let names = text.split(',').filter(|name| !name.is_empty());
+    names.map(|name| Driver::new(name).map_err(|e| format!("holds a driver name that {e}"))).collect()
+}
+
+impl KeeperParameters {
+    fn take(parameters: &mut Parameters, given: BTreeMap<String, String>) -> Result<Self, ParameterError> {
+        let seconds = Duration::from_secs;
+        let holder = |text: &str| Holder::new(text);
+        let directory = |parameters: &mut Parameters, name, default: &str| {
+            Ok::<_, ParameterError>(parameters.parsed(name, absolute)?.unwrap_or_else(|| default.into()))
+        };
+        let holder = match parameters.parsed("holder", holder)? {
+            Some(holder) => holder,
+            None => host_name("").map_err(|reason| ParameterError::Invalid {
+                name: "holder".into(),
+                value: String::new(),
+                reason,
+            })?,
+        };
+        Ok(Self {
+            holder,
+            etcd_endpoints: parameters.endpoints("etcd_endpoints")?,
+            etcd_prefix: parameters.key_prefix("etcd_prefix", "/extvol/v1")?,
+            request_timeout: parameters.duration(
+                "request_timeout",
+                seconds(1),
+                Duration::from_millis(50)..=seconds(30),
+            )?,
+            prepare_timeout: parameters.duration(
+                "prepare_timeout",
+                PREPARE_TIMEOUT,
+                seconds(1)..=seconds(3600),
+            )?,
+            mount_roots: parameters
+                .parsed("mount_roots", mount_roots)?
+                .unwrap_or_else(|| vec!["/var/lib/rexray/volumes".into()]),
+            run_directory: directory(parameters, "run_directory", "/run/extvol")?,
+            state_directory: directory(parameters, "state_directory", "/var/lib/extvol")?,
+            naming: NamingRules {
+                driver_aliases: parameters.parsed("driver_aliases", aliases)?.unwrap_or_default(),
+                case_sensitive_drivers: parameters
+                    .parsed("case_sensitive_drivers", drivers)?
+                    .unwrap_or_default(),
+            },
+            given,
+        })
+    }
+
+    /// Reads the keeper's parameters.
+    ///
+    /// # Errors
+    /// Names the parameter and its value.
+    pub fn read(pairs: &[(String, String)]) -> Result<Self, ParameterError> {
+        let mut parameters = Parameters::new(pairs)?;
+        let read = Self::take(&mut parameters, pairs.iter().cloned().collect())?;
+        parameters.finish()?;
+        Ok(read)
+    }
+
+    /// Where the keeper listens.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.run_directory.join("keeper.sock")
+    }
+}
+
+impl IsolatorParameters {
+    /// Reads the module's parameters.
+    ///
+    /// # Errors
+    /// Names the parameter and its value.
+    pub fn read(pairs: &[(String, String)]) -> Result<Self, ParameterError> {
+        let mut parameters = Parameters::new(pairs)?;
+        let program = parameters.parsed("keeper", absolute)?;
+        let sandbox_directory =
+            parameters.optional("sandbox_directory").unwrap_or_else(|| "/mnt/mesos/sandbox".into());
+        let own = ["keeper", "sandbox_directory"];
+        let given = pairs.iter().filter(|(name, _)| !own.contains(&name.as_str())).cloned().collect();
+        let keeper = KeeperParameters::take(&mut parameters, given)?;
+        parameters.finish()?;
+        Ok(Self { keeper, program, sandbox_directory })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pairs: &[(&str, &str)]) -> Result<IsolatorParameters, String> {
+        let pairs: Vec<_> = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        IsolatorParameters::read(&pairs).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn only_the_endpoints_must_be_given() {
+        let read = read(&[("etcd_endpoints", "10.0.0.1:2379"), ("keeper", "/usr/bin/k")]).unwrap();
+        assert_eq!(read.program, Some("/usr/bin/k".into()));
+        assert_eq!(read.keeper.socket(), PathBuf::from("/run/extvol/keeper.sock"));
+        assert_eq!(read.keeper.given.keys().collect::<Vec<_>>(), ["etcd_endpoints"]);
+    }
+
+    #[test]
+    fn a_bad_value_is_refused_by_name_and_value() {
+        let table = [
+            (&[][..], "`etcd_endpoints` is missing"),
+            (&[("etcd_endpoints", "h")], "`etcd_endpoints` has the value `h`"),
+            (&[("etcd_endpoints", "h:1"), ("ttl", "5")], "no parameter `ttl`"),
+            (&[("etcd_endpoints", "h:1"), ("holder", "a/b")], "`holder` has the value `a/b`"),
+            (&[("etcd_endpoints", "h:1"), ("mount_roots", "a")], "which is not an absolute path"),
+            (&[("etcd_endpoints", "h:1"), ("mount_roots", "/")], "below which everything is"),
+            (&[("etcd_endpoints", "h:1"), ("driver_aliases", "a=b,b=c")], "makes b both an alias"),
+            (&[("etcd_endpoints", "h:1"), ("prepare_timeout", "1")], "`prepare_timeout` has the value `1`"),
+        ];
+        for (pairs, expected) in table {
+            let error = read(pairs).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

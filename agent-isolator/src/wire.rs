@@ -1,0 +1,179 @@
+//! What isolator and keeper say to each other: one JSON object a line, over a unix socket.
+//!
+//! ```text
+//! isolator -> keeper   {"id":7,"call":{"prepare":{...}}}
+//! keeper -> isolator   {"id":7,"answer":{"prepared":{...}}} or {"id":7,"refused":"sentence"}
+//! keeper -> isolator   {"limit":{"container":"...","message":"sentence"}}
+//! ```
+//!
+//! The first call of a connection is `hello`. Every call may be sent again over a new connection:
+//! all are idempotent.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use std::io;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
+use shared::volume::{ContainerId, VolumeId};
+
+/// The protocol's version, compared in `hello`: agent and keeper are upgraded one at a time.
+pub const VERSION: u32 = 1;
+
+/// The longest line, in bytes. A call names at most 40 volumes; nothing comes near it.
+pub const LINE_BYTES_MAX: usize = 1 << 20;
+
+/// A call from the isolator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallLine {
+    /// Comes back with the answer; unique per agent process.
+    pub id: u64,
+    /// What is asked.
+    pub call: Call,
+}
+
+/// What an isolator asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Call {
+    /// Opens a connection.
+    Hello {
+        /// [`VERSION`].
+        version: u32,
+        /// The keeper parameters that the module was given; each must be what the keeper has.
+        parameters: BTreeMap<String, String>,
+    },
+    /// Lease and mount these volumes for a container.
+    Prepare {
+        /// The container.
+        container: ContainerId,
+        /// The agent's address, `ip:port`.
+        agent: String,
+        /// The agent's id, when the sandbox path holds it.
+        agent_id: Option<String>,
+        /// The volumes.
+        volumes: Vec<VolumeCall>,
+    },
+    /// The container's process exists; may it go on?
+    Isolate {
+        /// The container.
+        container: ContainerId,
+        /// Its first process.
+        pid: u32,
+    },
+    /// The container is gone.
+    Cleanup {
+        /// The container.
+        container: ContainerId,
+    },
+    /// The agent has started.
+    Recover {
+        /// The agent's address, `ip:port`.
+        agent: String,
+        /// The containers that it goes on with.
+        known: BTreeSet<ContainerId>,
+        /// The containers that it will kill and clean up.
+        orphans: BTreeSet<ContainerId>,
+    },
+}
+
+/// A volume in [`Call::Prepare`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeCall {
+    /// As the task named it.
+    pub volume: VolumeId,
+    /// Options to create it with when it does not exist; `None`: it must exist.
+    pub create: Option<BTreeMap<String, String>>,
+}
+
+/// A line from the keeper.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum KeeperLine {
+    /// A call's good answer.
+    Answer {
+        /// The call's.
+        id: u64,
+        /// The answer.
+        answer: Answer,
+    },
+    /// A call's refusal.
+    Refused {
+        /// The call's.
+        id: u64,
+        /// For the user to read.
+        refused: String,
+    },
+    /// A container must end.
+    Limit {
+        /// Which, and why.
+        limit: Limit,
+    },
+}
+
+/// The keeper's good answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// To [`Call::Prepare`]: the host paths, in the order asked.
+    Prepared {
+        /// One per volume.
+        mount_points: Vec<String>,
+    },
+    /// To any other call.
+    Done,
+}
+
+/// A container that must end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// The container.
+    pub container: ContainerId,
+    /// For the framework to show.
+    pub message: String,
+}
+
+/// The next line, read to its end; `None` when the other side has closed the connection.
+///
+/// # Errors
+/// When the connection broke, or the line is longer than [`LINE_BYTES_MAX`].
+pub async fn read_line(reader: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Option<String>> {
+    let mut line = Vec::new();
+    let limit = LINE_BYTES_MAX as u64;
+    reader.take(limit).read_until(b'\n', &mut line).await?;
+    match line.pop() {
+        None => Ok(None),
+        Some(b'\n') => String::from_utf8(line).map(Some).map_err(io::Error::other),
+        // Cut off in the middle, by the limit or by the end of the connection.
+        Some(_) => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// `value` as one line.
+///
+/// # Panics
+/// Never: all that is sent has a JSON form.
+#[must_use]
+pub fn line(value: &impl Serialize) -> String {
+    let mut text = serde_json::to_string(value).expect("what is sent has a JSON form");
+    text.push('\n');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lines_are_what_the_head_of_this_file_says() {
+        let call = CallLine { id: 7, call: Call::Cleanup { container: ContainerId::new("c").unwrap() } };
+        assert_eq!(serde_json::to_string(&call).unwrap(), r#"{"id":7,"call":{"cleanup":{"container":"c"}}}"#);
+        for (text, line) in [
+            (r#"{"id":7,"answer":"done"}"#, KeeperLine::Answer { id: 7, answer: Answer::Done }),
+            (r#"{"id":7,"refused":"no"}"#, KeeperLine::Refused { id: 7, refused: "no".into() }),
+        ] {
+            assert_eq!(serde_json::to_string(&line).unwrap(), text);
+            assert_eq!(serde_json::from_str::<KeeperLine>(text).unwrap(), line);
+        }
+    }
+}
