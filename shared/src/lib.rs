@@ -7,8 +7,13 @@ pub mod decide;
 pub mod etcd;
 pub mod holder;
 pub mod keys;
+#[cfg(any(test, feature = "testing"))]
+pub mod memory;
+pub mod parameters;
 pub mod record;
 pub mod retry;
 pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod transaction;
 pub mod volume;

@@ -71,6 +71,21 @@ pub enum Compare {
     },
 }
 
+/// The most compares, and the most writes, of one transaction: etcd's default for `--max-txn-ops`.
+pub const OPERATIONS_MAX: usize = 128;
+
+/// A transaction that etcd would refuse for its size.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a transaction with {compares} compares and {puts} writes: etcd takes at most {OPERATIONS_MAX} of each"
+)]
+pub struct TooManyOperations {
+    /// How many conditions it has.
+    pub compares: usize,
+    /// How many writes it has.
+    pub puts: usize,
+}
+
 /// A transaction: all compares hold, then all puts happen; or nothing does.
 ///
 /// There is no blind put: [`Transaction::put`] adds the compare of the key that it writes.
@@ -118,6 +133,18 @@ impl Transaction {
     #[must_use]
     pub fn puts(&self) -> &[(String, Vec<u8>)] {
         &self.puts
+    }
+
+    /// Whether etcd takes a transaction of this size.
+    ///
+    /// # Errors
+    /// With its size, when it has more than [`OPERATIONS_MAX`] compares or writes.
+    pub fn check_size(&self) -> Result<(), TooManyOperations> {
+        let (compares, puts) = (self.compares.len(), self.puts.len());
+        if compares.max(puts) > OPERATIONS_MAX {
+            return Err(TooManyOperations { compares, puts });
+        }
+        Ok(())
     }
 }
 

@@ -1,0 +1,241 @@
+//! What can go wrong with a request to etcd, and what the caller may conclude from it.
+//!
+//! The one question that matters for a write is: can it still be done? Only what certainly never
+//! left this process, and what etcd itself says that it refused, counts as not done.
+
+use std::error::Error as StdError;
+use std::time::Duration;
+
+use etcd_client::Error as ClientError;
+use tonic::{Code, ConnectError, Status};
+
+use crate::store::{Revision, StoreError, TooManyOperations};
+
+/// The cause of a [`StoreError`] of etcd.
+#[derive(Debug, thiserror::Error)]
+pub enum EtcdFault {
+    /// No connection: the request was certainly never sent.
+    #[error("no connection to {member}")]
+    NotConnected {
+        /// The member's endpoint.
+        member: String,
+        /// The connection's error.
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// No answer in time.
+    #[error("{member} did not answer within {after:?}")]
+    TimedOut {
+        /// The member's endpoint.
+        member: String,
+        /// The request's time-out.
+        after: Duration,
+    },
+    /// The connection broke, or the member answered that it does not know what became of it.
+    #[error("{member} failed: {reason}")]
+    Failed {
+        /// The member's endpoint.
+        member: String,
+        /// gRPC's code and message.
+        reason: String,
+    },
+    /// etcd is overloaded and refused the request, undone. Another try may succeed.
+    #[error("{member} has too much to do: {reason}")]
+    Busy {
+        /// The member's endpoint.
+        member: String,
+        /// etcd's words.
+        reason: String,
+    },
+    /// etcd refused the request, undone, and will refuse it again until somebody changes something:
+    /// its data base is full, the user may not, the request is too large.
+    #[error("refused by {member}, as it will be again: {reason}")]
+    Refused {
+        /// The member's endpoint.
+        member: String,
+        /// etcd's words.
+        reason: String,
+    },
+    /// Refused here, before it was sent.
+    #[error(transparent)]
+    TooManyOperations(#[from] TooManyOperations),
+    /// The history that a watch, or a read in pages, asked for is no longer there.
+    #[error("{member} no longer has the history at revision {at}")]
+    Compacted {
+        /// The member's endpoint.
+        member: String,
+        /// The revision that was asked for.
+        at: Revision,
+    },
+    /// A revision below one that this client had seen when it asked, or another cluster: etcd was
+    /// restored from a backup, or the endpoints lead elsewhere now.
+    #[error("{member} answered from another history: {reason}")]
+    AnotherHistory {
+        /// The member's endpoint.
+        member: String,
+        /// What differs.
+        reason: String,
+    },
+    /// etcd found its own data damaged.
+    #[error("{member} reports damaged data: {reason}")]
+    Damaged {
+        /// The member's endpoint.
+        member: String,
+        /// etcd's words.
+        reason: String,
+    },
+}
+
+impl EtcdFault {
+    /// What `error` of a request to `member` means.
+    pub(super) fn of(member: &str, error: ClientError) -> Self {
+        match error {
+            ClientError::GRpcStatus(status) => Self::of_status(member, status),
+            other => Self::Failed { member: member.to_owned(), reason: other.to_string() },
+        }
+    }
+
+    fn of_status(member: &str, status: Status) -> Self {
+        let member = member.to_owned();
+        if is_connect_error(&status) {
+            return Self::NotConnected { member, source: Box::new(status) };
+        }
+        let reason = format!("{} ({:?})", status.message(), status.code());
+        // A status that was made on this side says nothing about what etcd did: the HTTP/2 layer
+        // reports a torn connection as ResourceExhausted, too.
+        let said_by_etcd = status.source().is_none()
+            && ["etcdserver: ", "auth: ", "grpc: received message larger"]
+                .iter()
+                .any(|prefix| status.message().starts_with(prefix));
+        if !said_by_etcd {
+            return Self::Failed { member, reason };
+        }
+        match status.code() {
+            Code::ResourceExhausted if status.message().contains("too many requests") => {
+                Self::Busy { member, reason }
+            }
+            Code::ResourceExhausted
+            | Code::InvalidArgument
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::FailedPrecondition
+            | Code::Unimplemented => Self::Refused { member, reason },
+            Code::DataLoss => Self::Damaged { member, reason },
+            // Unavailable above all: "request timed out", "leader changed", "server stopped" leave
+            // the proposal in the log.
+            _ => Self::Failed { member, reason },
+        }
+    }
+
+    /// Whether it was certainly never sent, so that it may be sent to another member at once.
+    pub(super) fn never_sent(&self) -> bool {
+        matches!(self, Self::NotConnected { .. })
+    }
+
+    /// Whether the next request had better go to another member.
+    pub(super) fn blames_member(&self) -> bool {
+        matches!(self, Self::NotConnected { .. } | Self::TimedOut { .. } | Self::Failed { .. })
+    }
+
+    /// Whether another try is in vain until somebody changes something.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Refused { .. } | Self::TooManyOperations(_))
+    }
+
+    /// What a read's caller learns.
+    pub(super) fn of_read(self) -> StoreError {
+        match self {
+            Self::AnotherHistory { .. } | Self::Damaged { .. } => corrupt(self),
+            other => StoreError::Unavailable(Box::new(other)),
+        }
+    }
+
+    /// What a write's caller learns.
+    pub(super) fn of_write(self) -> StoreError {
+        match self {
+            Self::AnotherHistory { .. } | Self::Damaged { .. } => corrupt(self),
+            Self::TimedOut { .. } | Self::Failed { .. } => StoreError::Unknown(Box::new(self)),
+            Self::NotConnected { .. }
+            | Self::Busy { .. }
+            | Self::Refused { .. }
+            | Self::TooManyOperations(_)
+            // Of reads and watches alone.
+            | Self::Compacted { .. } => StoreError::Unavailable(Box::new(self)),
+        }
+    }
+}
+
+fn corrupt(fault: EtcdFault) -> StoreError {
+    StoreError::Corrupt {
+        what: "its answer is not of the history seen before".to_owned(),
+        source: Some(Box::new(fault)),
+    }
+}
+
+fn is_connect_error(status: &Status) -> bool {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if error.is::<ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(status: Status) -> StoreError {
+        EtcdFault::of("m", ClientError::GRpcStatus(status)).of_write()
+    }
+
+    #[test]
+    fn only_what_etcd_itself_refused_is_not_done() {
+        let refused = [
+            (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
+            (Code::InvalidArgument, "etcdserver: request is too large"),
+            (Code::PermissionDenied, "etcdserver: permission denied"),
+            (Code::ResourceExhausted, "etcdserver: too many requests"),
+            (Code::ResourceExhausted, "grpc: received message larger than max (3 vs. 2)"),
+        ];
+        for (code, message) in refused {
+            let error = write(Status::new(code, message));
+            assert!(matches!(error, StoreError::Unavailable(_)), "{message}: {error:?}");
+        }
+        let unknown = [
+            (Code::Unavailable, "etcdserver: request timed out"),
+            (Code::Unavailable, "etcdserver: leader changed"),
+            (Code::Unavailable, "transport is closing"),
+            (Code::ResourceExhausted, "h2 protocol error: too many pings"),
+            (Code::Unknown, "etcdserver: something new"),
+            (Code::Internal, "x"),
+            (Code::Cancelled, "x"),
+        ];
+        for (code, message) in unknown {
+            let error = write(Status::new(code, message));
+            assert!(matches!(error, StoreError::Unknown(_)), "{message}: {error:?}");
+        }
+        let damaged = write(Status::new(Code::DataLoss, "etcdserver: corrupt cluster"));
+        assert!(matches!(damaged, StoreError::Corrupt { .. }));
+    }
+
+    #[test]
+    fn a_refusal_that_will_come_again_is_told_from_one_that_may_pass() {
+        let full = Status::new(Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded");
+        let full = EtcdFault::of("m", ClientError::GRpcStatus(full));
+        assert!(full.is_final() && full.to_string().contains("as it will be again"), "{full}");
+        let busy = Status::new(Code::ResourceExhausted, "etcdserver: too many requests");
+        assert!(!EtcdFault::of("m", ClientError::GRpcStatus(busy)).is_final());
+    }
+
+    #[test]
+    fn a_connection_that_never_was_leaves_nothing_unknown() {
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let status = Status::from_error(Box::new(ConnectError(Box::new(refused))));
+        assert!(matches!(write(status), StoreError::Unavailable(_)));
+        let torn = Status::from_error(Box::new(std::io::Error::from(std::io::ErrorKind::BrokenPipe)));
+        assert!(matches!(write(torn), StoreError::Unknown(_)));
+    }
+}

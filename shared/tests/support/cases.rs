@@ -1,0 +1,233 @@
+//! The cases of the contract.
+
+use futures::StreamExt;
+use shared::store::{Change, Compare, LeaseStore, OPERATIONS_MAX, Revision, StoreError, Transaction};
+
+use super::next;
+use crate::Subject;
+
+async fn put(store: &impl LeaseStore, key: &str, value: &str) -> Revision {
+    let at = store.get(&[key.to_owned()]).await.unwrap().mod_revision(key);
+    store.commit(Transaction::new().put(key, at, value.into())).await.unwrap()
+}
+
+async fn value(store: &impl LeaseStore, key: &str) -> Option<String> {
+    let snapshot = store.get(&[key.to_owned()]).await.unwrap();
+    snapshot.entries.get(key).map(|entry| String::from_utf8(entry.value.clone()).unwrap())
+}
+
+pub(crate) async fn an_unchanged_key_is_written_and_the_answer_is_its_revision(subject: &mut impl Subject) {
+    let store = subject.store();
+    let first = put(store, "/k", "1").await;
+    let second = store.commit(Transaction::new().put("/k", first, b"2".to_vec())).await.unwrap();
+    assert!(second > first);
+    let snapshot = store.get(&["/k".to_owned(), "/none".to_owned()]).await.unwrap();
+    assert_eq!(snapshot.mod_revision("/k"), second);
+    assert_eq!(snapshot.revision, second, "nothing else writes");
+    assert_eq!(snapshot.entries["/k"].value, b"2");
+    assert_eq!(snapshot.mod_revision("/none"), Revision::ABSENT);
+    let stale = store.commit(Transaction::new().put("/k", first, b"3".to_vec())).await;
+    assert!(matches!(stale, Err(StoreError::Conflict)), "{stale:?}");
+    assert_eq!(value(store, "/k").await.as_deref(), Some("2"));
+}
+
+pub(crate) async fn a_key_that_must_not_exist_is_written_only_while_it_does_not(subject: &mut impl Subject) {
+    let create = || Transaction::new().put("/k", Revision::ABSENT, b"new".to_vec());
+    subject.store().commit(create()).await.unwrap();
+    let again = subject.store().commit(create()).await;
+    assert!(matches!(again, Err(StoreError::Conflict)), "{again:?}");
+    subject.delete("/k");
+    subject.store().commit(create()).await.unwrap();
+}
+
+pub(crate) async fn one_failed_compare_and_nothing_of_the_transaction_is_written(subject: &mut impl Subject) {
+    let store = subject.store();
+    let revision = put(store, "/guard", "x").await;
+    let transaction = Transaction::new()
+        .put("/a", Revision::ABSENT, b"1".to_vec())
+        .unchanged("/guard", Revision(revision.0 + 1))
+        .put("/b", Revision::ABSENT, b"1".to_vec());
+    let answer = store.commit(transaction).await;
+    assert!(matches!(answer, Err(StoreError::Conflict)), "{answer:?}");
+    let snapshot = store.get_prefix("/").await.unwrap();
+    assert_eq!(snapshot.entries.keys().collect::<Vec<_>>(), ["/guard"]);
+    assert_eq!(snapshot.revision, revision);
+}
+
+pub(crate) async fn a_value_is_compared_only_with_a_key_that_exists(subject: &mut impl Subject) {
+    let store = subject.store();
+    let guarded = |value: &str, key: &str| {
+        let compare = Compare::Value { key: "/cluster".to_owned(), value: value.into() };
+        Transaction::new().when(compare).put(key, Revision::ABSENT, Vec::new())
+    };
+    for value in ["", "id"] {
+        let missing = store.commit(guarded(value, "/a")).await;
+        assert!(matches!(missing, Err(StoreError::Conflict)), "{missing:?}");
+    }
+    put(store, "/cluster", "id").await;
+    let other = store.commit(guarded("other", "/a")).await;
+    assert!(matches!(other, Err(StoreError::Conflict)), "{other:?}");
+    store.commit(guarded("id", "/a")).await.unwrap();
+    assert_eq!(value(store, "/a").await.as_deref(), Some(""));
+}
+
+pub(crate) async fn a_value_that_came_back_is_still_a_change(subject: &mut impl Subject) {
+    let store = subject.store();
+    let read = put(store, "/k", "a").await;
+    put(store, "/k", "b").await;
+    put(store, "/k", "a").await;
+    let answer = store.commit(Transaction::new().put("/k", read, b"c".to_vec())).await;
+    assert!(matches!(answer, Err(StoreError::Conflict)), "{answer:?}");
+}
+
+pub(crate) async fn a_transaction_without_writes_checks_its_compares_and_changes_nothing(
+    subject: &mut impl Subject,
+) {
+    let store = subject.store();
+    let revision = put(store, "/k", "a").await;
+    assert_eq!(store.commit(Transaction::new().unchanged("/k", revision)).await.unwrap(), revision);
+    let answer = store.commit(Transaction::new().unchanged("/k", Revision::ABSENT)).await;
+    assert!(matches!(answer, Err(StoreError::Conflict)), "{answer:?}");
+}
+
+pub(crate) async fn keys_are_read_at_one_revision_however_many(subject: &mut impl Subject) {
+    let store = subject.store();
+    let keys: Vec<_> = (0..3 * OPERATIONS_MAX).map(|n| format!("/k/{n:04}")).collect();
+    let mut last = Revision::ABSENT;
+    for chunk in keys.chunks(OPERATIONS_MAX) {
+        let transaction = chunk.iter().fold(Transaction::new(), |transaction, key| {
+            transaction.put(key, Revision::ABSENT, key.clone().into_bytes())
+        });
+        let revision = store.commit(transaction).await.unwrap();
+        assert!(revision > last, "revisions only grow");
+        last = revision;
+    }
+    let snapshot = store.get(&keys).await.unwrap();
+    assert_eq!((snapshot.entries.len(), snapshot.revision), (keys.len(), last));
+    assert!(store.get(&[]).await.unwrap().entries.is_empty());
+}
+
+pub(crate) async fn a_prefix_is_read_whole_beyond_one_page_and_nothing_beside_it(subject: &mut impl Subject) {
+    const KEYS: usize = 4_500;
+    let store = subject.store();
+    for beside in ["/k", "/k0", "/j/z", "/l/a"] {
+        put(store, beside, "beside").await;
+    }
+    let keys: Vec<_> = (0..KEYS).map(|n| format!("/k/{n}")).collect();
+    let mut last = Revision::ABSENT;
+    for chunk in keys.chunks(OPERATIONS_MAX) {
+        // Nearly a kilobyte each, so that all of it is more than gRPC's default limit of 4 MiB.
+        let transaction = chunk.iter().fold(Transaction::new(), |transaction, key| {
+            transaction.put(key, Revision::ABSENT, key.repeat(150).into_bytes())
+        });
+        last = store.commit(transaction).await.unwrap();
+    }
+    let snapshot = store.get_prefix("/k/").await.unwrap();
+    assert_eq!((snapshot.entries.len(), snapshot.revision), (KEYS, last));
+    for key in keys {
+        assert_eq!(snapshot.entries[&key].value, key.repeat(150).into_bytes());
+    }
+    assert!(store.get_prefix("/none/").await.unwrap().entries.is_empty());
+}
+
+pub(crate) async fn a_watch_sees_every_write_after_its_revision_in_order(subject: &mut impl Subject) {
+    let before = put(subject.store(), "/w/old", "0").await;
+    // Written before the watch opens, and after its revision.
+    let mut revisions = vec![put(subject.store(), "/w/a", "1").await];
+    subject.delete("/w/a");
+    put(subject.store(), "/other", "x").await;
+    let both = Transaction::new().put("/w/b", Revision::ABSENT, b"2".to_vec()).put(
+        "/w/c",
+        Revision::ABSENT,
+        b"2".to_vec(),
+    );
+    revisions.push(subject.store().commit(both).await.unwrap());
+
+    let store = subject.store();
+    let mut watch = store.watch("/w/", before);
+    let mut seen = Vec::new();
+    while seen.len() < 4 {
+        seen.extend(next(&mut watch).await.unwrap());
+    }
+    // And after it has caught up.
+    for n in 0..5 {
+        revisions.push(put(store, "/w/d", &n.to_string()).await);
+        let changes = next(&mut watch).await.unwrap();
+        assert_eq!(changes.len(), 1);
+        seen.extend(changes);
+    }
+    let key = |change: &Change| match change {
+        Change::Put { key, .. } => format!("put {key}"),
+        Change::Delete { key } => format!("delete {key}"),
+    };
+    let expected = ["put /w/a", "delete /w/a", "put /w/b", "put /w/c"];
+    let expected: Vec<_> = expected.into_iter().chain(["put /w/d"; 5]).map(str::to_owned).collect();
+    assert_eq!(seen.iter().map(key).collect::<Vec<_>>(), expected);
+    let mut puts: Vec<_> = seen
+        .iter()
+        .filter_map(|change| match change {
+            Change::Put { entry, .. } => Some(entry.mod_revision),
+            Change::Delete { .. } => None,
+        })
+        .collect();
+    puts.dedup();
+    assert_eq!(puts, revisions);
+}
+
+pub(crate) async fn a_watch_on_compacted_history_ends_with_an_error(subject: &mut impl Subject) {
+    let first = put(subject.store(), "/w/a", "1").await;
+    put(subject.store(), "/w/a", "2").await;
+    let last = put(subject.store(), "/w/a", "3").await;
+    subject.compact(last);
+    let store = subject.store();
+    let mut watch = store.watch("/w/", first);
+    let end = next(&mut watch).await;
+    assert!(matches!(end, Err(StoreError::Unavailable(_))), "{end:?}");
+    assert!(watch.next().await.is_none());
+    // What is left can be watched, and everything can be read.
+    let mut watch = store.watch("/w/", last);
+    put(store, "/w/a", "4").await;
+    assert_eq!(next(&mut watch).await.unwrap().len(), 1);
+    assert_eq!(store.get_prefix("/w/").await.unwrap().entries["/w/a"].value, b"4");
+}
+
+pub(crate) async fn too_large_and_contradictory_transactions_are_refused_undone(subject: &mut impl Subject) {
+    let store = subject.store();
+    let large = (0..=OPERATIONS_MAX).fold(Transaction::new(), |transaction, n| {
+        transaction.put(&format!("/k/{n}"), Revision::ABSENT, Vec::new())
+    });
+    let error = store.commit(large).await.unwrap_err();
+    let StoreError::Unavailable(cause) = error else { panic!("{error:?}") };
+    assert!(cause.to_string().contains("at most 128"), "{cause}");
+
+    let twice = Transaction::new().put("/k", Revision::ABSENT, b"1".to_vec()).put(
+        "/k",
+        Revision::ABSENT,
+        b"2".to_vec(),
+    );
+    let error = store.commit(twice).await.unwrap_err();
+    let StoreError::Unavailable(cause) = error else { panic!("{error:?}") };
+    assert!(cause.to_string().contains("as it will be again"), "{cause}");
+    assert!(store.get_prefix("/").await.unwrap().entries.is_empty());
+}
+
+pub(crate) async fn an_older_history_is_corrupt_to_whoever_saw_the_newer_one(subject: &mut impl Subject) {
+    put(subject.store(), "/k", "1").await;
+    subject.take_backup();
+    let newest = put(subject.store(), "/k", "2").await;
+    subject.restore_backup();
+    let store = subject.store();
+    // The first answers may be of the connection that broke.
+    let deadline = std::time::Instant::now() + shared::testing::SOON;
+    let read = loop {
+        match store.get(&["/k".to_owned()]).await {
+            Err(StoreError::Unavailable(_)) if std::time::Instant::now() < deadline => {}
+            answer => break answer,
+        }
+    };
+    assert!(matches!(read, Err(StoreError::Corrupt { .. })), "{read:?}");
+    let read = store.get_prefix("/").await;
+    assert!(matches!(read, Err(StoreError::Corrupt { .. })), "{read:?}");
+    let write = store.commit(Transaction::new().put("/k", newest, b"3".to_vec())).await;
+    assert!(matches!(write, Err(StoreError::Corrupt { .. })), "{write:?}");
+}
