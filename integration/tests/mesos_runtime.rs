@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::process::Command;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use integration::cluster::{Cluster, ClusterConfig, ClusterError, Result, Signal};
+use integration::cluster::{Cluster, ClusterConfig, ClusterError, Result, Signal, target_directory, until};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -150,6 +152,113 @@ fn mesos_nothing_is_left_of_a_cluster_whose_harness_panics() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn mesos_nothing_is_left_when_the_harness_is_killed() -> Result<()> {
+    const ROLE: &str = "EXTVOL_TEST_HARNESS";
+    if std::env::var_os(ROLE).is_some() {
+        let cluster = Cluster::start(ClusterConfig::plain(1)?)?;
+        leave_a_mounted_volume(&cluster)?;
+        println!("\ncluster {}", cluster.id());
+        loop {
+            std::thread::park();
+        }
+    }
+    let mut harness = Command::new(std::env::current_exe().expect("a test is a program"))
+        .args(["--exact", "mesos_nothing_is_left_when_the_harness_is_killed", "--nocapture"])
+        .env(ROLE, "1")
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("this test runs once more");
+    let output = BufReader::new(harness.stdout.take().expect("it is piped"));
+    let id = output
+        .lines()
+        .map_while(std::result::Result::ok)
+        .find_map(|line| line.strip_prefix("cluster ").map(str::to_owned));
+    let id = id.expect("the cluster started");
+    harness.kill().expect("it is our child");
+    harness.wait().expect("it is our child");
+
+    let directory = target_directory().join("clusters").join(&id);
+    until("the end of the cluster", SOON, &directory.join("logs"), || {
+        let left: Vec<_> = traces(&id).into_iter().filter(|trace| !trace.starts_with("file")).collect();
+        if left.is_empty() { Ok(()) } else { Err(left.join("\n")) }
+    })?;
+    let left: Vec<_> =
+        fs::read_dir(&directory).expect("logs are kept").flatten().map(|e| e.file_name()).collect();
+    assert_eq!(left, ["logs"]);
+    fs::remove_dir_all(&directory).expect("it is ours");
+    Ok(())
+}
+
+#[test]
+fn mesos_a_container_outlives_its_agent_but_not_its_host() -> Result<()> {
+    let cluster = Cluster::start(ClusterConfig::plain(1)?)?;
+    let cgroup = format!("/sys/fs/cgroup/freezer/extvol_{}_agent-1/one", cluster.id());
+    let running = || fs::read_to_string(format!("{cgroup}/cgroup.procs")).unwrap_or_default();
+    launch(&cluster, r#"{"container_id":{"value":"one"},"command":{"value":"sleep 1000"}}"#)?;
+    assert_ne!(running(), "");
+
+    cluster.host(0).kill_agent()?;
+    let before = running();
+    assert_ne!(before, "");
+    // A frozen container dies with its host, too.
+    fs::write(format!("{cgroup}/freezer.state"), "FROZEN").expect("the container's freezer");
+    cluster.host(0).kill()?;
+    assert_eq!(running(), "");
+    assert!(!Path::new(&cgroup).exists());
+    cluster.stop()
+}
+
+#[test]
+fn mesos_a_container_with_an_image_runs() -> Result<()> {
+    let images = tempfile::tempdir().expect("a temporary directory");
+    make_image(images.path());
+    let mut config = ClusterConfig::plain(1)?;
+    config.docker_registry = Some(images.path().to_path_buf());
+    let cluster = Cluster::start(config)?;
+    let written = cluster.directory().join("written");
+    fs::create_dir(&written).expect("the cluster's directory");
+    let container = format!(
+        r#"{{"container_id":{{"value":"two"}},
+             "command":{{"shell":false,"value":"/bin/busy","arguments":["busy","/out/file"]}},
+             "container":{{"type":"MESOS",
+               "mesos":{{"image":{{"type":"DOCKER","docker":{{"name":"busy"}}}}}},
+               "volumes":[{{"mode":"RW","container_path":"/out","host_path":"{}"}}]}}}}"#,
+        written.display()
+    );
+    launch(&cluster, &container)?;
+    cluster.wait_for("the container's file", SOON, || {
+        if written.join("file").exists() { Ok(()) } else { Err(cluster.log_tails(20)) }
+    })?;
+    cluster.stop()
+}
+
+/// Starts a standalone container on the first agent.
+fn launch(cluster: &Cluster, container: &str) -> Result<()> {
+    let call = format!(r#"{{"type":"LAUNCH_CONTAINER","launch_container":{container}}}"#);
+    let url = format!("{}/api/v1", cluster.agent_url(0));
+    let type_of = "Content-Type: application/json";
+    cluster.hub().run(&["curl", "-sS", "--fail-with-body", "-H", type_of, "-d", &call, &url]).map(drop)
+}
+
+/// An image in the layout of an old `docker save` with one static program, which creates the file it is told.
+fn make_image(registry: &Path) {
+    let script = r#"
+        cd "$1"
+        mkdir -p layer/bin image/0
+        printf '%s\n' '#include <fcntl.h>' \
+          'int main(int c, char **v) { return c != 2 || open(v[1], O_CREAT | O_WRONLY, 0644) < 0; }' >busy.c
+        cc -static -o layer/bin/busy busy.c
+        tar -C layer -cf image/0/layer.tar .
+        echo 1.0 >image/0/VERSION
+        echo '{"id":"0","config":{"Env":["PATH=/bin"]},"architecture":"amd64","os":"linux"}' >image/0/json
+        echo '{"busy":{"latest":"0"}}' >image/repositories
+        tar -C image -cf busy.tar .
+    "#;
+    let made = Command::new("sh").args(["-ec", script, "sh"]).arg(registry).status().expect("a shell");
+    assert!(made.success());
+}
+
 /// A volume as the plugin would leave it on a host that dies: mounted, from a loop device, held open.
 fn leave_a_mounted_volume(cluster: &Cluster) -> Result<()> {
     let image = cluster.directory().join("volume.img");
@@ -177,12 +286,12 @@ fn traces(id: &str) -> Vec<String> {
     lines("loop device", &output("losetup", &["--all"]));
     lines("mount", &fs::read_to_string("/proc/self/mounts").expect("procfs"));
     lines("cgroup", &output("find", &["/sys/fs/cgroup", "-type", "d"]));
-    let clusters = integration::cluster::target_directory().join("clusters");
+    let clusters = target_directory().join("clusters");
     lines("file", &output("find", &[&clusters.display().to_string(), "-maxdepth", "1"]));
     traces
 }
 
-fn processes_in(pid_namespace: &std::path::Path) -> Vec<String> {
+fn processes_in(pid_namespace: &Path) -> Vec<String> {
     let entries = fs::read_dir("/proc").expect("procfs").flatten();
     let inside = entries.filter(|entry| {
         fs::read_link(entry.path().join("ns/pid")).is_ok_and(|namespace| namespace == pid_namespace)

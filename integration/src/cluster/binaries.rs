@@ -11,7 +11,7 @@ pub struct Binaries {
     pub mesos: PathBuf,
     /// `extvol-host-init`: guardian, and init of every host.
     pub host_init: PathBuf,
-    /// The command executor, which agents know as `mesos-executor`.
+    /// `mesos-executor`, the command executor; without it only tasks with an executor of their own run.
     pub executor: Option<PathBuf>,
     /// `extvol-keeper`, which the isolator starts.
     pub keeper: Option<PathBuf>,
@@ -48,7 +48,7 @@ impl Binaries {
         Ok(Self {
             mesos,
             host_init,
-            executor: built("mesos-executor").or_else(|| built("extvol-executor")),
+            executor: built("mesos-executor"),
             keeper: built("extvol-keeper"),
             storage: built("extvol-storage"),
             plugin: built("extvol-plugin"),
@@ -65,6 +65,15 @@ impl Binaries {
             what: "the module library",
             path: target_directory().join("extvol/libextvol.so"),
             advice: "build it first",
+        })
+    }
+
+    /// The storage stand-in's control plane and plugin, for whoever cannot do without.
+    pub(super) fn storage(&self) -> Result<(&Path, &Path)> {
+        self.storage.as_deref().zip(self.plugin.as_deref()).ok_or_else(|| ClusterError::Missing {
+            what: "the storage (extvol-storage, extvol-plugin)",
+            path: target_directory().join("debug"),
+            advice: "run cargo build --package integration",
         })
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::binaries::Binaries;
 use super::error::Result;
 
-/// Describes a cluster; [`ClusterConfig::plain`] and [`ClusterConfig::with_leases`] are where to start.
+/// Describes a cluster; [`ClusterConfig::plain`] is where to start.
 #[derive(Debug, Clone)]
 pub struct ClusterConfig {
     /// How many agent hosts: `agent-1`, `agent-2`, ...
@@ -71,20 +71,41 @@ impl ClusterConfig {
         })
     }
 
-    /// The modules of `libextvol.so` in master and agents, with these parameters.
+    /// Loads the modules of `libextvol.so` into master and agents, with these parameters.
     ///
     /// # Errors
-    /// [`ClusterError::Missing`](super::ClusterError::Missing) when something was not built, the library included.
-    pub fn with_leases(agents: u8, master: Parameters, isolator: Parameters) -> Result<Self> {
-        let mut config = Self::plain(agents)?;
-        config.modules = Some(ModulesConfig {
-            library: config.binaries.library()?,
+    /// [`ClusterError::Missing`](super::ClusterError::Missing) when the library was not built.
+    pub fn load_modules(&mut self, master: Parameters, isolator: Parameters) -> Result<()> {
+        self.modules = Some(ModulesConfig {
+            library: self.binaries.library()?,
             master: Some(Module { name: MASTER_MODULE.to_owned(), parameters: master }),
             isolator: Some(Module { name: ISOLATOR_MODULE.to_owned(), parameters: isolator }),
         });
-        Ok(config)
+        Ok(())
+    }
+
+    /// The storage stand-in: its control plane on the hub, port [`STORAGE_PORT`], with its volumes in the
+    /// cluster's directory, and a plugin daemon for each of these drivers on each agent host.
+    ///
+    /// # Errors
+    /// [`ClusterError::Missing`](super::ClusterError::Missing) when its programs were not built.
+    pub fn add_storage(&mut self, drivers: &[&str]) -> Result<()> {
+        let (storage, plugin) = self.binaries.storage()?;
+        let (storage, plugin) = (storage.display().to_string(), plugin.display().to_string());
+        let listen = format!("{{hub}}:{STORAGE_PORT}");
+        let control = format!("http://{listen}");
+        let argv = [&storage, "--listen", &listen, "--dir", "{cluster}/storage"];
+        self.hub_services.push(ServiceSpec::new("storage", argv));
+        for driver in drivers {
+            let argv = [&plugin, "--driver", driver, "--control", &control, "--host", "{host}"];
+            self.host_services.push(ServiceSpec::new(format!("plugin-{driver}"), argv));
+        }
+        Ok(())
     }
 }
+
+/// Where the storage's control plane listens on the hub.
+pub const STORAGE_PORT: u16 = 7000;
 
 /// The master's module in `libextvol.so`.
 pub const MASTER_MODULE: &str = "org_extvol_VolumeLeaseMaster";

@@ -46,6 +46,12 @@ pub enum ClusterError {
         /// The reason.
         message: String,
     },
+    /// The program `extvol-cluster` cannot do what it was asked.
+    #[error("{message}")]
+    Session {
+        /// Why, and what to do instead.
+        message: String,
+    },
     /// The host was killed and not started again.
     #[error("host {host} is down; start it first")]
     HostDown {

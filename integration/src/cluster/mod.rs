@@ -29,6 +29,7 @@ mod network;
 mod protocol;
 mod ready;
 mod services;
+pub mod session;
 mod wait;
 
 use std::collections::BTreeMap;
@@ -41,7 +42,8 @@ use std::thread::{self, ThreadId};
 
 pub use binaries::{Binaries, target_directory};
 pub use config::{
-    ClusterConfig, ISOLATOR_MODULE, MASTER_MODULE, Module, ModulesConfig, Parameters, ServiceSpec,
+    ClusterConfig, ISOLATOR_MODULE, MASTER_MODULE, Module, ModulesConfig, Parameters, STORAGE_PORT,
+    ServiceSpec,
 };
 pub use error::{ClusterError, Result};
 pub use host::{Host, Signal};
