@@ -112,17 +112,24 @@ void run_node(const char* delegate) {
   for (;;) pause();
 }
 
-// Removes the objects that mount over /proc/sysrq-trigger from the launch information (JSON).
+// Removes the mounts over <rootfs>/proc/sysrq-trigger from the launch information (JSON).
 //
-// Mesos 1.11 masks that file in every container with a root file system of its own, and the launch
-// fails where a kernel built without sysrq has no such file: there is nothing to mask then. The
-// object is cut out as text. That is safe: picojson writes keys in order, a mount's strings before
-// "target" hold no brace, and the same words inside a user's string carry escaped quotes.
-std::string without_sysrq_mask(std::string json) {
-  for (const std::string path : {"/proc/sysrq-trigger", "\\/proc\\/sysrq-trigger"}) {
-    const std::string target = "\"target\":\"" + path + "\"";
-    for (size_t at; (at = json.find(target)) != std::string::npos;) {
-      size_t begin = json.rfind('{', at), end = json.find('}', at);
+// Mesos 1.11 makes that file read-only in every container with a root file system of its own, and the
+// launch fails where a kernel built without sysrq has no such file: there is nothing to protect then.
+// The object {"flags":..,"source":"..","target":"<rootfs>/proc/sysrq-trigger"} is cut out as text. That
+// is safe: paths of a work directory hold no brace, and the same words inside a user's string carry
+// escaped quotes.
+std::string without_sysrq_mount(std::string json) {
+  for (const std::string path : {"/proc/sysrq-trigger\"", "\\/proc\\/sysrq-trigger\""}) {
+    const std::string key = "\"target\":";
+    for (size_t at = 0; (at = json.find(path, at)) != std::string::npos;) {
+      const size_t quote = json.rfind('"', at);
+      if (quote == std::string::npos || quote < key.size() ||
+          json.compare(quote - key.size(), key.size(), key) != 0) {
+        at += path.size();
+        continue;
+      }
+      size_t begin = json.rfind('{', quote), end = json.find('}', at);
       if (begin == std::string::npos || end == std::string::npos) die("MESOS_CONTAINERIZER_LAUNCH_INFO is no JSON");
       ++end;
       if (end < json.size() && json[end] == ',') {
@@ -131,6 +138,7 @@ std::string without_sysrq_mask(std::string json) {
         --begin;
       }
       json.erase(begin, end - begin);
+      at = begin;
     }
   }
   return json;
@@ -142,7 +150,7 @@ int run_containerizer(int argc, char** argv) {
   constexpr const char* launch_info = "MESOS_CONTAINERIZER_LAUNCH_INFO";
   const char* info = getenv(launch_info);
   if (info != nullptr && access("/proc/sysrq-trigger", F_OK) != 0)
-    setenv(launch_info, without_sysrq_mask(info).c_str(), 1);
+    setenv(launch_info, without_sysrq_mount(info).c_str(), 1);
   alignas(16) static char launch[16384];
   *reinterpret_cast<char**>(launch) =
       symbol<char*>("_ZTVN5mesos8internal5slave24MesosContainerizerLaunchE") + 2 * sizeof(void*);

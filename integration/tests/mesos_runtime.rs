@@ -193,19 +193,20 @@ fn mesos_nothing_is_left_when_the_harness_is_killed() -> Result<()> {
 #[test]
 fn mesos_a_container_outlives_its_agent_but_not_its_host() -> Result<()> {
     let cluster = Cluster::start(ClusterConfig::plain(1)?)?;
+    let host = cluster.host(0);
     let cgroup = format!("/sys/fs/cgroup/freezer/extvol_{}_agent-1/one", cluster.id());
-    let running = || fs::read_to_string(format!("{cgroup}/cgroup.procs")).unwrap_or_default();
+    let running = || host.exec(&["cat", &format!("{cgroup}/cgroup.procs")]).map(|output| output.stdout);
     launch(&cluster, r#"{"container_id":{"value":"one"},"command":{"value":"sleep 1000"}}"#)?;
-    assert_ne!(running(), "");
+    assert_ne!(running()?, "");
+    host.kill_agent()?;
+    assert_ne!(running()?, "");
 
-    cluster.host(0).kill_agent()?;
-    let before = running();
-    assert_ne!(before, "");
     // A frozen container dies with its host, too.
-    fs::write(format!("{cgroup}/freezer.state"), "FROZEN").expect("the container's freezer");
-    cluster.host(0).kill()?;
-    assert_eq!(running(), "");
-    assert!(!Path::new(&cgroup).exists());
+    host.run(&["sh", "-c", &format!("echo FROZEN >{cgroup}/freezer.state")])?;
+    host.kill()?;
+    host.start()?;
+    assert_eq!(running()?, "");
+    assert!(!host.exec(&["test", "-e", &cgroup])?.success());
     cluster.stop()
 }
 

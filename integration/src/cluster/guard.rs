@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::leftovers;
 use super::protocol::{GuardianReply, GuardianRequest, receive, send};
+use super::{leftovers, machine};
 
 /// How often the guardian looks again while it waits for the kernel.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
@@ -40,6 +40,7 @@ struct Running {
 pub fn run(directory: &Path) -> io::Result<()> {
     // Out of the terminal's reach; fails only for the leader of a process group, which a child is not.
     rustix::process::setsid()?;
+    machine::prepare()?;
     let id = directory.file_name().and_then(|name| name.to_str()).ok_or(io::ErrorKind::InvalidInput)?;
     let mut guardian =
         Guardian { directory: directory.to_path_buf(), id: id.to_owned(), hosts: BTreeMap::new() };
@@ -119,7 +120,6 @@ impl Guardian {
             }
         }
         let mut outcome = cgroups.remove();
-        outcome = outcome.and(leftovers::unmount_below(&self.directory));
         outcome = outcome.and(leftovers::detach_loop_devices(&self.directory));
         outcome.and(remove_directory(&self.directory, keep_logs))
     }

@@ -27,7 +27,10 @@ impl Guardian {
     pub(super) fn start(program: &Path, directory: &Path) -> Result<Self> {
         let log = directory.join("logs/guardian.log");
         let log = File::create(&log).doing_with("create", &log)?;
-        let mut process = Command::new(program)
+        // "slave": what the machine unmounts goes away here, too, and nothing goes the other way.
+        let mut process = Command::new("unshare")
+            .args(["--mount", "--propagation", "slave"])
+            .arg(program)
             .arg("guard")
             .arg(directory)
             .current_dir("/")

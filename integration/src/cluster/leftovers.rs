@@ -1,4 +1,5 @@
-//! What outlives the processes of a cluster: cgroups, mounts and loop devices; found and removed.
+//! What outlives the processes of a cluster: cgroups and loop devices; found and removed. Mounts do not: hosts
+//! mount in their own namespaces only.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -84,19 +85,6 @@ fn depth_first(root: &Path) -> Vec<PathBuf> {
     let mut all: Vec<_> = subdirectories(root).iter().flat_map(|child| depth_first(child)).collect();
     all.push(root.to_path_buf());
     all
-}
-
-/// Unmounts what is mounted below the cluster's directory in this mount namespace. Hosts mount in their
-/// own; this is for a test that mounted something itself.
-pub(super) fn unmount_below(directory: &Path) -> io::Result<()> {
-    let mounts = fs::read_to_string("/proc/self/mounts")?;
-    // The latest first: mounts lie upon each other.
-    for place in mounts.lines().rev().filter_map(|line| line.split(' ').nth(1)) {
-        if Path::new(place).starts_with(directory) {
-            rustix::mount::unmount(place, rustix::mount::UnmountFlags::DETACH)?;
-        }
-    }
-    Ok(())
 }
 
 /// Detaches the loop devices whose backing file lies below the cluster's directory. The path that the

@@ -25,6 +25,7 @@ mod guardian;
 mod host;
 pub mod init;
 mod leftovers;
+mod machine;
 mod network;
 mod protocol;
 mod ready;
@@ -38,6 +39,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, ThreadId};
 
 pub use binaries::{Binaries, target_directory};
@@ -57,7 +59,7 @@ use guardian::Guardian;
 use host::{HostParts, random_uuid, write};
 use network::Namespace;
 
-/// A running cluster. Dropping it leaves nothing behind.
+/// A running cluster. Dropping it leaves nothing behind, but for the logs after a panic or a wait in vain.
 #[derive(Debug)]
 pub struct Cluster {
     id: String,
@@ -67,6 +69,8 @@ pub struct Cluster {
     hub: Host,
     agents: Vec<Host>,
     network: Option<Namespace>,
+    /// Something did not come about in time: somebody will want the logs.
+    failed: AtomicBool,
     /// Where the starting thread was before, and which thread that is.
     before: (ThreadId, Namespace),
 }
@@ -123,7 +127,17 @@ impl Cluster {
             .map(|number| make(&format!("agent-{number}"), number, of_agent.clone()))
             .collect::<Result<Vec<_>>>()?;
         let before = (thread::current().id(), Namespace::current()?);
-        Ok(Self { id, directory, config, guardian, hub, agents, network: None, before })
+        Ok(Self {
+            id,
+            directory,
+            config,
+            guardian,
+            hub,
+            agents,
+            network: None,
+            failed: AtomicBool::new(false),
+            before,
+        })
     }
 
     fn bring_up(&mut self) -> Result<()> {
@@ -288,7 +302,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if !self.guardian.has_ended() {
-            self.end(thread::panicking());
+            self.end(thread::panicking() || self.failed.load(Ordering::Relaxed));
         }
     }
 }

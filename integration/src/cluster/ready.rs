@@ -1,6 +1,7 @@
 //! Asking a cluster how it is, and waiting until it is so.
 
 use std::net::SocketAddrV4;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -113,6 +114,8 @@ impl Cluster {
         within: Duration,
         ask: impl FnMut() -> std::result::Result<T, String>,
     ) -> Result<T> {
-        until(what, within, &self.logs(), ask)
+        let outcome = until(what, within, &self.logs(), ask);
+        self.failed.fetch_or(outcome.is_err(), Ordering::Relaxed);
+        outcome
     }
 }
