@@ -14,7 +14,7 @@ impl Cluster {
     /// GET of a path of the leading master, decoded; `None` while nobody leads.
     ///
     /// # Errors
-    /// [`ClusterError::HostDown`] when the hub never started.
+    /// [`HostDown`](super::ClusterError::HostDown) when the hub never started.
     pub fn master_json(&self, path: &str) -> Result<Option<Value>> {
         let answer = self.get(services::MASTER, path)?;
         Ok(answer.filter(|(status, _)| *status == 200).and_then(|(_, body)| serde_json::from_str(&body).ok()))
@@ -40,7 +40,7 @@ impl Cluster {
     /// Waits until a host's agent is registered and active; its agent id.
     ///
     /// # Errors
-    /// [`ClusterError::TimedOut`].
+    /// [`TimedOut`](super::ClusterError::TimedOut).
     pub fn wait_agent_registered(&self, index: usize, within: Duration) -> Result<String> {
         let what = format!("registration of {}", self.agents[index].name());
         self.wait_for(&what, within, || {
@@ -51,7 +51,7 @@ impl Cluster {
     /// Waits until the master no longer counts a host's agent as active.
     ///
     /// # Errors
-    /// [`ClusterError::TimedOut`].
+    /// [`TimedOut`](super::ClusterError::TimedOut).
     pub fn wait_agent_gone(&self, index: usize, within: Duration) -> Result<()> {
         let what = format!("loss of {}", self.agents[index].name());
         self.wait_for(&what, within, || match self.agent_id(index) {
@@ -64,7 +64,7 @@ impl Cluster {
     /// Waits until every agent whose host is up is registered and active.
     ///
     /// # Errors
-    /// [`ClusterError::TimedOut`].
+    /// [`TimedOut`](super::ClusterError::TimedOut).
     pub fn wait_agents_registered(&self) -> Result<()> {
         let up = |index: &usize| self.agents[*index].is_up();
         (0..self.agents.len())
@@ -75,7 +75,7 @@ impl Cluster {
     /// Waits until the master leads, that is, answers questions about its agents.
     ///
     /// # Errors
-    /// [`ClusterError::TimedOut`].
+    /// [`TimedOut`](super::ClusterError::TimedOut).
     pub fn wait_master_leading(&self) -> Result<()> {
         self.wait_for("a leading master", self.config.ready_within, || {
             let answer = self.get(services::MASTER, "/master/slaves").map_err(|error| error.to_string())?;
@@ -90,7 +90,7 @@ impl Cluster {
     /// Waits until every etcd member is healthy.
     ///
     /// # Errors
-    /// [`ClusterError::TimedOut`].
+    /// [`TimedOut`](super::ClusterError::TimedOut).
     pub fn wait_etcd_healthy(&self) -> Result<()> {
         for address in services::etcd_clients(&self.config) {
             self.wait_for(&format!("a healthy etcd at {address}"), self.config.ready_within, || {
@@ -107,7 +107,7 @@ impl Cluster {
     /// [`until`], with this cluster's logs.
     ///
     /// # Errors
-    /// [`ClusterError::TimedOut`].
+    /// [`TimedOut`](super::ClusterError::TimedOut).
     pub fn wait_for<T>(
         &self,
         what: &str,
