@@ -95,10 +95,15 @@ impl ClusterConfig {
         let listen = format!("{{hub}}:{STORAGE_PORT}");
         let control = format!("http://{listen}");
         let argv = [&storage, "--listen", &listen, "--dir", "{cluster}/storage"];
-        self.hub_services.push(ServiceSpec::new("storage", argv));
+        let ready = ["curl", "-s", "-o", "/dev/null", &control];
+        self.hub_services.push(ServiceSpec::new("storage", argv).ready_when(ready));
         for driver in drivers {
             let argv = [&plugin, "--driver", driver, "--control", &control, "--host", "{host}"];
-            self.host_services.push(ServiceSpec::new(format!("plugin-{driver}"), argv));
+            let socket = format!("/run/docker/plugins/{driver}.sock");
+            let ready =
+                ["curl", "-sf", "--unix-socket", &socket, "-X", "POST", "http://plugin/Plugin.Activate"];
+            let plugin = ServiceSpec::new(format!("plugin-{driver}"), argv).ready_when(ready);
+            self.host_services.push(plugin);
         }
         Ok(())
     }
@@ -149,12 +154,23 @@ pub struct ServiceSpec {
     pub argv: Vec<String>,
     /// Its environment, besides `PATH`, `HOME` and `LANG`.
     pub env: BTreeMap<String, String>,
+    /// A program that succeeds on the host once the service is ready; none: it is ready at once. A host's next
+    /// service starts after that.
+    pub ready: Vec<String>,
 }
 
 impl ServiceSpec {
-    /// A service without an environment of its own.
+    /// A service without an environment of its own, ready at once.
     pub fn new<A: Into<String>>(name: impl Into<String>, argv: impl IntoIterator<Item = A>) -> Self {
-        Self { name: name.into(), argv: argv.into_iter().map(Into::into).collect(), env: BTreeMap::new() }
+        let argv = argv.into_iter().map(Into::into).collect();
+        Self { name: name.into(), argv, env: BTreeMap::new(), ready: Vec::new() }
+    }
+
+    /// Says which program succeeds on the host once the service is ready.
+    #[must_use]
+    pub fn ready_when<A: Into<String>>(mut self, argv: impl IntoIterator<Item = A>) -> Self {
+        self.ready = argv.into_iter().map(Into::into).collect();
+        self
     }
 
     /// Adds one environment variable.
@@ -170,6 +186,7 @@ impl ServiceSpec {
             name: self.name.clone(),
             argv: self.argv.iter().map(|argument| place.fill(argument)).collect(),
             env: self.env.iter().map(|(name, value)| (name.clone(), place.fill(value))).collect(),
+            ready: self.ready.iter().map(|argument| place.fill(argument)).collect(),
         }
     }
 }

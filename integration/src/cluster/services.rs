@@ -83,7 +83,7 @@ fn master(name: &str, at: SocketAddrV4, config: &ClusterConfig, argv: Vec<String
     if config.modules.as_ref().is_some_and(|modules| modules.master.is_some()) {
         set("MESOS_MODULES", "file://{dir}/modules.json".to_owned());
     }
-    ServiceSpec { name: name.to_owned(), argv, env }
+    ServiceSpec { name: name.to_owned(), argv, env, ready: Vec::new() }
 }
 
 pub(super) fn agent(config: &ClusterConfig, id: &str) -> ServiceSpec {
@@ -124,6 +124,7 @@ pub(super) fn agent(config: &ClusterConfig, id: &str) -> ServiceSpec {
         name: "agent".to_owned(),
         argv: vec![node, "agent".to_owned(), format!("master@{MASTER}")],
         env,
+        ready: Vec::new(),
     }
 }
 

@@ -18,6 +18,7 @@ use super::error::{ClusterError, Doing, Result};
 use super::guardian::Guardian;
 use super::network;
 use super::protocol::{Ended, HostReply, HostRequest, HostSetup, Output, receive, send};
+use super::wait::until;
 
 /// How long [`Host::exec`] lets a program run.
 const EXEC_TIMEOUT: Duration = Duration::from_secs(60);
@@ -183,8 +184,7 @@ impl Host {
     /// # Errors
     /// When the host is down, does not know the service, or it runs already.
     pub fn start_service(&self, name: &str) -> Result<u32> {
-        let service = self.services.iter().find(|service| service.name == name);
-        self.start_filled(service.ok_or_else(|| self.refused(&format!("has no service {name}")))?)
+        self.start_filled(self.configured(name)?)
     }
 
     /// Starts a service that was not configured. It does not come back with the host.
@@ -195,8 +195,29 @@ impl Host {
         self.start_filled(&service.at(&self.place))
     }
 
+    /// Waits until a configured service says that it is ready.
+    ///
+    /// # Errors
+    /// When the host is down, does not know the service, or [`ClusterError::TimedOut`].
+    pub fn wait_service_ready(&self, name: &str, within: Duration) -> Result<()> {
+        let service = self.configured(name)?;
+        if service.ready.is_empty() {
+            return Ok(());
+        }
+        until(&format!("{name} on {}", self.name), within, &self.logs, || match self.exec(&service.ready) {
+            Ok(output) if output.success() => Ok(()),
+            Ok(output) => Err(format!("{:?} {}", output.ended, output.stderr.trim())),
+            Err(error) => Err(error.to_string()),
+        })
+    }
+
+    fn configured(&self, name: &str) -> Result<&ServiceSpec> {
+        let service = self.services.iter().find(|service| service.name == name);
+        service.ok_or_else(|| self.refused(&format!("has no service {name}")))
+    }
+
     fn start_filled(&self, service: &ServiceSpec) -> Result<u32> {
-        let ServiceSpec { name, argv, env } = service.clone();
+        let ServiceSpec { name, argv, env, ready: _ } = service.clone();
         match self.ask(&HostRequest::Start { name, argv, env })? {
             HostReply::Started { pid } => Ok(pid),
             other => Err(self.unexpected(&other)),

@@ -13,6 +13,8 @@ use crate::cluster::wait::until;
 
 /// How long an init may take from its start to its first answer.
 const BOOT: Duration = Duration::from_secs(20);
+/// How long a service may take to become ready.
+const SERVICE: Duration = Duration::from_secs(30);
 
 impl Host {
     /// Starts a host that was killed, with all its services: a new boot id, an empty `/run`, the disk as it was.
@@ -90,9 +92,13 @@ impl Host {
         Ok(pid)
     }
 
-    /// Starts every service of the host, in order.
+    /// Starts every service of the host, in order, each when the one before is ready.
     pub(in crate::cluster) fn start_services(&self) -> Result<()> {
-        self.services.iter().try_for_each(|service| self.start_service(&service.name).map(drop))
+        for service in &self.services {
+            self.start_service(&service.name)?;
+            self.wait_service_ready(&service.name, SERVICE)?;
+        }
+        Ok(())
     }
 }
 
