@@ -269,7 +269,8 @@ impl Core {
         if self.running {
             return self.kill(now, self.shutdown_grace.saturating_sub(SHUTDOWN_RESERVE));
         }
-        vec![Action::Exit(0)]
+        // A task that has ended waits for its last acknowledgement; `leave_at` bounds that.
+        if self.ended { Vec::new() } else { vec![Action::Exit(0)] }
     }
 
     fn disconnected(&mut self, now: Moment) -> Vec<Action> {
@@ -337,7 +338,7 @@ impl Core {
             // The agent did not return. Nothing brings it back for this executor: end as on SHUTDOWN.
             self.recovery_until = None;
             self.recovery_timeout = None;
-            actions.extend(self.shutdown(now));
+            actions.extend(self.disconnected(now));
         }
         if due(self.completion_at) {
             self.out_of_time = true;

@@ -196,6 +196,14 @@ fn shutdown_kills_within_the_agents_patience_and_before_a_task_just_ends() {
 }
 
 #[test]
+fn shutdown_after_the_end_still_waits_for_the_last_acknowledgement() {
+    let mut bench = Bench::running(None);
+    bench.at(1.0, Input::Ended(Ended::Exited(0)));
+    assert_eq!(bench.event(1.0, json!({ "type": "SHUTDOWN" })), []);
+    assert_eq!(bench.event(1.0, acknowledged("u3")), [Action::Exit(0)]);
+}
+
+#[test]
 fn a_last_update_that_nobody_acknowledges_does_not_hold_the_executor_for_ever() {
     let mut bench = Bench::running(None);
     bench.at(1.0, Input::Ended(Ended::Exited(0)));
