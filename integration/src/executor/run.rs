@@ -36,7 +36,9 @@ pub(super) async fn run(setup: Setup) -> i32 {
         setup.task_command.clone(),
         Box::new(random_uuid),
     );
-    Shell { setup, agent, core, link: None, task: None, subscribe_at: Some(Instant::now()) }.run().await
+    Shell { setup, agent, core, link: None, task: None, subscribe_at: Some(Instant::now()), last_error: None }
+        .run()
+        .await
 }
 
 struct Shell {
@@ -47,6 +49,7 @@ struct Shell {
     task: Option<Task>,
     /// When to try the next link; `None` while there is one.
     subscribe_at: Option<Instant>,
+    last_error: Option<String>,
 }
 
 impl Shell {
@@ -69,7 +72,7 @@ impl Shell {
                 Ok(event) => Input::Event(event),
                 Err(error) => {
                     let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-                    eprintln!("mesos-executor: {error}{cause}; subscribing again");
+                    self.complain(format!("{error}{cause}"));
                     self.link = None;
                     self.subscribe_at = Some(Instant::now() + SUBSCRIBE_AGAIN_AFTER);
                     Input::Disconnected
@@ -85,6 +88,14 @@ impl Shell {
                 None
             }
             () = until(deadline) => Some(Input::Tick),
+        }
+    }
+
+    /// The agent may be away for minutes: the same complaint is made once.
+    fn complain(&mut self, error: String) {
+        if self.last_error.as_ref() != Some(&error) {
+            eprintln!("mesos-executor: {error}; subscribing again");
+            self.last_error = Some(error);
         }
     }
 
@@ -148,8 +159,9 @@ fn now() -> Moment {
     Moment { instant: Instant::now(), unix }
 }
 
-/// The canonical base64 form of 16 random bytes: 21 letters of 6 bits, one of the four that carry the last 2 bits, and
-/// padding. The protocol carries an update's id in this form, and nothing here ever needs the bytes.
+/// A random (version 4) UUID in the canonical base64 form of its 16 bytes: 21 letters of 6 bits, one that carries the
+/// last 2 bits, and padding. The protocol carries an update's id in this form, and nothing here ever needs the bytes.
+/// Version and variant must be right: an agent that reads an id without them aborts.
 fn random_uuid() -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut random = [0_u8; 22];
@@ -157,6 +169,8 @@ fn random_uuid() -> String {
     std::fs::File::open("/dev/urandom")
         .and_then(|mut source| std::io::Read::read_exact(&mut source, &mut random))
         .expect("/dev/urandom is there and never ends");
+    random[8] = (random[8] & 0b11) | 0b01_0000; // bits 48 to 53 begin byte 6: version 4
+    random[10] = (random[10] & 0b11_1100) | 0b10; // bits 64 and 65 begin byte 8: the variant
     let mut text: String =
         random[..21].iter().map(|byte| char::from(LETTERS[usize::from(byte & 63)])).collect();
     text.push(char::from(LETTERS[usize::from(random[21] & 3) << 4]));
@@ -172,7 +186,10 @@ mod tests {
     fn an_update_id_is_canonical_base64_of_sixteen_bytes() {
         let id = random_uuid();
         assert_eq!(id.len(), 24);
-        assert!(id.ends_with("==") && matches!(id.as_bytes()[21], b'A' | b'Q' | b'g' | b'w'), "{id}");
+        let letters = id.as_bytes();
+        assert!(id.ends_with("==") && matches!(letters[21], b'A' | b'Q' | b'g' | b'w'), "{id}");
+        assert!(matches!(letters[8], b'Q'..=b'T'), "version 4: {id}");
+        assert!(b"CGKOSWaeimquy26+".contains(&letters[10]), "variant 1: {id}");
         assert_ne!(id, random_uuid());
     }
 }

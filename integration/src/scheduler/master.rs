@@ -3,7 +3,7 @@
 //! One link is one subscription and the calls made while it lives. A failed call ends the link: the next subscription
 //! begins with a reconciliation, which finds out what became of it.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use reqwest::{
     Client, Response, StatusCode,
@@ -26,6 +26,9 @@ const STREAM_ID: &str = "Mesos-Stream-Id";
 
 /// A master that does not answer within this is tried again, or another one is.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// For the answer to a call that was under way when the master closed the stream.
+const LAST_ANSWER_LIMIT: Duration = Duration::from_millis(200);
 
 /// A connection on a healthy network is there at once.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
@@ -132,9 +135,14 @@ async fn live(
 ) -> Result<(), LinkError> {
     let (url, response) = subscribe(client, base, body).await?;
     let stream = response.headers().get(STREAM_ID).cloned();
+    let mut writing = pin!(write(client, &url, stream, calls, received));
     tokio::select! {
-        ended = read(response, received) => ended,
-        ended = write(client, &url, stream, calls, received) => ended,
+        ended = &mut writing => ended,
+        ended = read(response, received) => {
+            // A teardown closes the stream, perhaps before its own answer has come.
+            let _ = tokio::time::timeout(LAST_ANSWER_LIMIT, writing).await;
+            ended
+        }
     }
 }
 

@@ -145,6 +145,10 @@ impl Shell {
                     self.drop_link();
                 }
                 Output::Rejected(message) => {
+                    // After a teardown whose answer was lost, this is the answer: the framework is gone.
+                    if let Some(answer) = self.torn_down.take() {
+                        let _ = answer.send(());
+                    }
                     self.board.fail(message);
                     return Next::End;
                 }
