@@ -5,7 +5,7 @@
 //! checks and health checks, no capabilities, no TTY, and for a task with an image a plain `chroot` without a mount
 //! namespace of the task's own (the image's mounts are already in the container's namespace).
 //!
-//! One thread, no background work. [`core`](self) decisions are pure and live in `core.rs`; `run.rs` is the shell
+//! One thread. The decisions are pure and live in `core.rs`; `run.rs` is the shell
 //! that receives, asks the core and does what it says; `agent.rs` alone knows HTTP; `task.rs` alone starts processes.
 
 mod agent;

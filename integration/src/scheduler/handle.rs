@@ -324,3 +324,41 @@ impl Drop for Scheduler {
 fn run_id() -> String {
     format!("{:x}", SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A scheduler whose master does not exist: port 9 of the loopback refuses connections.
+    fn without_master() -> Scheduler {
+        Scheduler::start("http://127.0.0.1:9", SchedulerConfig::default()).unwrap()
+    }
+
+    #[test]
+    fn a_wait_ends_at_its_deadline_and_says_what_was_seen() {
+        let scheduler = without_master();
+        scheduler.run(App::shell("a", "true").unwrap()).unwrap();
+        let deadline = Instant::now() + Duration::from_millis(20);
+        let error = scheduler.wait_until_running("a", deadline).unwrap_err();
+        assert!(Instant::now() >= deadline);
+        assert_eq!(error.to_string(), "deadline passed; seen so far: nothing");
+    }
+
+    #[test]
+    fn an_app_runs_once_and_can_be_stopped_once() {
+        let scheduler = without_master();
+        scheduler.run(App::shell("a", "true").unwrap()).unwrap();
+        let again = scheduler.run(App::shell("a", "true").unwrap());
+        assert!(matches!(again, Err(SchedulerError::Run(RunError::AlreadyThere { .. }))), "{again:?}");
+        scheduler.stop("a").unwrap();
+        assert!(matches!(scheduler.stop("a"), Err(SchedulerError::Run(RunError::NotThere { .. }))));
+    }
+
+    #[test]
+    fn waiters_of_a_scheduler_that_ended_are_told_why() {
+        let board = Board::default();
+        board.fail("Framework has been removed".into());
+        let waited = board.wait(Instant::now() + Duration::from_secs(60), |_| None::<()>);
+        assert_eq!(waited, Err(Some("Framework has been removed".into())));
+    }
+}

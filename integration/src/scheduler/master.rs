@@ -21,6 +21,9 @@ use crate::recordio::{Decoder, RecordError};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
+/// The scheduler API by its full name: the short one exists only where the process's main actor is the master.
+const API: &str = "/master/api/v1/scheduler";
+
 /// Names a subscription; every call must carry it.
 const STREAM_ID: &str = "Mesos-Stream-Id";
 
@@ -148,7 +151,7 @@ async fn live(
 
 /// Subscribes at the leader, to whom other masters point with a redirect.
 async fn subscribe(client: &Client, base: String, body: String) -> Result<(String, Response), LinkError> {
-    let mut url = format!("{base}/api/v1/scheduler");
+    let mut url = format!("{base}{API}");
     for _ in 0..=MAX_REDIRECTS {
         let request = client.post(&url).body(body.clone());
         let response =
@@ -170,7 +173,7 @@ async fn subscribe(client: &Client, base: String, body: String) -> Result<(Strin
 /// Mesos redirects to `//host:port` with or without a path, and without a scheme. Only the host matters.
 fn leader_url(location: &str) -> Option<String> {
     let authority = location.split_once("//")?.1.split('/').next()?;
-    (!authority.is_empty()).then(|| format!("http://{authority}/api/v1/scheduler"))
+    (!authority.is_empty()).then(|| format!("http://{authority}{API}"))
 }
 
 async fn read(
@@ -220,7 +223,7 @@ mod tests {
 
     #[test]
     fn the_leader_is_read_out_of_a_redirect() {
-        let expected = Some("http://10.0.0.1:5050/api/v1/scheduler".to_owned());
+        let expected = Some("http://10.0.0.1:5050/master/api/v1/scheduler".to_owned());
         assert_eq!(leader_url("//10.0.0.1:5050/master/api/v1/scheduler"), expected);
         assert_eq!(leader_url("http://10.0.0.1:5050"), expected);
         assert_eq!(leader_url("/elsewhere"), None);
