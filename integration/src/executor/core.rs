@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::protocol::{Caller, CommandInfo, Event, Kill, KillPolicy, TaskInfo};
+use super::{
+    ended::Ended,
+    protocol::{Caller, CommandInfo, Event, Kill, KillPolicy, TaskInfo},
+};
 
 /// Mesos's command executor's own default when neither the kill nor the task says how long to wait.
 const DEFAULT_KILL_GRACE: Duration = Duration::from_secs(3);
@@ -25,18 +28,6 @@ pub(super) struct Moment {
     pub(super) instant: Instant,
     /// Seconds since the Unix epoch.
     pub(super) unix: f64,
-}
-
-/// How the task's process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ended {
-    Exited(i32),
-    Signalled {
-        signal: i32,
-        core_dumped: bool,
-    },
-    /// The kernel did not tell.
-    Unknown,
 }
 
 /// What happened.
@@ -296,7 +287,7 @@ impl Core {
         } else {
             ("TASK_FAILED", None)
         };
-        self.finish(now, state, reason, &describe(ended))
+        self.finish(now, state, reason, &ended.describe())
     }
 
     fn finish(&mut self, now: Moment, state: &str, reason: Option<&str>, message: &str) -> Vec<Action> {
@@ -390,41 +381,6 @@ fn send(caller: &Caller, update: &mut Update) -> Action {
 
 fn grace(policy: Option<&KillPolicy>) -> Option<Duration> {
     Some(policy?.grace_period?.duration())
-}
-
-/// In the words of Mesos's own command executor, which users and tools know.
-fn describe(ended: Ended) -> String {
-    match ended {
-        Ended::Exited(status) => format!("Command exited with status {status}"),
-        Ended::Signalled { signal, core_dumped } => {
-            let dumped = if core_dumped { " (core dumped)" } else { "" };
-            format!("Command terminated with signal {}{dumped}", signal_name(signal))
-        }
-        Ended::Unknown => "Failed to get exit status for Command".into(),
-    }
-}
-
-/// glibc's `strsignal`.
-fn signal_name(signal: i32) -> String {
-    let name = match signal {
-        1 => "Hangup",
-        2 => "Interrupt",
-        3 => "Quit",
-        4 => "Illegal instruction",
-        5 => "Trace/breakpoint trap",
-        6 => "Aborted",
-        7 => "Bus error",
-        8 => "Floating point exception",
-        9 => "Killed",
-        10 => "User defined signal 1",
-        11 => "Segmentation fault",
-        12 => "User defined signal 2",
-        13 => "Broken pipe",
-        14 => "Alarm clock",
-        15 => "Terminated",
-        _ => return format!("Signal {signal}"),
-    };
-    name.to_owned()
 }
 
 #[cfg(test)]

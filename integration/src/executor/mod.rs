@@ -10,6 +10,7 @@
 
 mod agent;
 mod core;
+mod ended;
 mod protocol;
 mod rootfs;
 mod run;

@@ -140,7 +140,7 @@ async fn next_event(link: Option<&mut Link>) -> Result<super::protocol::Event, s
     }
 }
 
-async fn task_ended(task: Option<&mut Task>) -> super::core::Ended {
+async fn task_ended(task: Option<&mut Task>) -> super::ended::Ended {
     match task {
         Some(task) => task.ended().await,
         None => pending().await,

@@ -6,7 +6,7 @@ use rustix::process::{Pid, Signal};
 use tokio::process::{Child, Command};
 
 use super::{
-    core::Ended,
+    ended::Ended,
     protocol::CommandInfo,
     rootfs,
     setup::{Image, Setup},

@@ -14,7 +14,8 @@ use serde_json::Value;
 
 use super::{
     SchedulerConfig,
-    app::{App, AppId, RestartPolicy},
+    app::{App, AppId},
+    entry::{Active, Entry, Phase},
     history::{TaskEvent, TaskState},
     offer::Offer,
     protocol::{Caller, Event, TaskStatus},
@@ -64,34 +65,6 @@ pub(super) enum Output {
     Reconnect,
     /// The master does not want this framework any more.
     Rejected(String),
-}
-
-/// The task that counts.
-#[derive(Debug)]
-struct Active {
-    task_id: String,
-    agent_id: String,
-    running_since: Option<Instant>,
-    /// Set once the app was told to stop: when to send the next kill.
-    kill_at: Option<Instant>,
-}
-
-#[derive(Debug)]
-enum Phase {
-    Waiting {
-        until: Instant,
-        /// Whether the master was asked for offers since `until`.
-        revived: bool,
-    },
-    Active(Active),
-    Ended,
-}
-
-#[derive(Debug)]
-struct Entry {
-    app: App,
-    phase: Phase,
-    failures: i32,
 }
 
 /// What is remembered of every task, so that repeated and late updates are understood.
@@ -359,7 +332,7 @@ impl Core {
             let app_id = app_id.clone();
             self.apps.remove(&app_id);
         } else {
-            entry.ended(now, state, &self.config);
+            entry.ended(now.instant, state, self.config.backoff);
         }
     }
 
@@ -415,40 +388,6 @@ impl Known {
             at: now.instant,
             wall: now.wall,
         }
-    }
-}
-
-impl Entry {
-    fn active(&self) -> Option<&Active> {
-        match &self.phase {
-            Phase::Active(active) => Some(active),
-            _ => None,
-        }
-    }
-
-    /// The task that counted has ended or is lost: decides whether and when another one follows. A task lost with its
-    /// agent did nothing wrong, and is replaced at once, unless launches are being lost one after the other.
-    fn ended(&mut self, now: Moment, state: TaskState, config: &SchedulerConfig) {
-        let again = match self.app.restart {
-            RestartPolicy::Always => true,
-            RestartPolicy::OnFailure => state != TaskState::Finished,
-            RestartPolicy::Never => false,
-        };
-        if !again {
-            self.phase = Phase::Ended;
-            return;
-        }
-        let backoff = self.app.backoff.unwrap_or(config.backoff);
-        let running_since = self.active().and_then(|active| active.running_since);
-        if running_since.is_some_and(|since| now.instant.duration_since(since) >= backoff.reset_after()) {
-            self.failures = 0;
-        }
-        let at_once = state.is_loss() && (running_since.is_some() || self.failures == 0);
-        let delay = if at_once { Duration::ZERO } else { backoff.delay(self.failures) };
-        if !(state.is_loss() && running_since.is_some()) {
-            self.failures = self.failures.saturating_add(1);
-        }
-        self.phase = Phase::Waiting { until: now.instant + delay, revived: false };
     }
 }
 

@@ -9,7 +9,9 @@
 
 mod app;
 mod backoff;
+mod container;
 mod core;
+mod entry;
 mod handle;
 mod history;
 mod master;
@@ -18,8 +20,9 @@ mod protocol;
 mod run;
 
 pub use self::{
-    app::{App, AppError, AppId, Constraints, Container, DockerVolume, RestartPolicy, Volume, VolumeMode},
+    app::{App, AppError, AppId, Constraints, RestartPolicy},
     backoff::Backoff,
+    container::{Container, DockerVolume, Volume, VolumeMode},
     core::RunError,
     handle::{Scheduler, SchedulerError, WaitError},
     history::{TaskEvent, TaskState},
