@@ -1,7 +1,7 @@
 //! Mesos's messages, as far as the isolator reads and writes them.
 
 use prost::Message;
-use shared::volume::ContainerId;
+use shared::volume::ContainerId as ContainerName;
 
 /// The types of proto/mesos.proto.
 #[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]
@@ -23,18 +23,16 @@ pub const NEW_MOUNT_NAMESPACE: i32 = 0x0002_0000;
 ///
 /// # Errors
 /// A sentence; Mesos gives no such bytes unless its ABI is another one.
-pub fn container_id(bytes: &[u8]) -> Result<ContainerId, String> {
-    let id = ContainerIdMessage::decode(bytes).map_err(|error| format!("not a ContainerID: {error}"))?;
+pub fn container_id(bytes: &[u8]) -> Result<ContainerName, String> {
+    let id = ContainerId::decode(bytes).map_err(|error| format!("not a ContainerID: {error}"))?;
     named(&id)
 }
-
-use generated::ContainerId as ContainerIdMessage;
 
 /// As [`container_id`], of a message that was decoded already.
 ///
 /// # Errors
 /// A sentence, when a part of the id is no name.
-pub fn named(id: &ContainerIdMessage) -> Result<ContainerId, String> {
+pub fn named(id: &ContainerId) -> Result<ContainerName, String> {
     let mut parts = vec![id.value.as_str()];
     let mut inner = id;
     while let Some(parent) = inner.parent.as_deref() {
@@ -43,7 +41,7 @@ pub fn named(id: &ContainerIdMessage) -> Result<ContainerId, String> {
     }
     parts.reverse();
     let joined = parts.join(".");
-    ContainerId::new(joined.clone()).map_err(|error| format!("the container id {joined:?} {error}"))
+    ContainerName::new(joined.clone()).map_err(|error| format!("the container id {joined:?} {error}"))
 }
 
 #[cfg(test)]
@@ -52,8 +50,8 @@ mod tests {
 
     #[test]
     fn a_nested_container_is_named_from_the_outside_in() {
-        let parent = ContainerIdMessage { value: "p".into(), parent: None };
-        let id = ContainerIdMessage { value: "c".into(), parent: Some(Box::new(parent)) };
+        let parent = ContainerId { value: "p".into(), parent: None };
+        let id = ContainerId { value: "c".into(), parent: Some(Box::new(parent)) };
         assert_eq!(container_id(&id.encode_to_vec()).unwrap().as_str(), "p.c");
         assert!(container_id(b"\xff").is_err());
     }

@@ -144,7 +144,9 @@ fn from_environment(environment: &Environment) -> Result<Vec<TaskVolume>, String
         }
         *slot = Some((format!("variable {}", variable.name), variable.value.clone().unwrap_or_default()));
     }
-    found.retain(|_, settings| settings.name.is_some() || settings.driver.is_some() || settings.container_path.is_some());
+    found.retain(|_, settings| {
+        settings.name.is_some() || settings.driver.is_some() || settings.container_path.is_some()
+    });
     let volumes = found.into_iter().map(|(number, mut settings)| {
         // mesos-module-dvdi lets the driver create what is missing, unless told otherwise.
         settings.options.get_or_insert_with(Default::default);
@@ -158,7 +160,8 @@ impl Settings {
         let Some((key, name)) = self.name else {
             return Err(format!("{name_key} is missing, while other settings of that volume are given"));
         };
-        let name = VolumeName::new(name.as_str()).map_err(|e| format!("{key}={name:?}: the volume name {e}"))?;
+        let name =
+            VolumeName::new(name.as_str()).map_err(|e| format!("{key}={name:?}: the volume name {e}"))?;
         let driver = match self.driver {
             Some((key, driver)) => {
                 Driver::new(driver.as_str()).map_err(|e| format!("{key}={driver:?}: the driver name {e}"))?
@@ -231,7 +234,8 @@ mod tests {
     }
 
     fn environment(pairs: &[(&str, &str)]) -> Environment {
-        let variable = |(name, value): &(&str, &str)| Variable { name: (*name).into(), value: Some((*value).into()) };
+        let variable =
+            |(name, value): &(&str, &str)| Variable { name: (*name).into(), value: Some((*value).into()) };
         Environment { variables: pairs.iter().map(variable).collect() }
     }
 
@@ -288,7 +292,10 @@ mod tests {
             (&[("extvol.name", "../x")], "label extvol.name=\"../x\": the volume name holds '/'"),
             (&[("extvol.name", "..")], "label extvol.name=\"..\""),
             (&[("extvol.name", "")], "label extvol.name=\"\": the volume name is empty"),
-            (&[("extvol.name", "a"), ("extvol.mode", "rwx")], "label extvol.mode=\"rwx\": the mode is rw or ro"),
+            (
+                &[("extvol.name", "a"), ("extvol.mode", "rwx")],
+                "label extvol.mode=\"rwx\": the mode is rw or ro",
+            ),
             (&[("extvol.name", "a"), ("extvol.container_path", "/a/../etc")], "segment \"..\""),
             (&[("extvol.name", "a"), ("extvol.container_path", "/")], "must name a directory below"),
             (&[("extvol.name", "a"), ("extvol.options", "size")], "\"size\" is not of the form key=value"),
@@ -324,9 +331,18 @@ mod tests {
                 ],
                 "ebs/a /data rw {\"iops\": \"150\", \"size\": \"5\"}\nrexray/b - rw must exist",
             ),
-            (&[("DVDI_VOLUME_DRIVER", "ebs")], "error: variable DVDI_VOLUME_NAME0 is missing, while other settings of that volume are given"),
-            (&[("DVDI_VOLUME_NAME", "a"), ("DVDI_VOLUME_NAME0", "b")], "error: variable DVDI_VOLUME_NAME0 is given twice, with and without the digit 0"),
-            (&[("DVDI_VOLUME_NAME", "a;rm"), ("DVDI_VOLUME_NAME2", "b/c")], "error: variable DVDI_VOLUME_NAME2=\"b/c\": the volume name holds '/', which is not allowed there"),
+            (
+                &[("DVDI_VOLUME_DRIVER", "ebs")],
+                "error: variable DVDI_VOLUME_NAME0 is missing, while other settings of that volume are given",
+            ),
+            (
+                &[("DVDI_VOLUME_NAME", "a"), ("DVDI_VOLUME_NAME0", "b")],
+                "error: variable DVDI_VOLUME_NAME0 is given twice, with and without the digit 0",
+            ),
+            (
+                &[("DVDI_VOLUME_NAME", "a;rm"), ("DVDI_VOLUME_NAME2", "b/c")],
+                "error: variable DVDI_VOLUME_NAME2=\"b/c\": the volume name holds '/', which is not allowed there",
+            ),
         ];
         for (pairs, expected) in table {
             assert_eq!(read(&task(&[], pairs)), expected);

@@ -14,8 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
 use shared::volume::{ContainerId, VolumeId};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
 
 /// The protocol's version, compared in `hello`: agent and keeper are upgraded one at a time.
 pub const VERSION: u32 = 1;

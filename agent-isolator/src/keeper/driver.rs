@@ -127,10 +127,8 @@ impl DockerPlugins {
     /// Where a plugin listens, by Docker's own rules of discovery.
     fn find(&self, driver: &Driver) -> Result<Endpoint, DriverError> {
         let name = driver.as_str();
-        let sockets = [
-            self.sockets.join(format!("{name}.sock")),
-            self.sockets.join(name).join(format!("{name}.sock")),
-        ];
+        let sockets =
+            [self.sockets.join(format!("{name}.sock")), self.sockets.join(name).join(format!("{name}.sock"))];
         let mut looked_for = Vec::new();
         for socket in sockets {
             if socket.exists() {
@@ -327,7 +325,10 @@ mod tests {
             (http("200 OK", r#"{"Mountpoint":"/m/vol1/data"}"#), "/m/vol1/data"),
             (http("200 OK", r#"{"Mountpoint":"/m","Err":""}"#), "/m"),
             (http("200 OK", r#"{"Err":"no such volume"}"#), "refused: no such volume"),
-            (http("500 Internal Server Error", r#"{"Err":"resource not found"}"#), "refused: resource not found"),
+            (
+                http("500 Internal Server Error", r#"{"Err":"resource not found"}"#),
+                "refused: resource not found",
+            ),
             (http("500 Internal Server Error", r#"{"Error":"old words"}"#), "refused: old words"),
             (http("404 Not Found", "404 page not found\n"), "refused: status 404, \"404 page not found\""),
             (http("200 OK", "{}"), "unresolved: without a Mountpoint"),
@@ -363,12 +364,16 @@ mod tests {
     async fn a_plugin_that_is_not_there_has_nothing_under_way() {
         let (directory, plugins) = plugin(vec![]);
         let gone = VolumeId { driver: Driver::new("other").unwrap(), ..volume() };
-        let Err(MountFault::Refused(why)) = plugins.mount(&gone, None, Token(Revision(7))).await else { panic!() };
+        let Err(MountFault::Refused(why)) = plugins.mount(&gone, None, Token(Revision(7))).await else {
+            panic!()
+        };
         assert!(why.contains("no Docker volume plugin named other") && why.contains("other.sock"), "{why}");
         // A socket that nobody listens at.
         drop(UnixListener::bind(directory.path().join("dead.sock")).unwrap());
         let dead = VolumeId { driver: Driver::new("dead").unwrap(), ..volume() };
-        let Err(MountFault::Refused(why)) = plugins.mount(&dead, None, Token(Revision(7))).await else { panic!() };
+        let Err(MountFault::Refused(why)) = plugins.mount(&dead, None, Token(Revision(7))).await else {
+            panic!()
+        };
         assert!(why.contains("could not be reached"), "{why}");
     }
 

@@ -87,7 +87,10 @@ fn now() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
 
-fn read<T: serde::de::DeserializeOwned>(snapshot: &Snapshot, key: &str) -> Result<Option<(T, Revision)>, StoreError> {
+fn read<T: serde::de::DeserializeOwned>(
+    snapshot: &Snapshot,
+    key: &str,
+) -> Result<Option<(T, Revision)>, StoreError> {
     let Some(entry) = snapshot.entries.get(key) else { return Ok(None) };
     match decode(&entry.value) {
         Ok(record) => Ok(Some((record, entry.mod_revision))),
@@ -114,8 +117,7 @@ fn token(lease: &HeldLease, at: Revision) -> Token {
 impl<S: LeaseStore> Leases<S> {
     /// Without a session yet.
     pub fn new(store: S, keys: Keys, identity: Identity) -> Self {
-        let writer =
-            Writer { keys: keys.clone(), cluster: Vec::new(), holder: identity.holder.clone() };
+        let writer = Writer { keys: keys.clone(), cluster: Vec::new(), holder: identity.holder.clone() };
         Self { store, keys, identity, writer, session: None, leases: BTreeMap::new(), agent_id: None }
     }
 
@@ -475,13 +477,13 @@ impl<S: LeaseStore> Leases<S> {
     async fn read_lease(&mut self, volume: &VolumeId, freeing: bool) -> Result<(), LeaseFault> {
         let key = self.keys.lease(volume);
         let snapshot = self.store.get(std::slice::from_ref(&key)).await.map_err(unavailable)?;
-        let (session, _) = self.session().map_err(unavailable)?;
+        let epoch = self.session().map_err(unavailable)?.0.epoch;
         let lease = read::<LeaseRecord>(&snapshot, &key).map_err(lost)?;
         let before = self.leases.remove(volume);
         match lease {
             Some((lease, at))
                 if matches!(
-                    claim(Some(&lease), &self.identity.holder, session.epoch, None),
+                    claim(Some(&lease), &self.identity.holder, epoch, None),
                     Claim::Mine(_)
                 ) =>
             {

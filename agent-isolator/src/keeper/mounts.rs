@@ -290,7 +290,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let roots = [root.path().to_owned()];
         let inside = root.path().join("vol1");
-        std::fs::create_dir(&inside).unwrap();
+        fs::create_dir(&inside).unwrap();
         let refused = |path: &Path| identify(path.to_str().unwrap(), &roots).unwrap_err();
         assert!(refused(&inside).contains("nothing is mounted"));
         assert!(refused(Path::new("/usr")).contains("not below mount_roots"));

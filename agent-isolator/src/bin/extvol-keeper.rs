@@ -1,0 +1,147 @@
+//! `extvol-keeper`: owns the leases and mounts of external volumes on one Mesos agent host.
+
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use agent_isolator::keeper::checkpoint::{Checkpoint, lock, machine};
+use agent_isolator::keeper::driver::DockerPlugins;
+use agent_isolator::keeper::leases::{Identity, Leases, sentence};
+use agent_isolator::keeper::{Keeper, random_id, server};
+use agent_isolator::parameters::KeeperParameters;
+use shared::etcd::{EtcdConfig, EtcdStore};
+use shared::keys::Keys;
+
+const USAGE: &str = "\
+usage: extvol-keeper [--detach] [--config FILE] [--NAME=VALUE ...]
+
+  --config FILE   a JSON object of parameters, names and values as strings
+  --NAME=VALUE    one parameter; etcd_endpoints is required, README.md lists all
+  --detach        go on in the background, away from the caller's session and cgroups
+";
+
+fn main() -> ExitCode {
+    let run = || -> Result<(), String> {
+        let (detach, pairs) = arguments(std::env::args().skip(1))?;
+        let parameters = KeeperParameters::read(&pairs).map_err(|error| error.to_string())?;
+        if detach {
+            return start_detached(&parameters);
+        }
+        run(parameters)
+    };
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            // Nothing can be done about a standard error that is closed.
+            let _ = writeln!(std::io::stderr(), "extvol-keeper: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn arguments(given: impl Iterator<Item = String>) -> Result<(bool, Vec<(String, String)>), String> {
+    let (mut detach, mut pairs, mut given) = (false, Vec::new(), given);
+    while let Some(argument) = given.next() {
+        match (argument.as_str(), argument.strip_prefix("--").and_then(|rest| rest.split_once('='))) {
+            ("--detach", _) => detach = true,
+            ("--config", _) => {
+                let file = given.next().ok_or("--config needs a file")?;
+                pairs.extend(config(&file)?);
+            }
+            (_, Some((name, value))) => pairs.push((name.to_owned(), value.to_owned())),
+            ("--help" | "-h", _) => return Err(USAGE.to_owned()),
+            (other, _) => return Err(format!("{other:?} is not understood\n{USAGE}")),
+        }
+    }
+    Ok((detach, pairs))
+}
+
+fn config(file: &str) -> Result<Vec<(String, String)>, String> {
+    let text = std::fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))?;
+    let pairs: std::collections::BTreeMap<String, String> =
+        serde_json::from_str(&text).map_err(|error| format!("{file}: {error}"))?;
+    Ok(pairs.into_iter().collect())
+}
+
+/// Starts this program again as a child that nobody waits for: it leaves the caller's session and
+/// cgroups, so that what ends the agent does not end the keeper.
+fn start_detached(parameters: &KeeperParameters) -> Result<(), String> {
+    let own = std::env::current_exe().map_err(|error| error.to_string())?;
+    let path = parameters.run_directory.join("keeper.log");
+    // The lock makes the directory too, and tells at once when another keeper runs.
+    drop(lock(&parameters.run_directory).map_err(|error| sentence(&error))?);
+    let log = std::fs::File::options().create(true).append(true).open(&path);
+    let log = log.map_err(|error| format!("{}: {error}", path.display()))?;
+    let mut command = Command::new(own);
+    command.args(parameters.given.iter().map(|(name, value)| format!("--{name}={value}")));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
+    command.env("EXTVOL_DETACHED", "1").spawn().map_err(|error| error.to_string())?;
+    Ok(())
+}
+
+/// Moves this process to the root of each cgroup hierarchy that it is below of.
+fn leave_cgroups() {
+    let table = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    for line in table.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
+        if path == "/" {
+            continue;
+        }
+        let name = controllers.strip_prefix("name=").unwrap_or(controllers);
+        let root = Path::new("/sys/fs/cgroup").join(name).join("cgroup.procs");
+        if let Err(error) = std::fs::write(&root, std::process::id().to_string()) {
+            tracing::warn!("the cgroup {controllers}:{path} could not be left: {error}");
+        }
+    }
+}
+
+fn run(parameters: KeeperParameters) -> Result<(), String> {
+    let filter = std::env::var("EXTVOL_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+    // A keeper with a part missing would go on half: better none, until it is started again.
+    std::panic::set_hook(Box::new(|panic| {
+        let _ = writeln!(std::io::stderr(), "extvol-keeper: a bug: {panic}");
+        std::process::abort();
+    }));
+    if std::env::var_os("EXTVOL_DETACHED").is_some() {
+        // It leads a process group already, and then setsid(2) is refused: that does no harm.
+        let _ = rustix::process::setsid();
+        leave_cgroups();
+    }
+    let _lock = lock(&parameters.run_directory).map_err(|error| sentence(&error))?;
+    let machine = machine(&parameters.state_directory).map_err(|error| sentence(&error))?;
+    let checkpoint = Checkpoint::new(&parameters.run_directory, &machine.boot_id);
+    let config = EtcdConfig {
+        request_timeout: parameters.request_timeout,
+        ..EtcdConfig::new(parameters.etcd_endpoints.clone())
+    };
+    let store = EtcdStore::new(config).map_err(|error| sentence(&error))?;
+    let identity = Identity {
+        holder: parameters.holder.clone(),
+        machine,
+        instance: random_id(),
+        naming: parameters.naming.clone(),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("the runtime could not be made: {error}"))?;
+    runtime.block_on(async {
+        let listener = server::listen(&parameters.socket())
+            .map_err(|error| format!("{}: {error}", parameters.socket().display()))?;
+        tracing::info!("keeper of holder {} listens at {}", parameters.holder, parameters.socket().display());
+        for root in &parameters.mount_roots {
+            if let Err(why) = agent_isolator::keeper::mounts::check_root(root) {
+                tracing::error!("{why}");
+            }
+        }
+        let keys = Keys::new(&parameters.etcd_prefix);
+        let leases = Leases::new(store, keys, identity);
+        let keeper = Keeper::start(parameters, checkpoint, leases, DockerPlugins::default());
+        tokio::spawn(server::serve(listener, keeper.events()));
+        keeper.run().await;
+        Ok(())
+    })
+}

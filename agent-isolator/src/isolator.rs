@@ -1,0 +1,253 @@
+//! The isolator, as the module's glue calls it on the thread of Mesos's containerizer.
+//!
+//! It is thin: it reads what Mesos gives, hands the call to its own thread, and returns. That thread
+//! talks to the keeper ([`connection`]) and completes what Mesos waits for. Nothing here blocks, and
+//! an agent that is killed at any point loses nothing: the keeper has all that counts.
+
+mod connection;
+mod starter;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use prost::Message;
+use shared::volume::ContainerId;
+use tokio::sync::mpsc;
+
+use self::connection::Command;
+use crate::mesos::container_config::ContainerClass;
+use crate::mesos::{
+    self, BIND, ContainerConfig, ContainerLaunchInfo, ContainerMountInfo, ContainerState,
+    NEW_MOUNT_NAMESPACE, READ_ONLY,
+};
+use crate::parameters::IsolatorParameters;
+use crate::target::{self, Places};
+use crate::task::{self, TaskVolume};
+use crate::wire::{Answer, Call, VolumeCall};
+
+/// Completes what Mesos waits for: called once, from any thread.
+pub type Done<T> = Box<dyn FnOnce(Result<T, String>) + Send>;
+
+/// The isolator of one agent.
+pub struct Isolator {
+    commands: mpsc::UnboundedSender<Command>,
+    agent_address: fn() -> Option<String>,
+    sandbox_directory: String,
+    containers: Mutex<Containers>,
+}
+
+/// What this agent process knows of its containers; those of an older one are in neither set.
+#[derive(Default)]
+struct Containers {
+    with_volumes: BTreeSet<ContainerId>,
+    without_volumes: BTreeSet<ContainerId>,
+}
+
+impl Isolator {
+    /// Checks the module's parameters and starts the isolator's thread. `agent_address` gives this
+    /// agent's `ip:port`, once Mesos has it.
+    ///
+    /// # Errors
+    /// A sentence to refuse loading with.
+    pub fn start(
+        parameters: &[(String, String)],
+        agent_address: fn() -> Option<String>,
+    ) -> Result<Self, String> {
+        let parameters = IsolatorParameters::read(parameters).map_err(|error| error.to_string())?;
+        let sandbox_directory = parameters.sandbox_directory.clone();
+        starter::check(&parameters)?;
+        let commands = connection::start(parameters)?;
+        Ok(Self { commands, agent_address, sandbox_directory, containers: Mutex::default() })
+    }
+
+    fn containers(&self) -> std::sync::MutexGuard<'_, Containers> {
+        // A panic while it was held is answered at the bridge; the sets are whole all the same.
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, command: Command) {
+        // Its thread ends only with the process. A command that is dropped fails what it would have
+        // completed.
+        let _ = self.commands.send(command);
+    }
+
+    /// The agent's address; before Mesos has one there are no containers either.
+    fn agent(&self) -> String {
+        (self.agent_address)().unwrap_or_default()
+    }
+
+    /// Tells the keeper which containers this agent goes on with (serialized
+    /// `mesos.slave.ContainerState`) and which it will clean up (serialized `mesos.ContainerID`).
+    ///
+    /// Never fails for the keeper's sake: a failed recover would stop the agent.
+    pub fn recover(&self, containers: Vec<Vec<u8>>, orphans: Vec<Vec<u8>>, done: Done<()>) {
+        let state = |bytes: Vec<u8>| {
+            let state = ContainerState::decode(bytes.as_slice())
+                .map_err(|error| format!("not a ContainerState: {error}"))?;
+            mesos::named(&state.container_id)
+        };
+        let known = containers.into_iter().map(state).collect::<Result<_, _>>();
+        let orphans = orphans.iter().map(|bytes| mesos::container_id(bytes)).collect::<Result<_, _>>();
+        match (known, orphans) {
+            (Ok(known), Ok(orphans)) => {
+                let call = Call::Recover { agent: self.agent(), known, orphans };
+                self.send(Command::Notify { call, done });
+            }
+            (Err(fault), _) | (_, Err(fault)) => done(Err(fault)),
+        }
+    }
+
+    /// Leases and mounts the volumes that a container (serialized `mesos.ContainerID`) names in its
+    /// configuration (serialized `mesos.slave.ContainerConfig`). The answer is a serialized
+    /// `mesos.slave.ContainerLaunchInfo`; none without volumes.
+    pub fn prepare(&self, container: &[u8], config: &[u8], done: Done<Option<Vec<u8>>>) {
+        let read = mesos::container_id(container).and_then(|container| {
+            let config =
+                ContainerConfig::decode(config).map_err(|error| format!("not a ContainerConfig: {error}"))?;
+            // A debug container lives in its parent's mount namespace, and sees its volumes.
+            let debug = config.container_class == Some(ContainerClass::Debug.into());
+            let volumes = if debug { Vec::new() } else { task::volumes(&config)? };
+            Ok((container, config, volumes))
+        });
+        let (container, config, volumes) = match read {
+            Ok(read) => read,
+            Err(fault) => return done(Err(fault)),
+        };
+        if volumes.is_empty() {
+            self.containers().without_volumes.insert(container);
+            return done(Ok(None));
+        }
+        self.containers().with_volumes.insert(container.clone());
+        let sandbox_directory = self.sandbox_directory.clone();
+        let agent = self.agent();
+        let begin = move || {
+            // Before anything is leased: a path that cannot be needs no undoing.
+            let targets = targets(&config, &volumes, &sandbox_directory)?;
+            let asked = |volume: &TaskVolume| VolumeCall {
+                volume: volume.volume.clone(),
+                create: volume.create.clone(),
+            };
+            let call = Call::Prepare {
+                container,
+                agent,
+                agent_id: agent_id(&config.directory),
+                volumes: volumes.iter().map(asked).collect(),
+            };
+            Ok((call, targets))
+        };
+        self.send(Command::Prepare { begin: Box::new(begin), done });
+    }
+
+    /// The container's first process exists: may it go on?
+    pub fn isolate(&self, container: &[u8], pid: i32, done: Done<()>) {
+        let container = match mesos::container_id(container) {
+            Ok(container) => container,
+            Err(fault) => return done(Err(fault)),
+        };
+        if !self.containers().with_volumes.contains(&container) {
+            return done(Ok(()));
+        }
+        match u32::try_from(pid) {
+            Ok(pid) => self.send(Command::Ask { call: Call::Isolate { container, pid }, done }),
+            Err(_) => done(Err(format!("{pid} is no process id"))),
+        }
+    }
+
+    /// Completes with a serialized `mesos.slave.ContainerLimitation` when the container must end.
+    pub fn watch(&self, container: &[u8], done: Done<Vec<u8>>) {
+        match mesos::container_id(container) {
+            Ok(container) => self.send(Command::Watch { container, done }),
+            Err(fault) => done(Err(fault)),
+        }
+    }
+
+    /// Gives the container's volumes back. Never fails for the keeper's sake: a failed cleanup would
+    /// leave the container for ever; the keeper is told as soon as it can be.
+    pub fn cleanup(&self, container: &[u8], done: Done<()>) {
+        let container = match mesos::container_id(container) {
+            Ok(container) => container,
+            Err(fault) => return done(Err(fault)),
+        };
+        self.send(Command::Unwatch { container: container.clone() });
+        let mut containers = self.containers();
+        containers.with_volumes.remove(&container);
+        if containers.without_volumes.remove(&container) {
+            drop(containers);
+            return done(Ok(()));
+        }
+        drop(containers);
+        self.send(Command::Notify { call: Call::Cleanup { container }, done });
+    }
+}
+
+/// The launch helper's mounts: where the volume goes in the container, if anywhere, and how.
+type Targets = Vec<Option<ContainerMountInfo>>;
+
+fn targets(
+    config: &ContainerConfig,
+    volumes: &[TaskVolume],
+    sandbox_directory: &str,
+) -> Result<Targets, String> {
+    let places = Places {
+        sandbox: Path::new(&config.directory),
+        rootfs: config.rootfs.as_deref().map(Path::new),
+        sandbox_in_image: sandbox_directory,
+    };
+    let target = |volume: &TaskVolume| {
+        let Some(path) = &volume.container_path else { return Ok(None) };
+        let target =
+            target::resolve(path, &places).map_err(|fault| format!("volume {}: {fault}", volume.volume))?;
+        let target = target.into_os_string().into_string();
+        let target = target.map_err(|t| format!("volume {}: {} is not UTF-8", volume.volume, t.display()))?;
+        let flags = BIND | if volume.read_only { READ_ONLY } else { 0 };
+        Ok(Some(ContainerMountInfo { target, source: None, flags: Some(flags) }))
+    };
+    volumes.iter().map(target).collect()
+}
+
+/// The answer to Mesos, from the keeper's.
+fn launch_info(answer: Answer, targets: Targets) -> Result<Option<Vec<u8>>, String> {
+    let Answer::Prepared { mount_points } = answer else {
+        return Err("the keeper's answer is not one to prepare".into());
+    };
+    if mount_points.len() != targets.len() {
+        return Err("the keeper's answer has another number of volumes than were asked for".into());
+    }
+    let mounts = mount_points.into_iter().zip(targets);
+    let mounts =
+        mounts.filter_map(|(source, target)| Some(ContainerMountInfo { source: Some(source), ..target? }));
+    let info = ContainerLaunchInfo { clone_namespaces: vec![NEW_MOUNT_NAMESPACE], mounts: mounts.collect() };
+    Ok(Some(info.encode_to_vec()))
+}
+
+/// The agent's id in a task's sandbox path, `<work>/slaves/<agent id>/frameworks/...`; a standalone
+/// container's has none.
+fn agent_id(sandbox: &str) -> Option<String> {
+    let (before, _) = sandbox.split_once("/frameworks/")?;
+    let (_, id) = before.rsplit_once("/slaves/")?;
+    Some(id.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tasks_sandbox_tells_the_agents_id() {
+        let sandbox = "/w/agents/0/work/slaves/1f-S0/frameworks/1f-0000/executors/e/runs/c";
+        assert_eq!(agent_id(sandbox).as_deref(), Some("1f-S0"));
+        assert_eq!(agent_id("/w/agents/0/work/containers/c"), None);
+    }
+
+    #[test]
+    fn the_launch_info_mounts_each_volume_where_it_goes() {
+        let target = ContainerMountInfo { target: "/s/data".into(), source: None, flags: Some(BIND) };
+        let answer = Answer::Prepared { mount_points: vec!["/m/a".into(), "/m/b".into()] };
+        let bytes = launch_info(answer, vec![None, Some(target)]).unwrap().unwrap();
+        let info = ContainerLaunchInfo::decode(bytes.as_slice()).unwrap();
+        assert_eq!(info.mounts.len(), 1);
+        assert_eq!(info.mounts[0].source.as_deref(), Some("/m/b"));
+        assert!(launch_info(Answer::Done, vec![]).is_err());
+    }
+}
