@@ -1,0 +1,27 @@
+// The isolator that Mesos sees. It holds no state and decides nothing: each
+// call becomes bytes and a completion, and goes to Rust.
+//
+// All functions run on the containerizer's own actor thread, one at a time, and
+// come back at once: the answers that take time come through a completion.
+
+#ifndef EXTVOL_ISOLATOR_SHIM_HPP
+#define EXTVOL_ISOLATOR_SHIM_HPP
+
+#include <string>
+#include <vector>
+
+#include <mesos/slave/isolator.hpp>
+
+#include "host_check_shim.hpp"
+#include "rust/cxx.h"
+
+namespace extvol {
+
+// nullptr after a sentence on stderr.
+mesos::slave::Isolator* createIsolator(
+    const mesos::Parameters& parameters,
+    const HostLayout& layout) noexcept;
+
+} // namespace extvol {
+
+#endif // EXTVOL_ISOLATOR_SHIM_HPP
