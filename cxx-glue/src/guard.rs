@@ -134,11 +134,7 @@ pub(crate) fn install_panic_hook() {
         panic::set_hook(Box::new(|info| {
             let place = info.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
             // Not through `tracing`, which may be what panicked. That stderr is closed changes nothing.
-            let _ = writeln!(
-                std::io::stderr(),
-                "extvol: bug: panic at {place}: {}",
-                message(info.payload())
-            );
+            let _ = writeln!(std::io::stderr(), "extvol: bug: panic at {place}: {}", message(info.payload()));
             // A thread on its way out has nobody to tell.
             let _ = PLACE.try_with(|cell| cell.set(Some(place)));
         }));

@@ -28,28 +28,19 @@ using std::size_t;
 using std::string;
 using std::to_string;
 
-// A private header of Mesos (src/module/manager.hpp), so restated here whatever
-// headers the rest is compiled against. Weak: where it is missing the library
-// still loads, and says so in a sentence of its own.
-namespace mesos {
-namespace modules {
-
-class ModuleManager
-{
-public:
-  // For each kind of module the lowest version to admit, which Mesos sets to
-  // its own version for all kinds. Filled before any library is opened.
-  static hashmap<string, string> kindToVersion __attribute__((weak));
-};
-
-} // namespace modules {
-} // namespace mesos {
-
 namespace extvol {
 
 namespace {
 
-using mesos::modules::ModuleManager;
+// mesos::modules::ModuleManager::kindToVersion: for each kind of module the
+// lowest version to admit, which Mesos sets to its own version for all kinds,
+// before it opens any library. Its header (src/module/manager.hpp) is not
+// installed. Weak: where it is missing the library still loads, and says so in
+// a sentence of its own.
+extern "C" hashmap<string, string> hostKindToVersion
+  __asm__("_ZN5mesos7modules13ModuleManager13kindToVersionB5cxx11E")
+  __attribute__((weak));
+
 
 string differs(
     const string& what,
@@ -385,7 +376,7 @@ optional<string> refuseVersion(const HostExpectations& e)
 
 string hostMesosVersion()
 {
-  if (&ModuleManager::kindToVersion == nullptr) {
+  if (&hostKindToVersion == nullptr) {
     return "";
   }
 
@@ -395,7 +386,7 @@ string hostMesosVersion()
   size_t kinds = 0;
   string isolator;
   string anonymous;
-  for (const auto& kindAndVersion : ModuleManager::kindToVersion) {
+  for (const auto& kindAndVersion : hostKindToVersion) {
     kinds++;
     if (kindAndVersion.first == "Isolator") {
       isolator = kindAndVersion.second;
@@ -403,7 +394,7 @@ string hostMesosVersion()
       anonymous = kindAndVersion.second;
     }
   }
-  return kinds == ModuleManager::kindToVersion.size() && isolator == anonymous
+  return kinds == hostKindToVersion.size() && isolator == anonymous
     ? isolator
     : "";
 }
