@@ -1,9 +1,9 @@
 //! The glue between Mesos and the two Rust halves: what `libextvol.so` is made of.
 //!
-//! Mesos calls C++ (`*_shim.cpp`), C++ calls [`bridge`], and the bridge calls the isolator or the master's
+//! Mesos calls C++ (`*_shim.cpp`), C++ calls `bridge`, and the bridge calls the isolator or the master's
 //! module. Nothing is decided here. What this crate owes to both sides:
 //!
-//! - no panic leaves Rust and no C++ exception leaves C++ ([`guard`]);
+//! - no panic leaves Rust and no C++ exception leaves C++ (`guard`);
 //! - every future that Mesos was given is completed, exactly once, whatever happens to the call;
 //! - a Mesos that is not laid out as the C++ half believes is refused before the first call
 //!   (`host_check_shim.cpp`).
