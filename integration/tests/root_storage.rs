@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use integration::storage::control::Created;
 use integration::storage::control::http::RefusalKind;
 use integration::storage::journal::{self, Event};
-use integration::storage::loop_device::is_idle;
+use integration::storage::loop_device::{Binding, LoopDevice, is_idle};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use serde_json::{Value, json};
@@ -101,7 +101,8 @@ async fn who_keeps_a_detached_device_open_writes_nowhere() {
 /// Writes 1, 2, 3, ... over the same page until told to stop; returns the last number that the storage took, when that
 /// write began, and what the writes after it met.
 fn write_on(file: &File, sync: bool, stop: &AtomicBool) -> (u64, Instant, Vec<io::Error>) {
-    let mut taken = (0, Instant::now());
+    let started = Instant::now();
+    let mut taken = (0, started);
     let mut errors = Vec::new();
     for number in 1_u64.. {
         let mut page = Page([0; 4096]);
@@ -113,7 +114,8 @@ fn write_on(file: &File, sync: bool, stop: &AtomicBool) -> (u64, Instant, Vec<io
             Ok(()) => taken = (number, began),
             Err(error) => errors.push(error),
         }
-        if stop.load(Ordering::Relaxed) && errors.len() >= 20 {
+        // A writer that nothing cuts off ends too, and then fails the test.
+        if errors.len() >= 20 && stop.load(Ordering::Relaxed) || started.elapsed() > Duration::from_secs(10) {
             break;
         }
     }
@@ -157,7 +159,8 @@ async fn force_detach_cuts_off_every_writer_and_nothing_of_theirs_reaches_the_ba
     for (taken, began, errors) in [&by_buffer, &by_direct] {
         assert!(*taken > 10, "the writer was at work before the cut");
         assert!(*began < cut_at, "a write that began after the cut was taken");
-        assert_eq!(errors[0].raw_os_error(), Some(Errno::IO.raw_os_error()), "{errors:?}");
+        let first = errors.first().and_then(io::Error::raw_os_error);
+        assert_eq!(first, Some(Errno::IO.raw_os_error()), "{errors:?}");
     }
     assert!(by_direct.2.iter().all(|error| error.raw_os_error() == Some(5)), "{:?}", by_direct.2);
     assert_eq!(unsynced.sync_all().unwrap_err().raw_os_error(), Some(5));
@@ -402,6 +405,59 @@ async fn a_killed_control_plane_finds_its_attachments_again() {
     assert!(world.control.volumes().await.unwrap().iter().all(|volume| volume.attachment.is_none()));
     let held = journal::holdings(&world.control.journal().await.unwrap()).unwrap();
     assert!(held.is_empty(), "{held:?}");
+}
+
+#[tokio::test]
+async fn a_control_plane_killed_after_a_cut_completes_the_force_detach() {
+    let mut world = World::start().await;
+    let device = world.formatted("vol1", "host-a").await;
+    let mount = world.folder("mnt");
+    mount_ext4(&device, &mount);
+    world.kill_storage().await;
+    let number = device.to_str().unwrap().trim_start_matches("/dev/loop").parse().unwrap();
+    let (binding, adopted) = LoopDevice::adopt(&world.backing("vol1"), number).unwrap();
+    assert_eq!(binding, Binding::Bound);
+    adopted.unwrap().cut().unwrap();
+
+    world.start_storage().await;
+    assert_eq!(world.control.volume("vol1").await.unwrap().attachment, None);
+    let second = world.control.attach("vol1", "host-b").await.unwrap();
+    assert_ne!(Path::new(&second.device), device);
+    let journal = world.control.journal().await.unwrap();
+    journal::check(&journal).unwrap();
+    let events: Vec<_> = journal.iter().map(|entry| entry.event).collect();
+    assert_eq!(events, [Event::Attach, Event::ForceDetach, Event::Attach]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_that_race_never_share_a_volume() {
+    let world = World::start().await;
+    for volume in ["vol1", "vol2"] {
+        world.control.create(volume, None).await.unwrap();
+    }
+    let hosts = (0..6).map(|number| {
+        let control = world.control.clone();
+        tokio::spawn(async move {
+            let host = format!("host-{number}");
+            let mut won = 0;
+            for turn in 0..20 {
+                let volume = if (turn + number) % 2 == 0 { "vol1" } else { "VOL2" };
+                won += usize::from(control.attach(volume, &host).await.is_ok());
+                // Most refusals are right here; the journal tells which were not.
+                let _ = match (turn + number) % 3 {
+                    0 => control.force_detach(volume).await,
+                    1 => control.detach(volume, None).await,
+                    _ => control.detach(volume, Some(&host)).await,
+                };
+            }
+            won
+        })
+    });
+    let won: usize = futures::future::join_all(hosts).await.into_iter().map(Result::unwrap).sum();
+    let journal = world.control.journal().await.unwrap();
+    journal::check(&journal).unwrap();
+    assert!(won > 10, "{won}");
+    assert!(journal.iter().any(|entry| entry.event == Event::Refused), "they met");
 }
 
 #[tokio::test]

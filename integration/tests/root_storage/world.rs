@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use integration::storage::control::client::ControlClient;
 use rustix::fs::OFlags;
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::thread::UnshareFlags;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -28,6 +29,7 @@ pub(crate) struct World {
 impl World {
     pub(crate) async fn start() -> Self {
         assert!(rustix::process::geteuid().is_root(), "loop devices and mounts need root");
+        enter_own_mount_namespace();
         let directory = tempfile::tempdir().unwrap();
         let (storage, address) = start_storage(directory.path(), "127.0.0.1:0").await;
         let control = ControlClient::new(&format!("http://{address}")).unwrap();
@@ -114,7 +116,7 @@ impl Drop for World {
     fn drop(&mut self) {
         // Killed when dropped; those plugins that the test still holds were dropped before or end with the test.
         drop(self.storage.take());
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
         let here: Vec<_> = mounts
             .lines()
             .filter_map(|line| line.split(' ').nth(4))
@@ -211,6 +213,21 @@ fn bound_under(directory: &Path) -> Vec<String> {
         .filter_map(|device| fs::read_to_string(device.ok()?.path().join("loop/backing_file")).ok())
         .filter(|backing| Path::new(backing).starts_with(directory))
         .collect()
+}
+
+/// Gives this thread, and what it starts from now on, a mount namespace of its own. Otherwise any `unshare -m` on the
+/// machine copies a mount of this test, and the device stays busy after the test's umount; seen with other tests
+/// running beside this one. A test that is killed takes its mounts with it, too.
+#[expect(
+    unsafe_code,
+    reason = "rustix marks every unshare as unsafe, for the sake of file descriptor tables"
+)]
+fn enter_own_mount_namespace() {
+    // SAFETY: descriptors are not unshared, so no other thread's descriptor changes its meaning. What does change is the
+    // root of path names for this one thread, and no path was opened relative to the old one.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
+    let everything = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", everything).unwrap();
 }
 
 /// Waits for `condition`, and fails the test if it does not come.

@@ -112,3 +112,33 @@ impl ControlPlane {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::storage::control::ControlPlane;
+    use crate::storage::journal::{self, Event, Journal};
+
+    #[test]
+    fn a_journal_that_lags_behind_the_state_is_brought_in_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut plane = ControlPlane::open(directory.path()).unwrap();
+        plane.create("vol1", None).unwrap();
+        drop(plane);
+        // As after a kill between state and journal of a detach.
+        let mut journal = Journal::open(&directory.path().join("journal.jsonl")).unwrap();
+        journal.append(Event::Attach, "vol1", Some("host-a"), Some(("att-1", "/dev/loop9"))).unwrap();
+
+        let plane = ControlPlane::open(directory.path()).unwrap();
+        let last = plane.journal().last().unwrap();
+        assert_eq!((last.event, last.attachment.as_deref()), (Event::Detach, Some("att-1")));
+        journal::check(plane.journal()).unwrap();
+    }
+
+    #[test]
+    fn a_broken_journal_is_not_continued() {
+        let directory = tempfile::tempdir().unwrap();
+        drop(ControlPlane::open(directory.path()).unwrap());
+        std::fs::write(directory.path().join("journal.jsonl"), "{}\n").unwrap();
+        assert!(ControlPlane::open(directory.path()).is_err());
+    }
+}
