@@ -3,12 +3,12 @@
 //! Called on the containerizer's actor thread, one call at a time; answers leave on whichever thread the isolator
 //! has them.
 
-use agent_isolator::Isolator;
+use agent_isolator::isolator::Isolator;
 use cxx::{CxxString, CxxVector, UniquePtr};
 
 use crate::bridge::{LaunchCompletion, LimitationCompletion, NothingCompletion};
 use crate::guard::{self, Guarded};
-use crate::{logging, parameters};
+use crate::{logging, own_address, parameters};
 
 /// What C++ owns of the isolator.
 pub(crate) struct IsolatorHandle(Guarded<Isolator>);
@@ -18,7 +18,7 @@ pub(crate) fn start_isolator(parameters: &[u8]) -> Result<Box<IsolatorHandle>, S
     guard::install_panic_hook();
     let isolator = guard::catch("start", || {
         logging::start();
-        Isolator::start(&parameters::decode(parameters)?)
+        Isolator::start(&parameters::decode(parameters)?, own_address)
     })
     .flatten()?;
     Ok(Box::new(IsolatorHandle(Guarded::new(isolator))))

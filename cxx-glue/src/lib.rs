@@ -18,3 +18,9 @@ mod isolator;
 mod logging;
 mod master;
 mod parameters;
+
+/// "ip:port" of the libprocess of this process.
+fn own_address() -> Option<String> {
+    let address = bridge::own_address();
+    (!address.is_empty()).then_some(address)
+}

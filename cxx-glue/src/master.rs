@@ -2,9 +2,8 @@
 
 use master_module::MasterModule;
 
-use crate::bridge;
 use crate::guard::{self, Guarded};
-use crate::{logging, parameters};
+use crate::{logging, own_address, parameters};
 
 /// What C++ owns of the master's module.
 #[expect(dead_code, reason = "kept for its drop: Mesos calls nothing on an anonymous module")]
@@ -21,10 +20,4 @@ pub(crate) fn start_master_module(parameters: &[u8]) -> Result<Box<MasterHandle>
     })
     .flatten()?;
     Ok(Box::new(MasterHandle(Guarded::new(module))))
-}
-
-/// "ip:port" of the libprocess of this process.
-fn own_address() -> Option<String> {
-    let address = bridge::own_address();
-    (!address.is_empty()).then_some(address)
 }

@@ -482,10 +482,7 @@ impl<S: LeaseStore> Leases<S> {
         let before = self.leases.remove(volume);
         match lease {
             Some((lease, at))
-                if matches!(
-                    claim(Some(&lease), &self.identity.holder, epoch, None),
-                    Claim::Mine(_)
-                ) =>
+                if matches!(claim(Some(&lease), &self.identity.holder, epoch, None), Claim::Mine(_)) =>
             {
                 // The granting write carries no token: keep the one that is known.
                 let known = before.as_ref().and_then(|(lease, at)| Some(token(lease.held()?, *at)));
