@@ -1,7 +1,6 @@
 //! `extvol-keeper`: owns the leases and mounts of external volumes on one Mesos agent host.
 
 use std::io::Write;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
@@ -75,7 +74,7 @@ fn start_detached(parameters: &KeeperParameters) -> Result<(), String> {
     let log = log.map_err(|error| format!("{}: {error}", path.display()))?;
     let mut command = Command::new(own);
     command.args(parameters.given.iter().map(|(name, value)| format!("--{name}={value}")));
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     command.env("EXTVOL_DETACHED", "1").spawn().map_err(|error| error.to_string())?;
     Ok(())
 }
@@ -106,8 +105,7 @@ fn run(parameters: KeeperParameters) -> Result<(), String> {
         std::process::abort();
     }));
     if std::env::var_os("EXTVOL_DETACHED").is_some() {
-        // It leads a process group already, and then setsid(2) is refused: that does no harm.
-        let _ = rustix::process::setsid();
+        rustix::process::setsid().map_err(|error| format!("setsid: {error}"))?;
         leave_cgroups();
     }
     let _lock = lock(&parameters.run_directory).map_err(|error| sentence(&error))?;
