@@ -1,7 +1,7 @@
 //! The isolator, as the module's glue calls it on the thread of Mesos's containerizer.
 //!
 //! It is thin: it reads what Mesos gives, hands the call to its own thread, and returns. That thread
-//! talks to the keeper ([`connection`]) and completes what Mesos waits for. Nothing here blocks, and
+//! talks to the keeper (`connection`) and completes what Mesos waits for. Nothing here blocks, and
 //! an agent that is killed at any point loses nothing: the keeper has all that counts.
 
 mod connection;
