@@ -58,10 +58,20 @@ impl Reach {
         Self { who, found: false, failures: 0, reason: String::new() }
     }
 
+    /// One that is assumed to answer: that it does is no news until it has not.
+    pub(crate) fn assumed(who: &'static str) -> Self {
+        Self { found: true, ..Self::new(who) }
+    }
+
+    /// Whether it answered when it was last asked.
+    pub(crate) fn answers(&self) -> bool {
+        self.found && self.failures == 0
+    }
+
     /// It answered.
     #[must_use]
     pub(crate) fn answered(&mut self) -> Option<News> {
-        if self.found && self.failures == 0 {
+        if self.answers() {
             return None;
         }
         self.found = true;

@@ -29,6 +29,7 @@ fn etcd_a_volumes_way_is_told_line_by_line() {
     let standby = Master::start(Answer::Redirect(leading.address.clone()));
     put_lease(&cluster, "ebs/vol-7b", "attached");
     cluster.etcdctl(&["put", "/extvol/v1/leases/ebs/broken", "{"]);
+    cluster.etcdctl(&["put", "/extvol/v1/leases/stray", "{}"]);
     let _module = start(&cluster.endpoints(), Some(&standby.address), nowhere);
     log.wait_for(HELD);
     log.wait_for(
