@@ -89,3 +89,34 @@ pub(crate) fn follow<'s, S: LeaseStore>(
         Some((followed, follower))
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use shared::memory::MemoryStore;
+
+    use super::*;
+
+    async fn next(records: &mut (impl Stream<Item = Followed> + Unpin)) -> Followed {
+        tokio::time::timeout(Duration::from_secs(20), records.next()).await.unwrap().unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_is_written_while_nobody_can_watch_is_found_by_the_next_read() {
+        let store = MemoryStore::new();
+        store.fail_reads(true);
+        let mut records = follow(&store, "/r/");
+        assert!(matches!(next(&mut records).await, Followed::ReadFailed(StoreError::Unavailable(_))));
+        store.fail_reads(false);
+        let Followed::Read(snapshot) = next(&mut records).await else { panic!("it is read") };
+        assert!(snapshot.entries.is_empty());
+        store.plant("/r/a", "1");
+        store.plant("/other", "1");
+        let Followed::Changed(changes) = next(&mut records).await else { panic!("it is watched") };
+        assert_eq!(changes.len(), 1);
+        store.break_watches();
+        store.plant("/r/b", "1");
+        assert!(matches!(next(&mut records).await, Followed::WatchEnded(StoreError::Unavailable(_))));
+        let Followed::Read(snapshot) = next(&mut records).await else { panic!("it is read again") };
+        assert_eq!(snapshot.entries.keys().collect::<Vec<_>>(), ["/r/a", "/r/b"]);
+    }
+}

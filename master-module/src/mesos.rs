@@ -183,4 +183,26 @@ mod tests {
         assert!(parse(b"<html>").is_err());
         assert!(parse(br#"{"slaves":[{"id":"S0"}]}"#).is_err());
     }
+
+    #[test]
+    fn ten_thousand_agents_as_mesos_describes_them_are_read_quickly() {
+        let resources = r#"{"cpus":16.0,"disk":100000.0,"gpus":0.0,"mem":64000.0,"ports":"[31000-32000]"}"#;
+        let kinds = ["resources", "used_resources", "offered_resources", "unreserved_resources"];
+        let kinds: Vec<_> = kinds.iter().map(|kind| format!(r#""{kind}":{resources}"#)).collect();
+        let full = r#"{"name":"cpus","type":"SCALAR","scalar":{"value":16.0},"role":"*"}"#;
+        let full = vec![full; 20].join(",");
+        let agent = |n: usize| {
+            format!(
+                r#"{{"id":"S{n}","hostname":"agent-{n}","active":true,{},"used_resources_full":[{full}]}}"#,
+                kinds.join(",")
+            )
+        };
+        let agents: Vec<_> = (0..10_000).map(agent).collect();
+        let body = format!(r#"{{"slaves":[{}],"recovered_slaves":[]}}"#, agents.join(","));
+        let begin = std::time::Instant::now();
+        let agents = parse(body.as_bytes()).unwrap();
+        let took = begin.elapsed();
+        eprintln!("{} agents in {} bytes: read in {took:?}", agents.len(), body.len());
+        assert!(agents.len() == 10_000 && took.as_secs() < 5, "{took:?}");
+    }
 }

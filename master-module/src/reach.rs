@@ -32,10 +32,10 @@ impl fmt::Display for News {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Lost { who, reason, failures: 1 } => {
-                write!(f, "{who} does not answer and will be asked again: {reason}")
+                write!(f, "no answer from {who}, asking again: {reason}")
             }
             Self::Lost { who, reason, failures } => {
-                write!(f, "{who} still does not answer, after {failures} tries: {reason}")
+                write!(f, "still no answer from {who} after {failures} tries: {reason}")
             }
             Self::Found { who, failures: 0 } => write!(f, "{who} answers"),
             Self::Found { who, failures } => write!(f, "{who} answers again, after {failures} failed tries"),
@@ -58,10 +58,20 @@ impl Reach {
         Self { who, found: false, failures: 0, reason: String::new() }
     }
 
+    /// One that is assumed to answer: that it does is no news until it has not.
+    pub(crate) fn assumed(who: &'static str) -> Self {
+        Self { found: true, ..Self::new(who) }
+    }
+
+    /// Whether it answered when it was last asked.
+    pub(crate) fn answers(&self) -> bool {
+        self.found && self.failures == 0
+    }
+
     /// It answered.
     #[must_use]
     pub(crate) fn answered(&mut self) -> Option<News> {
-        if self.found && self.failures == 0 {
+        if self.answers() {
             return None;
         }
         self.found = true;
@@ -103,7 +113,7 @@ mod tests {
         assert_eq!(told(etcd.answered()).as_deref(), Some("etcd answers"));
         assert_eq!(etcd.answered(), None);
         let lost = told(etcd.failed("refused".into()));
-        assert_eq!(lost.as_deref(), Some("etcd does not answer and will be asked again: refused"));
+        assert_eq!(lost.as_deref(), Some("no answer from etcd, asking again: refused"));
         let lines = (0..200).filter_map(|_| etcd.failed("refused".into())).count();
         assert_eq!(lines, 3);
         assert!(told(etcd.failed("timed out".into())).is_some());

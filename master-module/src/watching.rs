@@ -22,18 +22,26 @@ pub(crate) async fn watching<S: LeaseStore>(store: &S, mesos: Mesos, settings: &
     let mut view = View::new(keys.clone());
     let mut etcd = Reach::new("etcd");
     let mut master = Reach::new("the leading master");
+    // A read of all records may fail though etcd answers: then that is worth a line of its own.
+    let mut reading = Reach::assumed("etcd, which was asked for all records");
     let mut polled = false;
     loop {
         let (events, error) = tokio::select! {
             // Leases are told with how their holders' agents stand. That wants one round of polling,
             // whatever it brings, and the sessions, which name the agents.
             Some(followed) = leases.next(), if polled && view.has_sessions() => match followed {
-                Followed::Read(snapshot) => (view.read_leases(&snapshot), None),
-                other => rest(&mut view, other),
+                Followed::Read(snapshot) => {
+                    say(reading.answered());
+                    (view.read_leases(&snapshot), None)
+                }
+                other => rest(&mut view, other, &etcd, &mut reading),
             },
             Some(followed) = sessions.next() => match followed {
-                Followed::Read(snapshot) => (view.read_sessions(&snapshot), None),
-                other => rest(&mut view, other),
+                Followed::Read(snapshot) => {
+                    say(reading.answered());
+                    (view.read_sessions(&snapshot), None)
+                }
+                other => rest(&mut view, other, &etcd, &mut reading),
             },
             Some(Round { agents, etcd: answer }) = rounds.next() => {
                 polled = true;
@@ -59,17 +67,30 @@ pub(crate) async fn watching<S: LeaseStore>(store: &S, mesos: Mesos, settings: &
         }
         match error {
             Some(error @ StoreError::Corrupt { .. }) => return error,
-            // Whether etcd answers is told by the rounds: else each failure had three lines.
             Some(error) => debug!("etcd: {}", chain(&error)),
             None => {}
         }
     }
 }
 
-fn rest(view: &mut View, followed: Followed) -> (Vec<Event>, Option<StoreError>) {
+/// What is the same for leases and sessions.
+fn rest(
+    view: &mut View,
+    followed: Followed,
+    etcd: &Reach,
+    reading: &mut Reach,
+) -> (Vec<Event>, Option<StoreError>) {
     match followed {
         Followed::Changed(changes) => (view.changed(&changes), None),
-        Followed::ReadFailed(error) | Followed::WatchEnded(error) => (Vec::new(), Some(error)),
+        Followed::ReadFailed(error) => {
+            // While etcd does not answer at all, the rounds say so.
+            if etcd.answers() {
+                say(reading.failed(chain(&error)));
+            }
+            (Vec::new(), Some(error))
+        }
+        // Members restart and leaders change; what was missed is told by the next read.
+        Followed::WatchEnded(error) => (Vec::new(), Some(error)),
         // Each caller has its own.
         Followed::Read(_) => (Vec::new(), None),
     }

@@ -124,6 +124,21 @@ async fn etcd_with_its_leader_killed_is_written_again_within_a_bounded_time() {
 }
 
 #[tokio::test]
+async fn etcd_with_its_leader_stopped_is_written_again_within_a_bounded_time() {
+    let cluster = EtcdCluster::start(3);
+    let leader = cluster.leader();
+    let config =
+        EtcdConfig { request_timeout: R, first_member: leader, ..EtcdConfig::new(cluster.endpoints()) };
+    let store = EtcdStore::new(config).unwrap();
+    write_until_done(&store, "1").await;
+    cluster.stop(leader);
+    let took = write_until_done(&store, "2").await;
+    eprintln!("a stopped leader: written again after {took:?}");
+    assert!(took < Duration::from_secs(5) + SLACK, "{took:?}");
+    cluster.resume(leader);
+}
+
+#[tokio::test]
 async fn etcd_watch_stays_open_through_a_long_silence() {
     let cluster = EtcdCluster::start(1);
     let store = store_of(&cluster);

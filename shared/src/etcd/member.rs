@@ -7,12 +7,14 @@ use etcd_client::{Channel, Client, ConnectOptions, KvClient, WatchClient};
 use futures::FutureExt;
 use tonic::transport::Endpoint;
 
-/// Pause without a byte from the member after which the connection is asked for a sign of life. A
-/// connection that gives none within a request's time-out is closed.
+/// Shortest pause without a byte from the member after which the connection is asked for a sign of
+/// life (an HTTP/2 ping). One that gives none within a request's time-out is closed.
 ///
-/// etcd closes connections that ask more than twice in 5 s *without getting data in between*. So an
-/// open watch asks for its progress every [`super::PROGRESS_INTERVAL`], which counts as data.
-const KEEP_ALIVE: Duration = Duration::from_millis(500);
+/// etcd closes connections that ask more than twice within 5 s *without getting data in between*. So
+/// the pause is at least half of a request's time-out, and an open watch asks for its progress every
+/// [`super::PROGRESS_INTERVAL`], which counts as data. Without that etcd 3.4 closes an idle watch
+/// after 2 s.
+const KEEP_ALIVE_MIN: Duration = Duration::from_millis(500);
 
 /// Largest answer accepted, far above a page of leases; the default of 4 MiB is not.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
@@ -42,7 +44,7 @@ impl Member {
             // Half of a request's time-out, so that a host that is off is told from one that is slow:
             // what was never sent is no unknown outcome.
             .connect_timeout(request_timeout / 2)
-            .http2_keep_alive_interval(KEEP_ALIVE)
+            .http2_keep_alive_interval(KEEP_ALIVE_MIN.max(request_timeout / 2))
             .keep_alive_timeout(request_timeout)
             // etcd allows no pings on a connection without a request.
             .keep_alive_while_idle(false)

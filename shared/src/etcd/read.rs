@@ -38,7 +38,7 @@ impl EtcdStore {
             let revision = self.history.check(&chosen.member.endpoint, at_send, answer.header())?;
             for response in answer.op_responses() {
                 if let TxnOpResponse::Get(mut get) = response {
-                    collect(&chosen.member.endpoint, &mut snapshot.entries, get.take_kvs())?;
+                    collect(&mut snapshot.entries, get.take_kvs());
                 }
             }
             snapshot.revision = at.unwrap_or(revision);
@@ -83,7 +83,7 @@ impl EtcdStore {
             let more = answer.more();
             let page = answer.take_kvs();
             let last = page.last().map(|kv| kv.key().to_vec());
-            collect(&chosen.member.endpoint, &mut snapshot.entries, page)?;
+            collect(&mut snapshot.entries, page);
             match last {
                 Some(mut last) if more => {
                     // The least key above it.
@@ -101,21 +101,19 @@ fn is_compacted(reason: &str) -> bool {
     reason.contains("required revision has been compacted")
 }
 
-fn collect(
-    member: &str,
-    entries: &mut BTreeMap<String, Entry>,
-    page: Vec<KeyValue>,
-) -> Result<(), EtcdFault> {
+/// A key that is not UTF-8 is none of ours, and is shown as near as it can be: one stray key must
+/// not keep all others from being read.
+fn collect(entries: &mut BTreeMap<String, Entry>, page: Vec<KeyValue>) {
     for kv in page {
         let mod_revision = Revision(kv.mod_revision());
         let (key, value) = kv.into_key_value();
-        let key = String::from_utf8(key).map_err(|error| EtcdFault::Refused {
-            member: member.to_owned(),
-            reason: format!("the key {:?} is not UTF-8", String::from_utf8_lossy(error.as_bytes())),
-        })?;
-        entries.insert(key, Entry { value, mod_revision });
+        entries.insert(key_text(key), Entry { value, mod_revision });
     }
-    Ok(())
+}
+
+/// A key as text.
+pub(super) fn key_text(key: Vec<u8>) -> String {
+    String::from_utf8(key).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
 /// The end of the range of all keys that begin with `prefix`, as etcd wants it.

@@ -17,6 +17,7 @@ use futures::{Stream, stream};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::fault::EtcdFault;
+use super::read::key_text;
 use super::{Chosen, EtcdStore, PROGRESS_INTERVAL};
 use crate::store::{Change, Entry, Revision, StoreError};
 
@@ -90,8 +91,7 @@ impl<'s> Open<'s> {
             let WatchResponse(PbWatchResponse { events, fragment, .. }) = answer;
             for event in events {
                 let Some(kv) = event.kv else { continue };
-                // Keys are read as UTF-8 everywhere; one that is not is none of ours.
-                let Ok(key) = String::from_utf8(kv.key) else { continue };
+                let key = key_text(kv.key);
                 self.fragments.push(if event.r#type == EventType::Delete as i32 {
                     Change::Delete { key }
                 } else {
