@@ -1,5 +1,10 @@
 //! A host around the core: a clock, and effects that are carried out as the test says.
-#![allow(dead_code, unreachable_pub, reason = "two test programs use it, each a part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "two test programs use it, each a part; a test that unwraps fails with a place and a value"
+)]
 
 use std::collections::BTreeMap;
 use std::time::Duration;
