@@ -113,6 +113,8 @@ fn run(parameters: KeeperParameters) -> Result<(), String> {
     let checkpoint = Checkpoint::new(&parameters.run_directory, &machine.boot_id);
     let config = EtcdConfig {
         request_timeout: parameters.request_timeout,
+        // Hosts begin with different members, and so share the load.
+        first_member: parameters.holder.as_str().bytes().map(usize::from).sum(),
         ..EtcdConfig::new(parameters.etcd_endpoints.clone())
     };
     let store = EtcdStore::new(config).map_err(|error| sentence(&error))?;
