@@ -20,7 +20,10 @@ fn mesos_probe() {
     let cluster = Cluster::start(config).unwrap();
     println!("{}", cluster.directory().display());
     cluster.wait_agents_registered().unwrap();
-    println!("{}", cluster.hub().run(&["curl", "-sS", "-X", "POST", "http://192.0.2.1:7000/volumes/vol-1"]).unwrap());
+    println!(
+        "{}",
+        cluster.hub().run(&["curl", "-sS", "-X", "POST", "http://192.0.2.1:7000/volumes/vol-1"]).unwrap()
+    );
     let scheduler = Scheduler::start(&cluster.master_url(), SchedulerConfig::default()).unwrap();
     let app = App::from_json(r#"{"id":"w","cmd":"ls -la; df data; while true; do date >> data/log; sleep 0.1; done",
       "labels":{"extvol.name":"vol-1","extvol.driver":"ebs","extvol.container_path":"data"},"constraints":{"hostnames":["agent-1"]}}"#).unwrap();

@@ -262,6 +262,27 @@ fn a_lease_that_the_table_does_not_know_is_cleaned_up_unless_it_is_in_use() {
 }
 
 #[test]
+fn after_a_reboot_a_lease_is_kept_until_its_driver_can_be_asked() {
+    let mut host = Host::restored(Table::default(), found(false, false));
+    for _ in 0..3 {
+        let op = op_of(&host.only());
+        host.give(Input::Mounted(op, Err(MountFault::Unreachable("no socket yet".into()))));
+        host.later(Duration::from_secs(60));
+    }
+    // A volume that was never mounted here is another matter.
+    let mut fresh = Host::new();
+    fresh.prepare("c1", &["a"]);
+    let op = op_of(&fresh.only());
+    fresh.give(Input::Acquired(op, Ok(Token(Revision(7)))));
+    let op = op_of(&fresh.only());
+    fresh.give(Input::Mounted(op, Err(MountFault::Unreachable("no such plugin".into()))));
+    fresh.until_quiet();
+    assert!(fresh.core.volumes().is_empty());
+    host.until_quiet();
+    assert!(host.core.volumes().is_empty());
+}
+
+#[test]
 fn recovery_ends_containers_of_this_agent_that_it_does_not_know_and_no_others() {
     let mut host = Host::new();
     host.prepared("known", &["a"]);

@@ -81,7 +81,8 @@ impl Watched {
         let (fails, other) = (!settling && random.one_in(3), random.one_in(2));
         match &output {
             Output::Mount { op, .. } if fails => {
-                let fault = if other { MountFault::Refused } else { MountFault::Unresolved };
+                let faults = [MountFault::Refused, MountFault::Unresolved, MountFault::Unreachable];
+                let fault = faults[random.below(3)];
                 host.give(Input::Mounted(*op, Err(fault("no".into()))));
             }
             Output::Record { op, .. } | Output::Release { op, .. } if fails => {

@@ -256,12 +256,18 @@ impl VolumeDriver for DockerPlugins {
     ) -> Result<String, MountFault> {
         let fault = |error: DriverError| match error {
             DriverError::NoAnswer { .. } => MountFault::Unresolved(error.sentence()),
+            DriverError::NotFound { .. } | DriverError::Unreachable { .. } => {
+                MountFault::Unreachable(error.sentence())
+            }
             _ => MountFault::Refused(error.sentence()),
         };
         if let Some(options) = create {
-            // Nothing is mounted by Create, so that no answer to it leaves nothing behind.
             let made = self.ensure_exists(asked, options).await;
-            made.map_err(|error| MountFault::Refused(error.sentence()))?;
+            made.map_err(|error| match fault(error) {
+                // Create mounts nothing, and so leaves nothing to be settled.
+                MountFault::Unresolved(why) => MountFault::Refused(why),
+                other => other,
+            })?;
         }
         let body = json!({ "Name": asked.name, "ID": mount_id(token) });
         let answer = self.call(&asked.driver, "Mount", &body, MOUNT_TIMEOUT).await.map_err(fault)?;
@@ -342,6 +348,7 @@ mod tests {
                 Ok(path) => path,
                 Err(MountFault::Refused(why)) => format!("refused: {why}"),
                 Err(MountFault::Unresolved(why)) => format!("unresolved: {why}"),
+                Err(MountFault::Unreachable(why)) => format!("unreachable: {why}"),
             };
             let (kind, words) = expected.split_once(": ").unwrap_or(("", expected));
             assert!(shown.starts_with(kind) && shown.contains(words), "{expected} but {shown}");
@@ -364,14 +371,14 @@ mod tests {
     async fn a_plugin_that_is_not_there_has_nothing_under_way() {
         let (directory, plugins) = plugin(vec![]);
         let gone = VolumeId { driver: Driver::new("other").unwrap(), ..volume() };
-        let Err(MountFault::Refused(why)) = plugins.mount(&gone, None, Token(Revision(7))).await else {
+        let Err(MountFault::Unreachable(why)) = plugins.mount(&gone, None, Token(Revision(7))).await else {
             panic!()
         };
         assert!(why.contains("no Docker volume plugin named other") && why.contains("other.sock"), "{why}");
         // A socket that nobody listens at.
         drop(UnixListener::bind(directory.path().join("dead.sock")).unwrap());
         let dead = VolumeId { driver: Driver::new("dead").unwrap(), ..volume() };
-        let Err(MountFault::Refused(why)) = plugins.mount(&dead, None, Token(Revision(7))).await else {
+        let Err(MountFault::Unreachable(why)) = plugins.mount(&dead, None, Token(Revision(7))).await else {
             panic!()
         };
         assert!(why.contains("could not be reached"), "{why}");

@@ -160,25 +160,27 @@ struct Witness {
     mount_point: PathBuf,
 }
 
-/// The processes of other mount namespaces, one of each, whose mount table shows the file system.
+/// A process of each other mount namespace whose mount table shows the file system.
 fn others(device_number: &str) -> BTreeSet<Witness> {
     let own = fs::read_link("/proc/self/ns/mnt").ok();
-    let mut namespaces: BTreeMap<PathBuf, u32> = BTreeMap::new();
+    let mut namespaces: BTreeMap<PathBuf, Vec<u32>> = BTreeMap::new();
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     for pid in processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
         if let Ok(namespace) = fs::read_link(format!("/proc/{pid}/ns/mnt"))
             && Some(&namespace) != own.as_ref()
         {
-            namespaces.entry(namespace).or_insert(pid);
+            namespaces.entry(namespace).or_default().push(pid);
         }
     }
-    let sees = |pid: u32| {
-        let table = parse(&fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok()?);
-        let mount = table.into_iter().find(|mount| mount.device_number == device_number)?;
+    let witness = |pids: Vec<u32>| {
+        // Some may have ended by now: any one that is left speaks for its namespace.
+        let read = |pid: u32| Some((pid, fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok()?));
+        let (pid, table) = pids.into_iter().find_map(read)?;
+        let mount = parse(&table).into_iter().find(|mount| mount.device_number == device_number)?;
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         Some(Witness { pid, name: name.trim().to_owned(), mount_point: mount.mount_point })
     };
-    namespaces.into_values().filter_map(sees).collect()
+    namespaces.into_values().filter_map(witness).collect()
 }
 
 /// Whether a volume's device is idle. May block for as long as opening the device does.
@@ -190,15 +192,13 @@ pub fn prove_idle(asked: &VolumeId, mounted: Option<&MountedVolume>) -> Idleness
     };
     let Some(mounted) = mounted else { return prove_never_mounted(asked, &mounts) };
     if let Some(device) = &mounted.device {
-        let now = disk_sequence(device);
-        if now.is_some() && now == mounted.disk_sequence {
-            return prove_device_idle(device, mounted, &mounts);
-        }
-        // The disk is gone, or another one has its name. The kernel keeps a device number while a
-        // file system holds it, so that the tables below tell of the old disk alone.
-        if now.is_some() && mounted.disk_sequence.is_some() {
+        // Another disk by that name now: the one that was mounted is gone, and nothing holds it, for the
+        // kernel gives neither name nor number away while a file system does.
+        let (then, now) = (mounted.disk_sequence, disk_sequence(device));
+        if then.is_some() && now.is_some() && then != now {
             return Idleness::Proved;
         }
+        return prove_device_idle(device, mounted, &mounts);
     }
     prove_unseen(mounted, &mounts)
 }
@@ -207,7 +207,7 @@ fn prove_device_idle(device: &str, mounted: &MountedVolume, mounts: &[Mount]) ->
     let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NONBLOCK;
     match rustix::fs::open(device, flags, Mode::empty()) {
         Ok(_exclusive) => Idleness::Proved,
-        // The disk was detached between the look at its number and here.
+        // The disk was detached.
         Err(Errno::NOENT | Errno::NXIO | Errno::NODEV) => prove_unseen(mounted, mounts),
         Err(Errno::BUSY) => match prove_unseen(mounted, mounts) {
             Idleness::Proved => Idleness::Pinned(format!(

@@ -65,6 +65,8 @@ pub struct FoundLease {
 pub enum MountFault {
     /// The driver said no, and is done with it.
     Refused(String),
+    /// The call did not reach the driver.
+    Unreachable(String),
     /// No answer: the driver may still be at it.
     Unresolved(String),
 }
@@ -488,6 +490,7 @@ impl Core {
     fn mounted(&mut self, now: Now, op: Op, result: Result<MountedVolume, MountFault>) {
         let Some((id, volume)) = self.by_op(op) else { return };
         let Phase::Mounting { token } = volume.phase else { return };
+        let mut worth_a_line = true;
         let why = match result {
             Ok(mounted) => {
                 volume.settle();
@@ -495,21 +498,28 @@ impl Core {
                 self.table_changed = true;
                 return;
             }
-            Err(MountFault::Refused(why)) => {
+            // This call is not under way, but one before it may be, and the storage may have the volume
+            // attached here: the driver has to say.
+            Err(MountFault::Unreachable(why)) if volume.unresolved => {
+                worth_a_line = volume.retry(now, why.clone());
+                why
+            }
+            Err(MountFault::Refused(why) | MountFault::Unreachable(why)) => {
                 volume.enter(Phase::Detaching { token, mounted: None, step: Step::Announce });
                 why
             }
             // The driver may still be at it. Mount is idempotent: it is asked until it answers, so
             // that the lease is never released under a call that can still land.
             Err(MountFault::Unresolved(why)) => {
-                volume.retry(now, why.clone());
+                volume.unresolved = true;
+                worth_a_line = volume.retry(now, why.clone());
                 why
             }
         };
         let users = std::mem::take(&mut volume.users);
         self.table_changed = true;
         let why = format!("volume {id} could not be mounted: {why}");
-        if users.is_empty() {
+        if users.is_empty() && worth_a_line {
             self.outputs.push_back(Output::Warn(why.clone()));
         }
         for user in users {

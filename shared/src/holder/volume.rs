@@ -71,6 +71,8 @@ pub struct Volume {
     pub trouble: Option<String>,
     /// Whether the lease in etcd names the present users and mount point.
     pub(super) recorded: bool,
+    /// Whether a Mount may be under way, or have been done, that nobody has heard of.
+    pub(super) unresolved: bool,
     pub(super) awaits: Option<Op>,
     pub(super) retry_at: Option<Now>,
     attempts: u32,
@@ -84,6 +86,7 @@ impl Volume {
             users,
             trouble: None,
             recorded: false,
+            unresolved: false,
             awaits: None,
             retry_at: None,
             attempts: 0,
@@ -100,12 +103,14 @@ impl Volume {
         let wanted = Wanted { volume: id.clone(), asked: id.clone(), create: None };
         let FoundLease { token, containers, mounted, in_use } = lease;
         let phase = mounted.map_or(Phase::Mounting { token }, |mounted| Phase::Attached { token, mounted });
-        Self::restored(wanted, phase, if in_use { containers } else { BTreeSet::new() })
+        let users = if in_use { containers } else { BTreeSet::new() };
+        Self { unresolved: true, ..Self::restored(wanted, phase, users) }
     }
 
     /// Goes on with a lease that etcd names as ours.
     pub(super) fn adopt(&mut self, lease: &FoundLease) {
         let token = lease.token;
+        self.unresolved = true;
         self.enter(match &self.phase {
             Phase::Acquiring | Phase::Mounting { .. } => Phase::Mounting { token },
             Phase::Attached { mounted, .. } => Phase::Attached { token, mounted: mounted.clone() },
