@@ -19,7 +19,7 @@ test: build
 	@cargo nextest run --release --workspace --all-features
 
 cluster: build
-	@target/release/extvol-cluster up --agents 2
+	@target/release/extvol-cluster up --agents 2 --driver ebs --modules
 
 cluster-down:
 	@target/release/extvol-cluster down

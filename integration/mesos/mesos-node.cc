@@ -3,6 +3,8 @@
 //   mesos-node master                     a master, flags from MESOS_* variables
 //   mesos-node agent master@IP:PORT       an agent that registers with that master
 //   mesos-containerizer launch ...        the helper that the agent execs for each container
+//   mesos-containerizer network-cni-setup ...
+//                                         the helper that gives a task with an image its /etc/hosts
 //
 // libmesos has no main() of mesos-master and mesos-agent, but it has
 // mesos::internal::local::launch(), which mesos-local and the scheduler
@@ -144,9 +146,17 @@ std::string without_sysrq_mount(std::string json) {
   return json;
 }
 
+// NetworkCniIsolatorSetup, whose constructor libmesos exports.
+int run_network_setup(int argc, char** argv) {
+  alignas(16) static char setup[16384];
+  symbol<void (*)(void*)>("_ZN5mesos8internal5slave23NetworkCniIsolatorSetupC1Ev")(setup);
+  void* flags = symbol<void* (*)(void*)>("_ZN5mesos8internal5slave23NetworkCniIsolatorSetup8getFlagsEv")(setup);
+  load_flags(flags, "MESOS_CONTAINERIZER_", argc, argv);
+  return symbol<int (*)(void*)>("_ZN5mesos8internal5slave23NetworkCniIsolatorSetup7executeEv")(setup);
+}
+
 // MesosContainerizerLaunch: { vptr, std::string name, FlagsBase, Flags flags }.
-int run_containerizer(int argc, char** argv) {
-  if (argc < 1 || strcmp(argv[0], "launch") != 0) die("the containerizer helper knows only 'launch'");
+int run_launch(int argc, char** argv) {
   constexpr const char* launch_info = "MESOS_CONTAINERIZER_LAUNCH_INFO";
   const char* info = getenv(launch_info);
   if (info != nullptr && access("/proc/sysrq-trigger", F_OK) != 0)
@@ -162,6 +172,13 @@ int run_containerizer(int argc, char** argv) {
   symbol<void (*)(void*)>("_ZN5mesos8internal5slave24MesosContainerizerLaunch5FlagsC1Ev")(flags);
   load_flags(get_flags(launch), "MESOS_CONTAINERIZER_", argc, argv);
   return symbol<int (*)(void*)>("_ZN5mesos8internal5slave24MesosContainerizerLaunch7executeEv")(launch);
+}
+
+int run_containerizer(int argc, char** argv) {
+  const std::string command = argc < 1 ? "" : argv[0];
+  if (command == "launch") return run_launch(argc, argv);
+  if (command == "network-cni-setup") return run_network_setup(argc, argv);
+  die("the containerizer helper does not know '" + command + "'");
 }
 
 }  // namespace

@@ -5,3 +5,5 @@ pub mod executor;
 pub mod recordio;
 pub mod scheduler;
 pub mod storage;
+pub mod timeline;
+pub mod trial;

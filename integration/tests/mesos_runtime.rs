@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 
 use integration::cluster::{Cluster, ClusterConfig, ClusterError, Result, Signal, target_directory, until};
 
+#[path = "support/image.rs"]
+mod image;
+
 const SOON: Duration = Duration::from_secs(60);
 
 #[test]
@@ -213,7 +216,7 @@ fn mesos_a_container_outlives_its_agent_but_not_its_host() -> Result<()> {
 #[test]
 fn mesos_a_container_with_an_image_runs() -> Result<()> {
     let images = tempfile::tempdir().expect("a temporary directory");
-    make_image(images.path());
+    image::make(images.path());
     let mut config = ClusterConfig::plain(1)?;
     config.docker_registry = Some(images.path().to_path_buf());
     let cluster = Cluster::start(config)?;
@@ -240,24 +243,6 @@ fn launch(cluster: &Cluster, container: &str) -> Result<()> {
     let url = format!("{}/api/v1", cluster.agent_url(0));
     let type_of = "Content-Type: application/json";
     cluster.hub().run(&["curl", "-sS", "--fail-with-body", "-H", type_of, "-d", &call, &url]).map(drop)
-}
-
-/// An image in the layout of an old `docker save` with one static program, which creates the file it is told.
-fn make_image(registry: &Path) {
-    let script = r#"
-        cd "$1"
-        mkdir -p layer/bin image/0
-        printf '%s\n' '#include <fcntl.h>' \
-          'int main(int c, char **v) { return c != 2 || open(v[1], O_CREAT | O_WRONLY, 0644) < 0; }' >busy.c
-        cc -static -o layer/bin/busy busy.c
-        tar -C layer -cf image/0/layer.tar .
-        echo 1.0 >image/0/VERSION
-        echo '{"id":"0","config":{"Env":["PATH=/bin"]},"architecture":"amd64","os":"linux"}' >image/0/json
-        echo '{"busy":{"latest":"0"}}' >image/repositories
-        tar -C image -cf busy.tar .
-    "#;
-    let made = Command::new("sh").args(["-ec", script, "sh"]).arg(registry).status().expect("a shell");
-    assert!(made.success());
 }
 
 /// A volume as the plugin would leave it on a host that dies: mounted, from a loop device, held open.

@@ -1,41 +1,420 @@
-//! The product on real Mesos, etcd and file systems.
+//! The product on real Mesos, etcd and file systems: what a task with volumes gets, and that nothing is left of it.
 
-use std::time::{Duration, Instant};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
 
-use integration::cluster::{Cluster, ClusterConfig};
-use integration::scheduler::{App, Scheduler, SchedulerConfig};
+use integration::cluster::ClusterConfig;
+use integration::scheduler::{App, RestartPolicy, SchedulerConfig, TaskState};
+use integration::storage::journal::Event;
+use integration::trial::{Result, SOON, Trial, app, app_with, counting};
+use serde_json::json;
+use shared::record::LeaseRecord;
+
+#[path = "support/image.rs"]
+mod image;
+
+/// Nothing of a volume is left anywhere: no lease, no mount, no attachment; and no host ever had it beside another.
+fn nothing_is_left(trial: &Trial, volumes: &[&str]) -> Result<()> {
+    for (index, host) in trial.cluster.hosts().iter().enumerate() {
+        // Stored a moment after the release was written.
+        trial.cluster.wait_for("an empty table", SOON, || {
+            let table = host.run(&["cat", "/run/extvol/table.json"]).map_err(|error| error.to_string())?;
+            if table.contains(r#""containers":{},"volumes":[]"#) { Ok(()) } else { Err(table) }
+        })?;
+        assert_eq!(trial.mounted(index)?, Vec::<String>::new(), "mounted on {}", host.name());
+    }
+    for volume in volumes {
+        assert_eq!(trial.held(volume)?, None, "the lease of {volume}");
+    }
+    assert_eq!(trial.attached()?, [], "attached");
+    Ok(())
+}
+
+fn attachments(trial: &Trial) -> Result<usize> {
+    Ok(trial.journal()?.iter().filter(|entry| entry.event == Event::Attach).count())
+}
+
+/// Waits until a host's file of a mounted volume has a whole line after its first `after` bytes.
+fn wait_written(trial: &Trial, host: usize, volume: &str, after: usize) -> Result<String> {
+    Ok(trial.cluster.wait_for("a line on the volume", SOON, || {
+        let text = trial.read(host, volume, "log").map_err(|error| error.to_string())?;
+        if text.len() > after && text.ends_with('\n') { Ok(text) } else { Err(text) }
+    })?)
+}
+
+/// The lines count from 1 on: none was lost, doubled or torn.
+fn is_counting(text: &str) {
+    for (n, line) in (1..).zip(text.lines()) {
+        assert_eq!(line.split(' ').next(), Some(n.to_string().as_str()), "line {n} of {text}");
+    }
+}
+
+fn once(app: App) -> App {
+    App { restart: RestartPolicy::Never, ..app }
+}
 
 #[test]
-fn mesos_probe() {
-    let mut config = ClusterConfig::plain(2).unwrap();
-    config.add_storage(&["ebs"]).unwrap();
-    let keeper = config.binaries.keeper.clone().unwrap().display().to_string();
-    let pairs = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
-    config
-        .load_modules(
-            pairs(&[("etcd_endpoints", "{etcd}"), ("poll_interval", "1secs")]),
-            pairs(&[("etcd_endpoints", "{etcd}"), ("keeper", &keeper)]),
+fn mesos_a_volume_named_by_labels_is_mounted_under_a_lease_and_given_back() -> Result<()> {
+    let trial = Trial::start()?;
+    trial.create_volume("vol-1")?;
+    let running = trial.run(app_with("writer", "agent-1", "vol-1", &counting("data", "0.02"))?)?;
+    wait_written(&trial, 0, "vol-1", 0)?;
+    trial.wait_lease("ebs/vol-1", "is attached", |lease| matches!(lease, Some(LeaseRecord::Attached(_))))?;
+    let held = trial.held("ebs/vol-1")?.expect("it is attached");
+    assert_eq!(held.holder.as_str(), "agent-1");
+    assert_eq!(held.agent_id, running.agent_id);
+    assert_eq!(held.containers.len(), 1);
+    assert_eq!(held.mount_point.as_deref(), Some("/var/lib/rexray/volumes/vol-1/data"));
+    assert!(held.token.is_some());
+    assert_eq!(trial.attached()?, [("vol-1".to_owned(), "agent-1".to_owned())]);
+    assert_eq!(trial.stop("writer")?.state, TaskState::Killed);
+    nothing_is_left(&trial, &["ebs/vol-1"])?;
+
+    // Another host finds what the first one wrote, and a later grant has a larger token.
+    trial.run(app_with("other", "agent-2", "vol-1", &counting("data", "0.02"))?)?;
+    let text = wait_written(&trial, 1, "vol-1", 0)?;
+    assert!(text.starts_with("1 agent-1\n"), "{text}");
+    trial.wait_lease("ebs/vol-1", "has its token", |lease| {
+        let token = lease.and_then(|lease| lease.held()?.token);
+        token.is_some_and(|token| Some(token) > held.token)
+    })?;
+    is_counting(&wait_written(&trial, 1, "vol-1", text.len())?);
+    trial.stop("other")?;
+    nothing_is_left(&trial, &["ebs/vol-1"])
+}
+
+#[test]
+fn mesos_the_variables_of_mesos_module_dvdi_work_as_they_are() -> Result<()> {
+    let trial = Trial::start()?;
+    trial.cluster.host(0).run(&["mkdir", "-p", "/run/on-host"])?;
+    // The volume does not exist: that module has the driver create it. The path is absolute and on the host.
+    let job = json!({
+        "id": "dvdi", "cmd": "mountpoint /run/on-host && echo old >/run/on-host/log && cat", "restart": "never",
+        "constraints": { "hostnames": ["agent-1"] },
+        "env": {
+            "DVDI_VOLUME_NAME": "Old-Job", "DVDI_VOLUME_DRIVER": "ebs", "DVDI_VOLUME_OPTS": "sizeMiB=32",
+            "DVDI_VOLUME_CONTAINERPATH": "/run/on-host", "DVDI_VOLUME_DVDCLI": "/usr/bin/dvdcli",
+            "DVDI_VOLUME_NAME3": "second", "DVDI_VOLUME_DRIVER3": "ebs",
+        },
+    });
+    let ended = trial.run_to_end(App::from_json(&job.to_string())?)?;
+    assert_eq!(ended.state, TaskState::Finished, "{:?}", ended.message);
+    nothing_is_left(&trial, &["ebs/old-job", "ebs/second"])?;
+    assert!(!trial.cluster.host(0).exec(&["test", "-e", "/run/on-host/log"])?.success());
+    // One name, however it is spelt.
+    let reader = once(app_with("reader", "agent-2", "OLD-JOB", "grep -x old data/log")?);
+    assert_eq!(trial.run_to_end(reader)?.state, TaskState::Finished);
+    // A name that must exist.
+    let mut job = job;
+    job["id"] = "dvdi-existing".into();
+    job["env"]["DVDI_VOLUME_NAME"] = "missing".into();
+    job["env"]["DVDI_VOLUME_EXPLICITCREATE"] = "true".into();
+    let ended = trial.run_to_end(App::from_json(&job.to_string())?)?;
+    let message = ended.message.unwrap_or_default();
+    assert!(message.contains("volume ebs/missing could not be mounted"), "{message}");
+    nothing_is_left(&trial, &["ebs/missing", "ebs/second"])
+}
+
+#[test]
+fn mesos_the_mode_ro_lets_the_container_read_only() -> Result<()> {
+    let trial = Trial::start()?;
+    trial.create_volume("vol-1")?;
+    let write = once(app_with("write", "agent-1", "vol-1", "echo here >data/file")?);
+    assert_eq!(trial.run_to_end(write)?.state, TaskState::Finished);
+    trial.wait_free("ebs/vol-1")?;
+    let mut read = once(app_with(
+        "read",
+        "agent-1",
+        "vol-1",
+        "grep -x here data/file && ! touch data/other && ! rm data/file && ! mount -o remount,rw data/file",
+    )?);
+    read.labels.insert("extvol.mode".into(), "ro".into());
+    let ended = trial.run_to_end(read)?;
+    assert_eq!(ended.state, TaskState::Finished, "{:?}", ended.message);
+    nothing_is_left(&trial, &["ebs/vol-1"])
+}
+
+#[test]
+fn mesos_a_container_with_an_image_finds_its_volumes() -> Result<()> {
+    let images = tempfile::tempdir().expect("a temporary directory");
+    image::make(images.path());
+    let mut config = ClusterConfig::complete(2, &["ebs"])?;
+    config.docker_registry = Some(images.path().to_path_buf());
+    let trial = Trial::with(config, SchedulerConfig::default())?;
+    for (id, path, file) in
+        [("absolute", "/srv/data", "/srv/data/file"), ("relative", "data", "/mnt/mesos/sandbox/data/file")]
+    {
+        let job = json!({
+            "id": id, "args": ["/bin/busy", file], "restart": "never",
+            "container": { "image": "busy" }, "constraints": { "hostnames": ["agent-1"] },
+            "labels": {
+                "extvol.name": id, "extvol.driver": "ebs", "extvol.container_path": path,
+                "extvol.options": "sizeMiB=32",
+            },
+        });
+        let ended = trial.run_to_end(App::from_json(&job.to_string())?)?;
+        assert_eq!(ended.state, TaskState::Finished, "{id}: {:?}", ended.message);
+        trial.wait_free(&format!("ebs/{id}"))?;
+        let check = once(app_with(&format!("check-{id}"), "agent-2", id, "test -f data/file")?);
+        assert_eq!(trial.run_to_end(check)?.state, TaskState::Finished, "{id}: the file is on the volume");
+    }
+    nothing_is_left(&trial, &["ebs/absolute", "ebs/relative"])
+}
+
+#[test]
+fn mesos_of_two_volumes_the_second_fails_and_nothing_is_left_of_the_first() -> Result<()> {
+    let trial = Trial::start()?;
+    trial.create_volume("good")?;
+    let labels = [
+        ("extvol.name", "good"),
+        ("extvol.driver", "ebs"),
+        ("extvol.container_path", "good"),
+        ("extvol.1.name", "missing"),
+        ("extvol.1.driver", "ebs"),
+        ("extvol.1.container_path", "missing"),
+    ];
+    let ended = trial.run_to_end(once(app("two", "agent-1", "true", &labels)?))?;
+    assert_eq!(ended.state, TaskState::Failed);
+    assert_eq!(ended.reason.as_deref(), Some("REASON_CONTAINER_LAUNCH_FAILED"));
+    let message = ended.message.unwrap_or_default();
+    let expected = "volume ebs/missing could not be mounted: the plugin ebs refused Mount: \
+                    docker-legacy: Mount: missing: failed: resource not found";
+    assert!(message.contains(expected), "{message}");
+    nothing_is_left(&trial, &["ebs/good", "ebs/missing"])?;
+
+    // Of two leases, the second held elsewhere, none is taken.
+    trial.run(app_with("holder", "agent-2", "held", "cat /dev/null; sleep 1000")?.with_options())?;
+    let labels: Vec<_> =
+        labels.iter().map(|(key, value)| (*key, if *value == "missing" { "held" } else { *value })).collect();
+    let ended = trial.run_to_end(once(app("two-leases", "agent-1", "true", &labels)?))?;
+    let message = ended.message.unwrap_or_default();
+    assert!(message.contains("volume ebs/held is held by agent-2"), "{message}");
+    trial.wait_free("ebs/good")?;
+    assert_eq!(trial.attached()?, [("held".to_owned(), "agent-2".to_owned())]);
+    trial.stop("holder")?;
+    nothing_is_left(&trial, &["ebs/good", "ebs/held"])
+}
+
+#[test]
+fn mesos_two_containers_of_an_agent_share_one_mount_until_the_last_ends() -> Result<()> {
+    let trial = Trial::start()?;
+    trial.create_volume("vol-1")?;
+    trial.run(app_with("one", "agent-1", "vol-1", &counting("data", "0.02"))?)?;
+    trial.run(app_with("two", "agent-1", "vol-1", "touch data/two; sleep 1000")?)?;
+    trial.wait_lease("ebs/vol-1", "names both", |lease| {
+        lease.and_then(LeaseRecord::held).is_some_and(|held| held.containers.len() == 2)
+    })?;
+    assert_eq!((attachments(&trial)?, trial.mounted(0)?.len()), (1, 1));
+    let token = trial.held("ebs/vol-1")?.expect("it is attached").token;
+
+    trial.stop("two")?;
+    trial.wait_lease("ebs/vol-1", "names one", |lease| {
+        lease.and_then(LeaseRecord::held).is_some_and(|held| held.containers.len() == 1)
+    })?;
+    let before = trial.read(0, "vol-1", "log")?;
+    is_counting(&wait_written(&trial, 0, "vol-1", before.len())?);
+    assert_eq!(trial.held("ebs/vol-1")?.expect("it is attached").token, token, "it is the same lease");
+    trial.stop("one")?;
+    nothing_is_left(&trial, &["ebs/vol-1"])?;
+    assert_eq!(attachments(&trial)?, 1);
+    Ok(())
+}
+
+#[test]
+fn mesos_a_volume_held_elsewhere_is_refused_and_had_once_it_is_free() -> Result<()> {
+    let trial = Trial::start()?;
+    trial.create_volume("vol-1")?;
+    let first = trial.run(app_with("first", "agent-1", "vol-1", &counting("data", "0.02"))?)?;
+    trial.scheduler.run(app_with("second", "agent-2", "vol-1", &counting("data", "0.02"))?)?;
+    let refused = trial.wait_ended("second", 0)?;
+    assert_eq!(refused.state, TaskState::Failed);
+    let held = trial.held("ebs/vol-1")?.expect("it is held");
+    let container = held.containers.first().expect("by a container").as_str();
+    let message = refused.message.unwrap_or_default();
+    assert_eq!(
+        message,
+        format!(
+            "Failed to launch container: volume ebs/vol-1 is held by agent-1 (since {}, agent {}, container {container}); \
+             it is free when that container ends",
+            held.since,
+            first.agent_id.unwrap_or_default(),
         )
-        .unwrap();
-    let cluster = Cluster::start(config).unwrap();
-    println!("{}", cluster.directory().display());
-    cluster.wait_agents_registered().unwrap();
-    println!(
-        "{}",
-        cluster.hub().run(&["curl", "-sS", "-X", "POST", "http://192.0.2.1:7000/volumes/vol-1"]).unwrap()
     );
-    let scheduler = Scheduler::start(&cluster.master_url(), SchedulerConfig::default()).unwrap();
-    let app = App::from_json(r#"{"id":"w","cmd":"ls -la; df data; while true; do date >> data/log; sleep 0.1; done",
-      "labels":{"extvol.name":"vol-1","extvol.driver":"ebs","extvol.container_path":"data"},"constraints":{"hostnames":["agent-1"]}}"#).unwrap();
-    scheduler.run(app).unwrap();
-    let r = scheduler.wait_until_running("w", Instant::now() + Duration::from_secs(20));
-    println!("{r:?}");
-    println!("{}", cluster.etcdctl(&["get", "--prefix", "/extvol"]).unwrap());
-    println!("{}", cluster.host(0).run(&["cat", "/run/extvol/keeper.log"]).unwrap());
-    println!("{}", cluster.log_tails(30));
-    scheduler.stop("w").unwrap();
-    std::thread::sleep(Duration::from_secs(2));
-    println!("{}", cluster.etcdctl(&["get", "--prefix", "/extvol"]).unwrap());
-    println!("{}", cluster.host(0).run(&["cat", "/run/extvol/keeper.log"]).unwrap());
-    panic!();
+    trial.stop("first")?;
+    trial
+        .scheduler
+        .wait_until_running("second", std::time::Instant::now() + SOON)
+        .expect("it has the volume");
+    let text = wait_written(&trial, 1, "vol-1", 0)?;
+    is_counting(&text);
+    trial.stop("second")?;
+    nothing_is_left(&trial, &["ebs/vol-1"])
+}
+
+#[test]
+fn mesos_a_task_does_not_notice_that_its_agent_is_killed_and_started() -> Result<()> {
+    let trial = Trial::start()?;
+    trial.create_volume("vol-1")?;
+    let running = trial.run(app_with("writer", "agent-1", "vol-1", &counting("data", "0.02"))?)?;
+    let before = wait_written(&trial, 0, "vol-1", 0)?;
+    trial.wait_lease("ebs/vol-1", "is attached", |lease| matches!(lease, Some(LeaseRecord::Attached(_))))?;
+    let lease = trial.lease("ebs/vol-1")?;
+    trial.cluster.host(0).kill_agent()?;
+    trial.cluster.wait_agent_gone(0, SOON)?;
+    let during = wait_written(&trial, 0, "vol-1", before.len())?;
+    trial.cluster.host(0).start_agent()?;
+    trial.cluster.wait_agent_registered(0, SOON)?;
+    let after = wait_written(&trial, 0, "vol-1", during.len())?;
+    is_counting(&after);
+    assert_eq!(trial.lease("ebs/vol-1")?, lease, "the lease is untouched");
+    assert_eq!(attachments(&trial)?, 1);
+    let ended = trial.stop("writer")?;
+    assert_eq!((ended.state, &ended.task_id), (TaskState::Killed, &running.task_id));
+    nothing_is_left(&trial, &["ebs/vol-1"])
+}
+
+#[test]
+fn mesos_a_task_does_not_notice_that_its_keeper_is_killed_and_started() -> Result<()> {
+    let trial = Trial::start()?;
+    trial.create_volume("vol-1")?;
+    let running = trial.run(app_with("writer", "agent-1", "vol-1", &counting("data", "0.02"))?)?;
+    let before = wait_written(&trial, 0, "vol-1", 0)?;
+    trial.wait_lease("ebs/vol-1", "is attached", |lease| matches!(lease, Some(LeaseRecord::Attached(_))))?;
+    let held = trial.held("ebs/vol-1")?.expect("it is attached");
+    let keeper = trial.processes(0, "extvol-keeper")?;
+    trial.kill_keeper(0)?;
+    trial.cluster.wait_for("another keeper", SOON, || {
+        let log = trial.keeper_log(trial.cluster.host(0));
+        let opened = log.matches("the session of holder agent-1 is open; 1 leases are its own").count();
+        if opened == 1 { Ok(()) } else { Err(log) }
+    })?;
+    assert_ne!(trial.processes(0, "extvol-keeper")?, keeper);
+    is_counting(&wait_written(&trial, 0, "vol-1", before.len())?);
+    let after = trial.held("ebs/vol-1")?.expect("it is attached");
+    assert_eq!((after.token, after.epoch, &after.containers), (held.token, held.epoch, &held.containers));
+    assert_eq!(attachments(&trial)?, 1);
+    let ended = trial.stop("writer")?;
+    assert_eq!((ended.state, &ended.task_id), (TaskState::Killed, &running.task_id));
+    nothing_is_left(&trial, &["ebs/vol-1"])
+}
+
+/// Where a host's mount is private, the bystander's copy of it would keep the device mounted behind a clean unmount:
+/// the way to two writers.
+#[test]
+fn mesos_a_container_started_in_between_does_not_keep_the_volume() -> Result<()> {
+    let trial = Trial::start()?;
+    trial.create_volume("vol-1")?;
+    trial.run(app_with("writer", "agent-1", "vol-1", &counting("data", "0.02"))?)?;
+    wait_written(&trial, 0, "vol-1", 0)?;
+    let seen = "grep -q /var/lib/rexray/volumes/vol-1 /proc/self/mountinfo && touch seen; sleep 1000";
+    let bystander = trial.run(app("bystander", "agent-1", seen, &[])?)?;
+    trial.cluster.wait_for("the bystander's copy of the mount", SOON, || {
+        let sandboxes = trial.cluster.host(0).directory().join("mesos/agents/0/work/slaves");
+        let found = Command::new("find").arg(&sandboxes).args(["-name", "seen"]).output();
+        let found = found.map_err(|error| error.to_string())?;
+        if found.stdout.is_empty() { Err("no sandbox has `seen`".into()) } else { Ok(()) }
+    })?;
+    trial.stop("writer")?;
+    nothing_is_left(&trial, &["ebs/vol-1"])?;
+    trial.run(app_with("next", "agent-2", "vol-1", &counting("data", "0.02"))?)?;
+    is_counting(&wait_written(&trial, 1, "vol-1", 0)?);
+    // The bystander was there all the time, and the journal knows of one host at a time.
+    let last = trial.scheduler.history("bystander").pop().expect("it was started");
+    assert_eq!((last.state, last.task_id), (TaskState::Running, bystander.task_id));
+    trial.stop("next")?;
+    trial.stop("bystander")?;
+    nothing_is_left(&trial, &["ebs/vol-1"])
+}
+
+#[test]
+fn mesos_bad_input_is_refused_by_name_and_value_and_leaves_nothing() -> Result<()> {
+    let trial = Trial::start()?;
+    trial.create_volume("vol-1")?;
+    trial.cluster.host(0).run(&["touch", "/run/file"])?;
+    let good = [("extvol.name", "vol-1"), ("extvol.driver", "ebs"), ("extvol.container_path", "data")];
+    let table = [
+        ("extvol.name", "../etc", "label extvol.name=\"../etc\": the volume name holds '/'"),
+        ("extvol.name", "", "label extvol.name=\"\": the volume name is empty"),
+        ("extvol.driver", "../ebs", "label extvol.driver=\"../ebs\": the driver name must not be or contain"),
+        ("extvol.driver", "zfs", "no Docker volume plugin named zfs was found"),
+        ("extvol.mode", "rx", "label extvol.mode=\"rx\": the mode is rw or ro"),
+        (
+            "extvol.container_path",
+            "a/../../b",
+            "label extvol.container_path=\"a/../../b\": the container path must",
+        ),
+        (
+            "extvol.container_path",
+            "/run/nowhere",
+            "container path \"/run/nowhere\": without an image it must be",
+        ),
+        (
+            "extvol.container_path",
+            "/run/file",
+            "container path \"/run/file\": it must be a directory on the host",
+        ),
+        ("extvol.options", "size", "label extvol.options=\"size\": the option \"size\" is not of the form"),
+        ("extvol.size", "1", "label extvol.size is unknown"),
+        ("extvol.1.driver", "ebs", "label extvol.1.name is missing"),
+        ("extvol.10.name", "b", "label extvol.10.name is unknown"),
+    ];
+    for (number, (key, value, expected)) in table.into_iter().enumerate() {
+        let labels: Vec<_> = good.into_iter().filter(|(k, _)| *k != key).chain([(key, value)]).collect();
+        let ended = trial.run_to_end(once(app(&format!("bad-{number}"), "agent-1", "true", &labels)?))?;
+        let message = ended.message.unwrap_or_default();
+        assert_eq!(ended.state, TaskState::Failed, "{key}={value}");
+        assert!(message.contains(expected), "{key}={value}: {message}");
+    }
+    nothing_is_left(&trial, &["ebs/vol-1", "zfs/vol-1"])
+}
+
+#[test]
+fn mesos_master_and_agent_start_without_etcd_and_work_once_it_is_there() -> Result<()> {
+    let trial = Trial::start()?;
+    trial.create_volume("vol-1")?;
+    let (hub, host) = (trial.cluster.hub(), trial.cluster.host(0));
+    host.kill_agent()?;
+    hub.kill_service("master")?;
+    trial.kill_keeper(0)?;
+    hub.kill_service("etcd-1")?;
+    hub.start_service("master")?;
+    trial.cluster.wait_master_leading()?;
+    host.start_agent()?;
+    trial.cluster.wait_agent_registered(0, SOON)?;
+    // A task without a volume is not concerned.
+    trial.run(app("plain", "agent-1", "sleep 1000", &[])?)?;
+    hub.start_service("etcd-1")?;
+    trial.cluster.wait_etcd_healthy()?;
+    trial.run(app_with("writer", "agent-1", "vol-1", &counting("data", "0.02"))?)?;
+    wait_written(&trial, 0, "vol-1", 0)?;
+    trial.stop("writer")?;
+    nothing_is_left(&trial, &["ebs/vol-1"])
+}
+
+/// For a volume that is to be made.
+trait WithOptions {
+    fn with_options(self) -> Self;
+}
+
+impl WithOptions for App {
+    fn with_options(mut self) -> Self {
+        self.labels.insert("extvol.options".into(), "sizeMiB=32".into());
+        self
+    }
+}
+
+#[test]
+fn every_example_app_names_its_volume_by_labels_that_are_known() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("apps");
+    let known = ["name", "driver", "container_path", "mode", "options"];
+    for entry in fs::read_dir(folder).expect("the examples").flatten() {
+        let text = fs::read_to_string(entry.path()).expect("an example");
+        let app = App::from_json(&text).expect("an app");
+        for label in app.labels.keys().filter_map(|label| label.strip_prefix("extvol.")) {
+            assert!(known.contains(&label), "{}: extvol.{label}", entry.path().display());
+        }
+        let volumes = app.container.map_or(0, |container| container.volumes.len());
+        assert_eq!(volumes, 0, "{}: DOCKER_VOLUME is not read yet", entry.path().display());
+    }
 }

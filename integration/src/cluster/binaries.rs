@@ -68,6 +68,15 @@ impl Binaries {
         })
     }
 
+    /// The keeper, for whoever cannot do without.
+    pub(super) fn keeper(&self) -> Result<&Path> {
+        self.keeper.as_deref().ok_or_else(|| ClusterError::Missing {
+            what: "the keeper (extvol-keeper)",
+            path: target_directory().join("release"),
+            advice: "run make build",
+        })
+    }
+
     /// The storage stand-in's control plane and plugin, for whoever cannot do without.
     pub(super) fn storage(&self) -> Result<(&Path, &Path)> {
         self.storage.as_deref().zip(self.plugin.as_deref()).ok_or_else(|| ClusterError::Missing {

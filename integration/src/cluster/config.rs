@@ -71,11 +71,34 @@ impl ClusterConfig {
         })
     }
 
-    /// Loads the modules of `libextvol.so` into master and agents, with these parameters.
+    /// The whole product on two or more agent hosts: storage with these drivers, both modules, and the keeper
+    /// that the isolator starts.
     ///
     /// # Errors
-    /// [`ClusterError::Missing`](super::ClusterError::Missing) when the library was not built.
-    pub fn load_modules(&mut self, master: Parameters, isolator: Parameters) -> Result<()> {
+    /// [`ClusterError::Missing`](super::ClusterError::Missing) when a part was not built.
+    pub fn complete(agents: u8, drivers: &[&str]) -> Result<Self> {
+        let mut config = Self::plain(agents)?;
+        config.add_storage(drivers)?;
+        // Quick to see an agent come and go.
+        config.load_modules(vec![("poll_interval".into(), "1secs".into())], Vec::new())?;
+        Ok(config)
+    }
+
+    /// Loads the modules of `libextvol.so` into master and agents, with these parameters; `etcd_endpoints` and
+    /// `keeper` are this cluster's own unless they are given.
+    ///
+    /// # Errors
+    /// [`ClusterError::Missing`](super::ClusterError::Missing) when the library or the keeper was not built.
+    pub fn load_modules(&mut self, mut master: Parameters, mut isolator: Parameters) -> Result<()> {
+        let keeper = self.binaries.keeper()?.display().to_string();
+        let default = |parameters: &mut Parameters, name: &str, value: &str| {
+            if !parameters.iter().any(|(given, _)| given == name) {
+                parameters.push((name.to_owned(), value.to_owned()));
+            }
+        };
+        default(&mut master, "etcd_endpoints", "{etcd}");
+        default(&mut isolator, "etcd_endpoints", "{etcd}");
+        default(&mut isolator, "keeper", &keeper);
         self.modules = Some(ModulesConfig {
             library: self.binaries.library()?,
             master: Some(Module { name: MASTER_MODULE.to_owned(), parameters: master }),

@@ -5,6 +5,7 @@
 //! words, the answer a line `ok` or `failed` and text up to the end. There is one such cluster at a time: its
 //! holder has locked `target/clusters/control.lock`. Killing the holder ends the cluster, as for a test.
 
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -114,24 +115,50 @@ fn handle(cluster: &Cluster, words: &[&str]) -> Result<String> {
 fn describe(cluster: &Cluster) -> String {
     let hosts: Vec<_> =
         cluster.hosts().iter().map(|host| format!("{} ({})", host.name(), host.address())).collect();
-    format!(
-        "cluster {id}: hub ({hub}) with etcd and the master; {hosts}
-  extvol-cluster exec hub etcdctl --endpoints={etcd} get --prefix ''
-  extvol-cluster exec hub curl -s {master}/master/slaves
-  extvol-cluster exec {first} bash
-  extvol-cluster kill {first} agent        start {first} agent
-  extvol-cluster kill-host {first}         start-host {first}
-  extvol-cluster cable {first} out         cable {first} in
-  logs: {logs}
+    let first = cluster.hosts().first().map_or("hub", Host::name);
+    let (own, beside) = programs();
+    let mut text = format!(
+        "The cluster {id} is up: hub ({hub}) with etcd and the master; {hosts}. Play with it:
+
+  {own} exec {first} bash                        # a shell on a host
+  {own} exec hub curl -s {master}/master/slaves
+  {own} kill {first} agent                       # start {first} agent
+  {own} kill-host {first}                        # start-host {first}
+  {own} cable {first} out                        # cable {first} in
+  {own} down                                     # or: make cluster-down
 ",
         id = cluster.id(),
         hub = cluster.hub().address(),
         hosts = hosts.join(", "),
-        etcd = cluster.etcd_endpoints().join(","),
         master = cluster.master_url(),
-        first = cluster.hosts().first().map_or("hub", Host::name),
-        logs = cluster.logs().display(),
-    )
+    );
+    if cluster.config.modules.is_some() {
+        let example = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("apps/counter.json");
+        let _infallible = write!(
+            text,
+            "
+A task with a volume (in a terminal of its own; Ctrl-C ends it), its lease, and the keeper's log:
+
+  {own} exec hub {scheduler} --master {master} {example}
+  {own} exec hub env ETCDCTL_API=3 etcdctl --endpoints={etcd} get --prefix /extvol/v1/
+  {own} exec {first} tail -f /run/extvol/keeper.log
+",
+            scheduler = beside.join("extvol-scheduler").display(),
+            master = cluster.master_url(),
+            example = example.display(),
+            etcd = cluster.etcd_endpoints().join(","),
+        );
+    }
+    let _infallible = write!(text, "\nLogs of all services: {}\n", cluster.logs().display());
+    text
+}
+
+/// How a person calls `extvol-cluster` from where it was started, and where the other programs are.
+fn programs() -> (String, PathBuf) {
+    let own = std::env::current_exe().unwrap_or_else(|_| "extvol-cluster".into());
+    let beside = own.parent().map(PathBuf::from).unwrap_or_default();
+    let here = std::env::current_dir().unwrap_or_default();
+    (own.strip_prefix(&here).unwrap_or(&own).display().to_string(), beside)
 }
 
 fn refused(message: String) -> ClusterError {

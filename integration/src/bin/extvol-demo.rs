@@ -1,0 +1,158 @@
+//! The main job for a person to watch: a task finds its volume mounted, under a lease in etcd; a second task that
+//! wants the same volume on another agent is refused, and goes on with the first one's data once that has ended.
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use integration::cluster::session::with_causes;
+use integration::scheduler::{TaskEvent, TaskState};
+use integration::timeline::Timeline;
+use integration::trial::{Result, SOON, Trial, TrialError, app_with, counting, lease_key};
+
+const VOLUME: &str = "ebs/vol-7bca078f";
+const NAME: &str = "vol-7bca078f";
+
+fn main() -> ExitCode {
+    let time = Timeline::begin();
+    match play(&time) {
+        Ok(lines) => {
+            println!(
+                "\ndemo: passed in {:.0} s. {lines} lines on the volume, none missing; one host at a time had it; \
+                 nothing is left on this machine.",
+                time.seconds()
+            );
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            println!("\ndemo: FAILED: {}", with_causes(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn play(time: &Timeline) -> std::result::Result<usize, Box<dyn Error>> {
+    time.line("starting etcd, a Mesos 1.11.0 master and two agents, each a host of its own on this machine");
+    let trial = Trial::start()?;
+    time.line("agent-1 and agent-2 have registered; libextvol.so is loaded in the master and in both");
+    trial.create_volume(NAME)?;
+    time.line(format_args!("the storage has made an empty volume, {VOLUME}"));
+
+    first_task(time, &trial)?;
+    second_task_is_refused(time, &trial)?;
+    let lines = volume_follows(time, &trial)?;
+    all_is_given_back(time, &trial)?;
+    let Trial { scheduler, cluster } = trial;
+    scheduler.teardown()?;
+    cluster.stop()?;
+    Ok(lines)
+}
+
+fn first_task(time: &Timeline, trial: &Trial) -> Result<()> {
+    time.part("A task names a volume");
+    let first = app_with("first", "agent-1", NAME, &counting("data", "0.1"))?;
+    time.line("task `first` is sent to agent-1 with the labels");
+    for (label, value) in &first.labels {
+        time.more(format_args!("{label} = {value}"));
+    }
+    trial.run(first)?;
+    time.line("task `first` is running, and writes a line to data/log ten times a second");
+    wait_lines(trial, 0, 20)?;
+    let path = format!("/var/lib/rexray/volumes/{NAME}/data/log");
+    time.command(
+        format_args!("tail -n 2 {path}   # on agent-1"),
+        last_lines(&trial.read(0, NAME, "log")?, 2),
+    );
+    trial
+        .wait_lease(VOLUME, "is attached", |lease| lease.is_some_and(|lease| lease.state() == "attached"))?;
+    time.line("the lease in etcd says who has the volume:");
+    show_lease(time, trial)
+}
+
+fn second_task_is_refused(time: &Timeline, trial: &Trial) -> Result<()> {
+    time.part("Another task wants the same volume on another agent");
+    trial.scheduler.run(app_with("second", "agent-2", NAME, &counting("data", "0.1"))?)?;
+    let ended = trial.wait_ended("second", 0)?;
+    let message = ended.message.unwrap_or_default();
+    if ended.state != TaskState::Failed || !message.contains("is held by agent-1") {
+        return Err(TrialError::Unexpected(format!("`second` ended {} with {message:?}", ended.state)));
+    }
+    time.line(format_args!("task `second` on agent-2: {}", ended.state));
+    time.more(message);
+    trial.scheduler.wait_for("second", Instant::now() + SOON, |history| failures(history) >= 3)?;
+    time.line("its scheduler tries it again and again, with growing pauses; the answer stays the same");
+    Ok(())
+}
+
+fn volume_follows(time: &Timeline, trial: &Trial) -> Result<usize> {
+    time.part("The first task ends, and the volume follows the second");
+    let seen = trial.scheduler.history("second").len();
+    let ended = trial.stop("first")?;
+    time.line(format_args!("task `first`: {}", ended.state));
+    let running = trial.scheduler.wait_for("second", Instant::now() + SOON, |history| {
+        history.iter().skip(seen).any(|event| event.state == TaskState::Running)
+    })?;
+    let refused = failures(&running);
+    time.line(format_args!("task `second` is running on agent-2, after {refused} refusals"));
+    let of = |text: &str, host: &str| text.lines().filter(|line| line.ends_with(host)).count();
+    let first = of(&wait_lines(trial, 1, 1)?, "agent-1");
+    let text = wait_lines(trial, 1, first + 10)?;
+    time.line(format_args!(
+        "data/log has {} lines of agent-1, and {} of agent-2 behind them:",
+        of(&text, "agent-1"),
+        of(&text, "agent-2")
+    ));
+    let around: Vec<_> = text.lines().skip(first.saturating_sub(2)).take(4).collect();
+    time.more(around.join("\n"));
+    // The program counts: a line that was lost or written twice would show.
+    let expected = (1..).zip(text.lines()).find(|(n, line)| line.split(' ').next() != Some(&n.to_string()));
+    if let Some((n, line)) = expected {
+        return Err(TrialError::Unexpected(format!("line {n} of data/log is {line:?}")));
+    }
+    show_lease(time, trial)?;
+    Ok(text.lines().count())
+}
+
+fn all_is_given_back(time: &Timeline, trial: &Trial) -> Result<()> {
+    time.part("All is given back");
+    trial.stop("second")?;
+    trial.wait_free(VOLUME)?;
+    time.line("task `second` was ended, its volume unmounted, and the lease released:");
+    show_lease(time, trial)?;
+    let attached = trial.attached()?;
+    let mounted = [trial.mounted(0)?, trial.mounted(1)?].concat();
+    if !(attached.is_empty() && mounted.is_empty()) {
+        return Err(TrialError::Unexpected(format!("left attached {attached:?}, mounted {mounted:?}")));
+    }
+    time.line("the storage's own journal: never two hosts at once, and none now");
+    Ok(())
+}
+
+/// Waits until `log` on the volume has a last line of this host, and so many lines; all of it.
+fn wait_lines(trial: &Trial, host: usize, count: usize) -> Result<String> {
+    let name = trial.cluster.host(host).name().to_owned();
+    Ok(trial.cluster.wait_for("lines on the volume", SOON, || {
+        let text = trial.read(host, NAME, "log").map_err(|error| error.to_string())?;
+        // What the last `sync` has not covered yet may be half a line.
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]).to_owned();
+        let there =
+            whole.lines().count() >= count && whole.lines().last().is_some_and(|l| l.ends_with(&name));
+        if there { Ok(whole) } else { Err(format!("{text:?}")) }
+    })?)
+}
+
+fn failures(history: &[TaskEvent]) -> usize {
+    history.iter().filter(|event| event.state == TaskState::Failed).count()
+}
+
+fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+fn show_lease(time: &Timeline, trial: &Trial) -> Result<()> {
+    let key = lease_key(VOLUME)?;
+    let value = trial.cluster.etcdctl(&["get", "--print-value-only", &key])?;
+    time.command(format_args!("etcdctl get --print-value-only {key}"), value.trim());
+    Ok(())
+}

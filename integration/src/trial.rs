@@ -1,0 +1,293 @@
+//! The whole product on a cluster of this machine, a scheduler that runs apps on it, and what etcd, the storage and
+//! the hosts say of a volume: what demonstrations and tests do with it.
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value, json};
+use shared::keys::Keys;
+use shared::record::{HeldLease, LeaseRecord, decode};
+use shared::volume::{Driver, VolumeId, VolumeName};
+
+use crate::cluster::{Cluster, ClusterConfig, ClusterError, Host, STORAGE_PORT};
+use crate::scheduler::{App, AppError, Scheduler, SchedulerConfig, SchedulerError, TaskEvent, WaitError};
+use crate::storage::journal::{self, Entry, Violation};
+
+/// How long anything may take that should be there in a moment: a busy machine is slow.
+pub const SOON: Duration = Duration::from_secs(60);
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum TrialError {
+    /// The cluster.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// The scheduler.
+    #[error(transparent)]
+    Scheduler(#[from] SchedulerError),
+    /// An app.
+    #[error(transparent)]
+    App(#[from] AppError),
+    /// A task did not get where it was expected.
+    #[error(transparent)]
+    Wait(#[from] WaitError),
+    /// The storage's journal shows two hosts with one volume.
+    #[error(transparent)]
+    TwoWriters(#[from] Violation),
+    /// Something answered otherwise than it should.
+    #[error("{0}")]
+    Unexpected(String),
+}
+
+/// `Result` of this module.
+pub type Result<T> = std::result::Result<T, TrialError>;
+
+/// A cluster with the product, and a scheduler. The scheduler is dropped first, and leaves its tasks to the
+/// cluster's end.
+#[derive(Debug)]
+pub struct Trial {
+    /// Runs the apps.
+    pub scheduler: Scheduler,
+    /// Everything else.
+    pub cluster: Cluster,
+}
+
+impl Trial {
+    /// Two agent hosts with the driver `ebs`.
+    ///
+    /// # Errors
+    /// What kept it from starting.
+    pub fn start() -> Result<Self> {
+        Self::with(ClusterConfig::complete(2, &["ebs"])?, SchedulerConfig::default())
+    }
+
+    /// As described; the configuration must have storage.
+    ///
+    /// # Errors
+    /// What kept it from starting.
+    pub fn with(config: ClusterConfig, scheduler: SchedulerConfig) -> Result<Self> {
+        let cluster = Cluster::start(config)?;
+        let scheduler = Scheduler::start(&cluster.master_url(), scheduler)?;
+        Ok(Self { scheduler, cluster })
+    }
+
+    /// Makes an empty volume of 64 MiB at the storage.
+    ///
+    /// # Errors
+    /// When the storage does not.
+    pub fn create_volume(&self, name: &str) -> Result<()> {
+        let url = format!("http://{}:{STORAGE_PORT}/volumes/{name}", self.cluster.hub().address());
+        self.cluster.hub().run(&["curl", "-sSf", "-X", "POST", &url])?;
+        Ok(())
+    }
+
+    /// Runs an app and waits until its task runs.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn run(&self, app: App) -> Result<TaskEvent> {
+        let id = app.id.clone();
+        self.scheduler.run(app)?;
+        Ok(self.scheduler.wait_until_running(id.as_str(), Instant::now() + SOON)?)
+    }
+
+    /// Runs an app and waits until its first task has ended; that event.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn run_to_end(&self, app: App) -> Result<TaskEvent> {
+        let id = app.id.clone();
+        self.scheduler.run(app)?;
+        self.wait_ended(id.as_str(), 0)
+    }
+
+    /// Waits until a task of the app has ended after the first `seen` events of its history; that event.
+    ///
+    /// # Errors
+    /// When none does.
+    pub fn wait_ended(&self, app: &str, seen: usize) -> Result<TaskEvent> {
+        let ended = |event: &&TaskEvent| !event.state.is_live();
+        let history = self.scheduler.wait_for(app, Instant::now() + SOON, |history| {
+            history.iter().skip(seen).any(|event| ended(&event))
+        })?;
+        let found = history.iter().skip(seen).find(ended).cloned();
+        found.ok_or_else(|| TrialError::Unexpected(format!("no task of {app} has ended")))
+    }
+
+    /// Stops an app and waits until its task has ended.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn stop(&self, app: &str) -> Result<TaskEvent> {
+        let seen = self.scheduler.history(app).len();
+        self.scheduler.stop(app)?;
+        self.wait_ended(app, seen)
+    }
+
+    /// The lease of `driver/name` as etcd has it; none when the volume was never leased.
+    ///
+    /// # Errors
+    /// When etcd does not answer, or the record cannot be read.
+    pub fn lease(&self, volume: &str) -> Result<Option<LeaseRecord>> {
+        let text = self.cluster.etcdctl(&["get", "--print-value-only", &lease_key(volume)?])?;
+        if text.trim().is_empty() {
+            return Ok(None);
+        }
+        let record = decode(text.trim().as_bytes());
+        record.map(Some).map_err(|error| TrialError::Unexpected(format!("lease of {volume}: {error}")))
+    }
+
+    /// The holder's part of a lease; none when it is free.
+    ///
+    /// # Errors
+    /// As [`Trial::lease`].
+    pub fn held(&self, volume: &str) -> Result<Option<HeldLease>> {
+        Ok(self.lease(volume)?.and_then(|lease| lease.held().cloned()))
+    }
+
+    /// Waits until `is` holds for a lease.
+    ///
+    /// # Errors
+    /// When it does not within [`SOON`]; says what the lease is instead.
+    pub fn wait_lease(
+        &self,
+        volume: &str,
+        what: &str,
+        is: impl Fn(Option<&LeaseRecord>) -> bool,
+    ) -> Result<()> {
+        Ok(self.cluster.wait_for(&format!("{volume} {what}"), SOON, || {
+            let lease = self.lease(volume).map_err(|error| error.to_string())?;
+            if is(lease.as_ref()) { Ok(()) } else { Err(format!("{lease:?}")) }
+        })?)
+    }
+
+    /// Waits until nobody holds a volume's lease.
+    ///
+    /// # Errors
+    /// As [`Trial::wait_lease`].
+    pub fn wait_free(&self, volume: &str) -> Result<()> {
+        self.wait_lease(volume, "is free", |lease| lease.is_none_or(|lease| lease.held().is_none()))
+    }
+
+    /// The storage's journal.
+    ///
+    /// # Errors
+    /// When the storage does not answer.
+    pub fn journal(&self) -> Result<Vec<Entry>> {
+        let url = format!("http://{}:{STORAGE_PORT}/journal", self.cluster.hub().address());
+        let text = self.cluster.hub().run(&["curl", "-sSf", &url])?;
+        serde_json::from_str(&text).map_err(|error| TrialError::Unexpected(format!("the journal: {error}")))
+    }
+
+    /// Checks that no volume ever had two hosts, and answers who has which now.
+    ///
+    /// # Errors
+    /// [`TrialError::TwoWriters`] above all.
+    pub fn attached(&self) -> Result<Vec<(String, String)>> {
+        let holdings = journal::holdings(&self.journal()?)?;
+        Ok(holdings.into_iter().map(|(volume, holding)| (volume, holding.host)).collect())
+    }
+
+    /// The mount points of volumes on a host.
+    ///
+    /// # Errors
+    /// When the host is down.
+    pub fn mounted(&self, host: usize) -> Result<Vec<String>> {
+        let table = self.cluster.host(host).run(&["cat", "/proc/mounts"])?;
+        let points = table.lines().filter_map(|line| line.split(' ').nth(1));
+        let volumes = points.filter(|point| point.starts_with("/var/lib/rexray/volumes/"));
+        Ok(volumes.map(str::to_owned).collect())
+    }
+
+    /// A file of a mounted volume, as its host sees it.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read(&self, host: usize, volume: &str, file: &str) -> Result<String> {
+        let path = format!("/var/lib/rexray/volumes/{volume}/data/{file}");
+        Ok(self.cluster.host(host).run(&["cat", &path])?)
+    }
+
+    /// The process ids of a host's programs of this name, as the host numbers them.
+    ///
+    /// # Errors
+    /// When the host is down.
+    pub fn processes(&self, host: usize, name: &str) -> Result<Vec<String>> {
+        let found = self.cluster.host(host).exec(&["pgrep", "-x", name])?;
+        Ok(found.stdout.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// Kills the keeper of a host; back when it is gone.
+    ///
+    /// # Errors
+    /// When there is none, or it does not die.
+    pub fn kill_keeper(&self, host: usize) -> Result<()> {
+        let found = self.processes(host, "extvol-keeper")?;
+        let [pid] = found.as_slice() else {
+            return Err(TrialError::Unexpected(format!("one keeper was expected, not {found:?}")));
+        };
+        let on = self.cluster.host(host);
+        on.run(&["kill", "-KILL", pid])?;
+        Ok(self.cluster.wait_for("the end of the keeper", SOON, || {
+            match on.exec(&["test", "-e", &format!("/proc/{pid}")]) {
+                Ok(output) if output.success() => Err(format!("process {pid} is there")),
+                Ok(_) => Ok(()),
+                Err(error) => Err(error.to_string()),
+            }
+        })?)
+    }
+
+    /// All that this product's processes on a host have logged.
+    #[must_use]
+    pub fn keeper_log(&self, host: &Host) -> String {
+        host.run(&["cat", "/run/extvol/keeper.log"]).unwrap_or_else(|error| error.to_string())
+    }
+}
+
+/// The key of the lease of `driver/name`.
+///
+/// # Errors
+/// When that is no volume.
+pub fn lease_key(volume: &str) -> Result<String> {
+    let parsed = volume.rsplit_once('/').and_then(|(driver, name)| {
+        Some(VolumeId { driver: Driver::new(driver).ok()?, name: VolumeName::new(name).ok()? })
+    });
+    let volume = parsed.ok_or_else(|| TrialError::Unexpected(format!("{volume} is no driver/name")))?;
+    Ok(Keys::default().lease(&volume))
+}
+
+/// An app for a host (by name; empty for any) with a shell command and labels, which is tried again soon.
+///
+/// # Errors
+/// When it is not a valid one.
+pub fn app(id: &str, host: &str, cmd: &str, labels: &[(&str, &str)]) -> Result<App> {
+    let labels: Map<String, Value> = labels.iter().map(|(k, v)| ((*k).to_owned(), json!(v))).collect();
+    let hosts: Vec<_> = [host].into_iter().filter(|host| !host.is_empty()).collect();
+    let app = json!({
+        "id": id, "cmd": cmd, "labels": labels, "constraints": { "hostnames": hosts },
+        "backoff": { "initial_seconds": 0.2, "factor": 2, "max_seconds": 1, "reset_after_seconds": 30 },
+    });
+    Ok(App::from_json(&app.to_string())?)
+}
+
+/// As [`app`], with one volume of driver `ebs` at `data` in the sandbox.
+///
+/// # Errors
+/// As [`app`].
+pub fn app_with(id: &str, host: &str, volume: &str, cmd: &str) -> Result<App> {
+    let labels = [("extvol.name", volume), ("extvol.driver", "ebs"), ("extvol.container_path", "data")];
+    app(id, host, cmd, &labels)
+}
+
+/// A shell command that goes on counting in the file `log` of a directory: it begins after the last line that it
+/// finds there, and syncs each line before the next.
+#[must_use]
+pub fn counting(directory: &str, pause: &str) -> String {
+    let mut script = String::new();
+    let _infallible = write!(
+        script,
+        "cd {directory} && n=$(tail -n 1 log 2>/dev/null | cut -d' ' -f1); n=${{n:-0}}; \
+         while n=$((n+1)); do echo \"$n $(hostname)\" >>log && sync -d log || exit 1; sleep {pause}; done"
+    );
+    script
+}
