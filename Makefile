@@ -28,6 +28,7 @@ setup:
 	@integration/setup
 
 build: setup
+	@test -e target/release/extvol-keeper || echo "build: compiling; the first time takes some minutes"
 	@cargo build --quiet --release
 	@cxx-glue/link --mesos $(MESOS) target/release/libcxx_glue.a $(LIBRARY)
 
