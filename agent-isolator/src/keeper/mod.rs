@@ -4,6 +4,7 @@
 //! This file is the shell around [`shared::holder::Core`]: receive, handle, store, then carry out.
 //! Everything runs on one thread, but for what may block (`mounts`).
 
+pub mod alive;
 pub mod checkpoint;
 pub mod driver;
 pub mod leases;
@@ -31,6 +32,9 @@ use crate::wire::{self, Call, KeeperLine, Limit, line};
 
 /// How soon a table that could not be stored is stored again.
 const STORE_AGAIN: Duration = Duration::from_millis(250);
+
+/// How often the containers' processes are looked at.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A random id, from the kernel.
 ///
@@ -78,6 +82,8 @@ pub struct Keeper<D> {
     /// Outputs that wait for the table to be stored.
     held: VecDeque<Output>,
     store_again: Option<Instant>,
+    /// When the containers' processes are looked at again.
+    look_again: Instant,
     unstored: Option<String>,
     driver: D,
     started: Instant,
@@ -108,6 +114,7 @@ impl<D: VolumeDriver + Clone + Send + Sync + 'static> Keeper<D> {
             checkpoint,
             held: VecDeque::new(),
             store_again: None,
+            look_again: Instant::now(),
             unstored: None,
             driver,
             started: Instant::now(),
@@ -135,7 +142,8 @@ impl<D: VolumeDriver + Clone + Send + Sync + 'static> Keeper<D> {
     pub async fn run(mut self) {
         loop {
             let deadline = self.core.next_deadline().map(|deadline| self.started + deadline);
-            let wake = [deadline, self.store_again].into_iter().flatten().min();
+            let look = self.core.isolated().next().map(|_| self.look_again);
+            let wake = [deadline, self.store_again, look].into_iter().flatten().min();
             let event = match wake {
                 Some(wake) => tokio::time::timeout_at(wake, self.received.recv()).await.ok().flatten(),
                 None => self.received.recv().await,
@@ -144,7 +152,20 @@ impl<D: VolumeDriver + Clone + Send + Sync + 'static> Keeper<D> {
                 Some(event) => self.handle(event),
                 None => self.core.handle(self.now(), Input::Tick),
             }
+            if self.look_again <= Instant::now() {
+                self.look_at_containers();
+            }
             self.store_then_carry_out();
+        }
+    }
+
+    /// Ends the use of volumes by containers of which nothing runs any more.
+    fn look_at_containers(&mut self) {
+        self.look_again = Instant::now() + LOOK_AGAIN;
+        let gone = |(_, pid, cgroup): &(&ContainerId, u32, Option<&str>)| !alive::is_alive(*pid, *cgroup);
+        let ended: Vec<_> = self.core.isolated().filter(gone).map(|(id, ..)| id.clone()).collect();
+        for container in ended {
+            self.core.handle(self.now(), Input::Ended { container });
         }
     }
 
@@ -208,7 +229,7 @@ impl<D: VolumeDriver + Clone + Send + Sync + 'static> Keeper<D> {
                 Input::Prepare { request, container, agent, agent_id, volumes }
             }
             Call::Isolate { container, pid } => {
-                Input::Isolate { request, container, pid, cgroup: freezer_cgroup(pid) }
+                Input::Isolate { request, container, pid, cgroup: alive::freezer_cgroup(pid) }
             }
             Call::Cleanup { container } => {
                 self.limits.remove(&container);
@@ -363,15 +384,6 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
         Ok(done) => done,
         Err(failed) => std::panic::resume_unwind(failed.into_panic()),
     }
-}
-
-/// The freezer cgroup of a process, as its path below the hierarchy's root.
-fn freezer_cgroup(pid: u32) -> Option<String> {
-    let table = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    table.lines().find_map(|line| {
-        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
-        controllers.split(',').any(|controller| controller == "freezer").then(|| path.to_owned())
-    })
 }
 
 /// Opens the session, then does what it is asked for, one thing after the other.

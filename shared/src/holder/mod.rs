@@ -137,6 +137,11 @@ pub enum Input {
         /// The container, maybe one that was never prepared.
         container: ContainerId,
     },
+    /// Nothing of an isolated container runs any more, whether or not Mesos will say so.
+    Ended {
+        /// The container.
+        container: ContainerId,
+    },
     /// An agent has started, and knows these containers.
     Recover {
         /// Whom to answer.
@@ -320,6 +325,12 @@ impl Core {
         &self.volumes
     }
 
+    /// The containers whose processes are known, with first process and freezer cgroup: the shell tells by
+    /// [`Input::Ended`] when they are gone.
+    pub fn isolated(&self) -> impl Iterator<Item = (&ContainerId, u32, Option<&str>)> {
+        self.containers.iter().filter_map(|(id, entry)| Some((id, entry.pid?, entry.cgroup.as_deref())))
+    }
+
     /// Takes in what happened.
     pub fn handle(&mut self, now: Now, input: Input) {
         match input {
@@ -336,6 +347,7 @@ impl Core {
                 self.end(&container, "the container was destroyed while its volumes were prepared");
                 self.outputs.push_back(Output::Reply(request, Ok(Answer::Done)));
             }
+            Input::Ended { container } => self.end(&container, "its processes have ended"),
             Input::Recover { request, agent, known, orphans } => {
                 self.recover(&agent, &known, &orphans);
                 self.outputs.push_back(Output::Reply(request, Ok(Answer::Done)));
