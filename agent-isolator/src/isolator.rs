@@ -149,7 +149,9 @@ impl Isolator {
             return done(Ok(()));
         }
         match u32::try_from(pid) {
-            Ok(pid) => self.send(Command::Ask { call: Call::Isolate { container, pid }, done }),
+            Ok(pid) => {
+                self.send(Command::Ask { call: Call::Isolate { agent: self.agent(), container, pid }, done })
+            }
             Err(_) => done(Err(format!("{pid} is no process id"))),
         }
     }
@@ -177,7 +179,7 @@ impl Isolator {
             return done(Ok(()));
         }
         drop(containers);
-        self.send(Command::Notify { call: Call::Cleanup { container }, done });
+        self.send(Command::Notify { call: Call::Cleanup { agent: self.agent(), container }, done });
     }
 }
 

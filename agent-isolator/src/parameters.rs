@@ -11,6 +11,9 @@ use shared::volume::{Driver, Holder, NamingRules};
 /// An agent's `executor_registration_timeout` is 1 min by default, and prepare counts in it.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(45);
 
+/// RexRay's EBS driver waits this long for an attach or detach (`ebs.statusTimeout`).
+const SETTLE_TIME: Duration = Duration::from_secs(120);
+
 /// What the keeper is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeeperParameters {
@@ -25,6 +28,9 @@ pub struct KeeperParameters {
     /// `prepare_timeout`: within it a container's volumes are mounted, or its launch fails; default
     /// 45 s.
     pub prepare_timeout: Duration,
+    /// `settle_time`: for how long a driver's call without an answer may still be under way; default
+    /// 2 min. A lease is not released before.
+    pub settle_time: Duration,
     /// `mount_roots`: the directories below which drivers mount; default
     /// `/var/lib/rexray/volumes`.
     pub mount_roots: Vec<PathBuf>,
@@ -117,6 +123,7 @@ impl KeeperParameters {
                 PREPARE_TIMEOUT,
                 seconds(1)..=seconds(3600),
             )?,
+            settle_time: parameters.duration("settle_time", SETTLE_TIME, Duration::ZERO..=seconds(3600))?,
             mount_roots: parameters
                 .parsed("mount_roots", mount_roots)?
                 .unwrap_or_else(|| vec!["/var/lib/rexray/volumes".into()]),

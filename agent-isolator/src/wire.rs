@@ -56,6 +56,8 @@ pub enum Call {
     },
     /// The container's process exists; may it go on?
     Isolate {
+        /// The agent's address, `ip:port`.
+        agent: String,
         /// The container.
         container: ContainerId,
         /// Its first process.
@@ -63,6 +65,8 @@ pub enum Call {
     },
     /// The container is gone.
     Cleanup {
+        /// The agent's address, `ip:port`.
+        agent: String,
         /// The container.
         container: ContainerId,
     },
@@ -166,8 +170,9 @@ mod tests {
 
     #[test]
     fn the_lines_are_what_the_head_of_this_file_says() {
-        let call = CallLine { id: 7, call: Call::Cleanup { container: ContainerId::new("c").unwrap() } };
-        assert_eq!(serde_json::to_string(&call).unwrap(), r#"{"id":7,"call":{"cleanup":{"container":"c"}}}"#);
+        let call = Call::Cleanup { agent: "a:1".into(), container: ContainerId::new("c").unwrap() };
+        let text = serde_json::to_string(&CallLine { id: 7, call }).unwrap();
+        assert_eq!(text, r#"{"id":7,"call":{"cleanup":{"agent":"a:1","container":"c"}}}"#);
         for (text, line) in [
             (r#"{"id":7,"answer":"done"}"#, KeeperLine::Answer { id: 7, answer: Answer::Done }),
             (r#"{"id":7,"refused":"no"}"#, KeeperLine::Refused { id: 7, refused: "no".into() }),

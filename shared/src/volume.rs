@@ -28,6 +28,21 @@ pub enum NameError {
         /// The first such character.
         found: char,
     },
+    /// The driver compares names without case, in a way of its own beyond ASCII: two spellings of one
+    /// volume could be leased as two.
+    #[error("holds {found:?}: the driver {driver} is not declared case-sensitive, so names are ASCII")]
+    NotAscii {
+        /// The first such character.
+        found: char,
+        /// The driver.
+        driver: String,
+    },
+    /// The driver's name has a slash: one plugin's socket can be found under several such names.
+    #[error("is a plugin's long name; give it a short one in driver_aliases, such as {driver}=ebs")]
+    LongDriver {
+        /// The driver.
+        driver: String,
+    },
     /// The name would mean a directory's parent or the directory itself.
     #[error("must not be or contain the path segment {segment:?}")]
     Segment {
@@ -145,16 +160,22 @@ pub struct NamingRules {
 
 impl NamingRules {
     /// The one name under which a volume is leased.
-    #[must_use]
-    pub fn canonical(&self, volume: &VolumeId) -> VolumeId {
+    ///
+    /// # Errors
+    /// When it cannot be told which other names mean the same volume.
+    pub fn canonical(&self, volume: &VolumeId) -> Result<VolumeId, NameError> {
         let driver = self.driver_aliases.get(&volume.driver).unwrap_or(&volume.driver).clone();
-        let name = if self.case_sensitive_drivers.contains(&driver) {
-            volume.name.clone()
-        } else {
-            // Lower-casing may lengthen a name, but never adds a refused character.
-            VolumeName(volume.name.as_str().to_lowercase())
-        };
-        VolumeId { driver, name }
+        if driver.as_str().contains('/') {
+            return Err(NameError::LongDriver { driver: driver.into() });
+        }
+        if self.case_sensitive_drivers.contains(&driver) {
+            return Ok(VolumeId { driver, name: volume.name.clone() });
+        }
+        let name = volume.name.as_str();
+        if let Some(found) = name.chars().find(|c| !c.is_ascii()) {
+            return Err(NameError::NotAscii { found, driver: driver.into() });
+        }
+        Ok(VolumeId { driver, name: VolumeName(name.to_ascii_lowercase()) })
     }
 }
 
@@ -181,8 +202,19 @@ mod tests {
     fn two_spellings_of_one_volume_have_one_canonical_name() {
         let mut rules = NamingRules::default();
         rules.driver_aliases.insert(Driver::new("rexray").unwrap(), Driver::new("ebs").unwrap());
-        assert_eq!(rules.canonical(&id("rexray", "Vol-7B")), id("ebs", "vol-7b"));
+        assert_eq!(rules.canonical(&id("rexray", "Vol-7B")), Ok(id("ebs", "vol-7b")));
+        // RexRay takes these for one; whether it does so for others, nobody can promise.
+        assert!(matches!(rules.canonical(&id("ebs", "vol-\u{17f}")), Err(NameError::NotAscii { .. })));
         rules.case_sensitive_drivers.insert(Driver::new("ebs").unwrap());
-        assert_eq!(rules.canonical(&id("rexray", "Vol-7B")), id("ebs", "Vol-7B"));
+        assert_eq!(rules.canonical(&id("rexray", "Vol-7B")), Ok(id("ebs", "Vol-7B")));
+    }
+
+    #[test]
+    fn a_plugins_long_name_needs_an_alias() {
+        let mut rules = NamingRules::default();
+        let long = id("rexray/rexray", "v");
+        assert!(matches!(rules.canonical(&long), Err(NameError::LongDriver { .. })));
+        rules.driver_aliases.insert(long.driver.clone(), Driver::new("rexray").unwrap());
+        assert_eq!(rules.canonical(&long), Ok(id("rexray", "v")));
     }
 }

@@ -5,9 +5,10 @@ mod holder_host;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use holder_host::{Host, TIMEOUT, container, mount, op_of, volume, wanted};
+use holder_host::{AGENT, Host, LIMITS, SETTLE, TIMEOUT, container, mount, op_of, volume, wanted};
 use shared::holder::{
-    Answer, Core, FoundLease, Idleness, Input, LeaseFault, MountFault, Output, Phase, Request, Table,
+    Answer, Core, FoundLease, Idleness, Input, LeaseFault, LeaseState, MountFault, Output, Phase, Request,
+    Sight, Table, UnmountFault,
 };
 use shared::record::Token;
 use shared::store::Revision;
@@ -65,13 +66,14 @@ fn two_containers_share_one_mount_and_the_last_one_releases_it() {
     let mut host = Host::new();
     host.prepared("c1", &["a"]);
     let request = host.prepare("c2", &["a"]);
-    let outputs = host.outputs();
+    let outputs = host.until_quiet();
     assert!(outputs.iter().any(|o| matches!(o, Output::Reply(r, Ok(_)) if *r == request)));
     assert!(!outputs.iter().any(|o| matches!(o, Output::Mount { .. } | Output::Acquire { .. })));
-    outputs.into_iter().for_each(|output| host.succeed(output));
     host.cleanup("c1");
     let after = host.outputs();
-    let leaves = |o: &Output| matches!(o, Output::Unmount { .. } | Output::Record { detaching: true, .. });
+    let leaves = |o: &Output| {
+        matches!(o, Output::Unmount { .. } | Output::Record { state: LeaseState::Detaching, .. })
+    };
     assert!(!after.iter().any(leaves), "{after:?}");
     after.into_iter().for_each(|output| host.succeed(output));
     host.cleanup("c2");
@@ -107,12 +109,12 @@ fn a_driver_that_did_not_unmount_is_asked_again_only_after_the_lease_was_confirm
     let announce = host.ended("c1");
     host.succeed(announce);
     let unmount = host.only();
-    host.give(Input::Unmounted(op_of(&unmount), Err("busy".into())));
+    host.give(Input::Unmounted(op_of(&unmount), Err(UnmountFault::Refused("busy".into()))));
     let prove = host.only();
     host.give(Input::Idle(op_of(&prove), Idleness::Mounted));
     host.later(Duration::from_secs(60));
     let again = host.only();
-    assert!(matches!(again, Output::Record { detaching: true, .. }), "{again:?}");
+    assert!(matches!(again, Output::Record { state: LeaseState::Detaching, .. }), "{again:?}");
 }
 
 #[test]
@@ -131,6 +133,8 @@ fn a_lost_lease_limits_the_containers_that_use_it() {
     let mut host = Host::new();
     host.prepared("c1", &["a"]);
     host.prepare("c2", &["a"]);
+    let look = host.only();
+    host.succeed(look);
     let outputs = host.outputs();
     let record = outputs.iter().find(|o| matches!(o, Output::Record { .. })).unwrap();
     host.give(Input::Written(op_of(record), Err(LeaseFault::Lost("moved".into()))));
@@ -174,26 +178,209 @@ fn a_prepare_that_is_not_ready_in_time_is_refused_with_what_it_waits_for() {
     assert_eq!(host.core.table(), Table::default());
 }
 
-#[test]
-fn an_unanswered_mount_is_asked_again_until_it_is_answered() {
+/// A host whose container waits for its Mount, with the request.
+fn mounting() -> (Host, Request) {
     let mut host = Host::new();
     let request = host.prepare("c1", &["a"]);
     let op = op_of(&host.only());
     host.give(Input::Acquired(op, Ok(Token(Revision(7)))));
+    (host, request)
+}
+
+#[test]
+fn an_unanswered_mount_is_asked_again_until_it_is_answered_each_time_under_a_confirmed_lease() {
+    let (mut host, request) = mounting();
     let op = op_of(&host.only());
     host.give(Input::Mounted(op, Err(MountFault::Unresolved("no answer within 120 s".into()))));
     assert!(host.refusal(request).contains("no answer within 120 s"));
-    host.later(Duration::from_secs(60));
-    let again = host.only();
-    assert!(matches!(again, Output::Mount { .. }), "{again:?}");
-    host.succeed(again);
+    for _ in 0..3 {
+        host.later(Duration::from_secs(10));
+        let confirm = host.only();
+        // It no longer names the container that failed.
+        let Output::Record { state: LeaseState::Attaching, containers, .. } = &confirm else {
+            panic!("{confirm:?}")
+        };
+        assert!(containers.is_empty());
+        host.succeed(confirm);
+        let again = host.only();
+        assert!(matches!(again, Output::Mount { .. }), "{again:?}");
+        host.give(Input::Mounted(op_of(&again), Err(MountFault::Unresolved("none".into()))));
+    }
+    host.later(Duration::from_secs(10));
+    let seen = host.until_quiet();
+    // Unmounted, yet one of the calls may still be under way.
+    assert!(seen.iter().any(|o| matches!(o, Output::ProveIdle { .. })), "{seen:?}");
+    assert!(!seen.iter().any(|o| matches!(o, Output::Release { .. })), "{seen:?}");
+    host.later(SETTLE);
     host.until_quiet();
     assert!(host.core.volumes().is_empty());
 }
 
 #[test]
+fn a_refusal_behind_an_unanswered_mount_counts_only_once_that_has_settled() {
+    let (mut host, request) = mounting();
+    let op = op_of(&host.only());
+    host.give(Input::Mounted(op, Err(MountFault::Unresolved("none".into()))));
+    host.refusal(request);
+    host.later(Duration::from_secs(60));
+    let confirm = host.only();
+    host.succeed(confirm);
+    let op = op_of(&host.only());
+    host.give(Input::Mounted(op, Err(MountFault::Refused("resource not found".into()))));
+    assert!(matches!(host.core.volumes()[&volume("a")].phase, Phase::Mounting { .. }));
+    host.later(SETTLE);
+    let confirm = host.only();
+    host.succeed(confirm);
+    let op = op_of(&host.only());
+    host.give(Input::Mounted(op, Err(MountFault::Refused("resource not found".into()))));
+    host.until_quiet();
+    assert!(host.core.volumes().is_empty());
+}
+
+#[test]
+fn an_unmount_without_an_answer_may_still_detach_whoever_comes_next() {
+    let mut host = Host::new();
+    host.prepared("c1", &["a"]);
+    let announce = host.ended("c1");
+    host.succeed(announce);
+    let unmount = host.only();
+    // A keeper that is killed now knows of the call from its table.
+    let table = host.core.table();
+    host.give(Input::Unmounted(
+        op_of(&unmount),
+        Err(UnmountFault::Unresolved("no answer within 60 s".into())),
+    ));
+    let request = host.prepare("c2", &["a"]);
+    host.later(Duration::from_secs(10));
+    let seen = host.until_quiet();
+    assert!(!seen.iter().any(|o| matches!(o, Output::Release { .. } | Output::Acquire { .. })), "{seen:?}");
+    host.later(Duration::from_secs(20));
+    assert_eq!(host.outputs(), []);
+    host.later(SETTLE);
+    host.until_quiet();
+    // It waited too long, and was told for what.
+    assert!(!host.core.volumes().contains_key(&volume("a")), "{request:?}");
+
+    let mut host = Host::restored(table, found(false, false));
+    let seen = host.until_quiet();
+    assert!(!seen.iter().any(|o| matches!(o, Output::Release { .. })), "{seen:?}");
+    host.later(SETTLE);
+    host.until_quiet();
+    assert!(host.core.volumes().is_empty());
+}
+
+#[test]
+fn a_volume_that_the_driver_cannot_detach_is_asked_for_again_before_it_is_released() {
+    let mut host = Host::new();
+    host.prepared("c1", &["a"]);
+    let announce = host.ended("c1");
+    host.succeed(announce);
+    let mut unmounts = 0;
+    let release = loop {
+        let output = host.only();
+        match &output {
+            Output::Unmount { op, .. } => {
+                unmounts += 1;
+                host.give(Input::Unmounted(*op, Err(UnmountFault::Refused("throttled".into()))));
+            }
+            Output::ProveIdle { op, .. } => {
+                host.give(Input::Idle(*op, Idleness::ProvedAttached));
+                host.later(Duration::from_secs(20));
+            }
+            Output::Release { .. } => break output,
+            _ => host.succeed(output),
+        }
+    };
+    assert_eq!(unmounts, 6);
+    host.succeed(release);
+    assert!(host.core.volumes().is_empty());
+}
+
+#[test]
+fn what_is_mounted_where_it_cannot_be_used_is_unmounted_and_proved_idle_as_what_it_is() {
+    let (mut host, request) = mounting();
+    let op = op_of(&host.only());
+    let mounted = Some(mount("elsewhere"));
+    let why = "not below mount_roots".into();
+    host.give(Input::Mounted(op, Err(MountFault::Unusable { why, mounted: mounted.clone() })));
+    let outputs = host.outputs();
+    let refused =
+        |o: &Output| matches!(o, Output::Reply(r, Err(why)) if *r == request && why.contains("below"));
+    assert!(outputs.iter().any(refused), "{outputs:?}");
+    outputs.into_iter().for_each(|output| host.succeed(output));
+    let seen = host.until_quiet();
+    let proved = |o: &Output| matches!(o, Output::ProveIdle { mounted: m, .. } if *m == mounted);
+    assert!(seen.iter().any(proved) && host.core.volumes().is_empty(), "{seen:?}");
+}
+
+#[test]
+fn a_container_that_joins_finds_a_volume_that_somebody_unmounted_gone_and_so_do_its_users() {
+    let mut host = Host::new();
+    host.prepared("c1", &["a"]);
+    let request = host.prepare("c2", &["a"]);
+    let look = host.only();
+    assert!(matches!(look, Output::Look { .. }), "{look:?}");
+    host.give(Input::Seen(op_of(&look), Sight::Gone("/mnt/a/data is on /dev/vda now".into())));
+    let outputs = host.outputs();
+    let refused =
+        |o: &Output| matches!(o, Output::Reply(r, Err(why)) if *r == request && why.contains("back"));
+    let limited = |o: &Output| matches!(o, Output::Limit { container: id, .. } if *id == container("c1"));
+    assert!(outputs.iter().any(refused) && outputs.iter().any(limited), "{outputs:?}");
+    outputs.into_iter().for_each(|output| host.succeed(output));
+    // Until the last user has ended nobody joins; then it is released and had anew.
+    host.prepare("c3", &["a"]);
+    assert!(!host.until_quiet().iter().any(|o| matches!(o, Output::Mount { .. } | Output::Unmount { .. })));
+    host.cleanup("c1");
+    let seen = host.until_quiet();
+    assert!(seen.iter().any(|o| matches!(o, Output::Reply(_, Ok(Answer::Prepared { .. })))), "{seen:?}");
+}
+
+#[test]
+fn one_who_only_joined_an_acquire_is_not_refused_for_a_volume_that_he_did_not_want() {
+    let mut host = Host::new();
+    let both = host.prepare("c1", &["a", "b"]);
+    let op = op_of(&host.only());
+    let one = host.prepare("c2", &["a"]);
+    assert_eq!(host.outputs(), []);
+    host.give(Input::Acquired(op, Err("volume ebs/b is held by agent-2".into())));
+    let outputs = host.outputs();
+    let refused = |request| outputs.iter().any(|o| matches!(o, Output::Reply(r, Err(_)) if *r == request));
+    assert!(refused(both) && !refused(one), "{outputs:?}");
+    let acquires =
+        outputs.iter().filter(|o| matches!(o, Output::Acquire { volumes, .. } if volumes.len() == 1));
+    assert_eq!(acquires.count(), 1);
+}
+
+#[test]
+fn a_lease_that_came_too_late_is_given_back_without_a_driver_call() {
+    let mut host = Host::new();
+    host.prepare("c1", &["a"]);
+    let op = op_of(&host.only());
+    host.cleanup("c1");
+    let _ = host.outputs();
+    host.give(Input::Acquired(op, Ok(Token(Revision(7)))));
+    let seen = host.until_quiet();
+    assert!(matches!(&seen[..], [Output::Release { .. }]), "{seen:?}");
+    assert!(host.core.volumes().is_empty());
+}
+
+#[test]
+fn another_agents_container_of_the_same_id_is_left_alone() {
+    let mut host = Host::new();
+    host.prepared("db", &["a"]);
+    let agent = || "10.0.0.1:6051".to_owned();
+    host.give(Input::Cleanup { request: Request(90), agent: agent(), container: container("db") });
+    host.until_quiet();
+    assert_eq!(host.core.volumes().len(), 1);
+    let request = Request(91);
+    let (agent, agent_id, volumes) = (agent(), None, vec![wanted("b")]);
+    host.give(Input::Prepare { request, container: container("db"), agent, agent_id, volumes });
+    assert!(host.refusal(request).contains("another agent on this host, at 10.0.0.1:5051"));
+}
+
+#[test]
 fn without_a_session_nothing_is_done_and_the_refusal_says_why() {
-    let mut core = Core::new(Table::default(), TIMEOUT);
+    let mut core = Core::new(Table::default(), LIMITS);
     core.handle(Duration::ZERO, Input::NotOpened { why: "etcd is unavailable".into() });
     let input = Input::Prepare {
         request: Request(1),
@@ -210,9 +397,12 @@ fn without_a_session_nothing_is_done_and_the_refusal_says_why() {
 }
 
 fn found(mounted: bool, in_use: bool) -> BTreeMap<shared::volume::VolumeId, FoundLease> {
+    let containers =
+        if in_use { BTreeMap::from([(container("c1"), "/mesos/c1".to_owned())]) } else { BTreeMap::new() };
     let lease = FoundLease {
         token: Token(Revision(7)),
-        containers: BTreeSet::from([container("c1")]),
+        calling: false,
+        containers,
         mounted: mounted.then(|| mount("a")),
         in_use,
     };
@@ -226,9 +416,11 @@ fn a_restarted_keeper_goes_on_with_what_it_had() {
     let stored = serde_json::to_vec(&host.core.table()).unwrap();
     let table: Table = serde_json::from_slice(&stored).unwrap();
     let mut host = Host::restored(table.clone(), found(true, true));
-    // The record is written again; no driver call is made.
+    // It is looked at, and the record is written again; no driver call is made.
+    let look = host.only();
+    host.succeed(look);
     let record = host.only();
-    assert!(matches!(record, Output::Record { detaching: false, .. }), "{record:?}");
+    assert!(matches!(record, Output::Record { state: LeaseState::Attached, .. }), "{record:?}");
     host.succeed(record);
     assert_eq!(host.core.table(), table);
     host.cleanup("c1");
@@ -256,7 +448,14 @@ fn a_lease_that_the_table_does_not_know_is_cleaned_up_unless_it_is_in_use() {
     let mut host = Host::restored(Table::default(), found(true, true));
     host.until_quiet();
     assert!(matches!(host.core.volumes()[&volume("a")].phase, Phase::Attached { .. }));
-    host.cleanup("c1");
+    host.give(Input::Ended { container: container("c1") });
+    // Somebody may use it of whom there is no note: as long as it is seen elsewhere, it stays mounted.
+    for _ in 0..3 {
+        let outputs = host.outputs();
+        let look = outputs.iter().find(|o| matches!(o, Output::Look { .. })).unwrap();
+        host.give(Input::Seen(op_of(look), Sight::Mounted { elsewhere: Some("process 77 (sh)".into()) }));
+        host.later(Duration::from_secs(20));
+    }
     host.until_quiet();
     assert!(host.core.volumes().is_empty());
 }
@@ -265,6 +464,8 @@ fn a_lease_that_the_table_does_not_know_is_cleaned_up_unless_it_is_in_use() {
 fn after_a_reboot_a_lease_is_kept_until_its_driver_can_be_asked() {
     let mut host = Host::restored(Table::default(), found(false, false));
     for _ in 0..3 {
+        let confirm = host.only();
+        host.succeed(confirm);
         let op = op_of(&host.only());
         host.give(Input::Mounted(op, Err(MountFault::Unreachable("no socket yet".into()))));
         host.later(Duration::from_secs(60));
@@ -297,7 +498,7 @@ fn recovery_ends_containers_of_this_agent_that_it_does_not_know_and_no_others() 
     host.give(recover("10.0.0.2:5051"));
     host.until_quiet();
     assert_eq!(host.core.volumes().len(), 3);
-    host.give(recover(holder_host::AGENT));
+    host.give(recover(AGENT));
     host.until_quiet();
     assert_eq!(host.core.volumes().keys().collect::<Vec<_>>(), [&volume("a"), &volume("b")]);
 }
@@ -305,7 +506,7 @@ fn recovery_ends_containers_of_this_agent_that_it_does_not_know_and_no_others() 
 #[test]
 fn isolate_is_refused_for_a_container_that_was_not_prepared() {
     let mut host = Host::new();
-    let (request, pid, cgroup) = (Request(50), 4, None);
-    host.give(Input::Isolate { request, container: container("c1"), pid, cgroup });
+    let (request, agent, pid, cgroup) = (Request(50), AGENT.to_owned(), 4, None);
+    host.give(Input::Isolate { request, agent, container: container("c1"), pid, cgroup });
     assert!(host.refusal(request).contains("does not know container c1"));
 }

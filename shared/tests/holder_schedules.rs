@@ -6,8 +6,10 @@ mod holder_host;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use holder_host::{Host, op_of};
-use shared::holder::{Idleness, Input, LeaseFault, MountFault, Output, Table};
+use holder_host::Host;
+use shared::holder::{
+    Idleness, Input, LeaseFault, LeaseState, MountFault, Op, Output, Sight, Table, UnmountFault,
+};
 use shared::record::Token;
 use shared::store::Revision;
 use shared::volume::VolumeId;
@@ -32,8 +34,11 @@ impl Random {
 struct Watched {
     under_way: BTreeMap<VolumeId, Output>,
     acquires: Vec<Output>,
+    looks: Vec<(Op, String)>,
     confirmed: BTreeSet<VolumeId>,
     proved: BTreeSet<VolumeId>,
+    /// Volumes that the driver was asked to mount under their present lease.
+    asked: BTreeSet<VolumeId>,
 }
 
 impl Watched {
@@ -43,35 +48,52 @@ impl Watched {
             Output::Acquire { .. } => return self.acquires.push(output),
             Output::Reply(..) | Output::Limit { .. } | Output::Warn(_) => return,
             Output::Mount { wanted, .. } => {
+                assert!(self.confirmed.remove(&wanted.volume), "a mount without a fresh look at the lease");
                 self.proved.remove(&wanted.volume);
+                self.asked.insert(wanted.volume.clone());
                 wanted.volume.clone()
             }
+            // All mounts of this test have one name; a look concerns the one that is attached.
+            Output::Look { op, mounted } => return self.looks.push((*op, mounted.mount_point.clone())),
             Output::Unmount { asked, .. } => {
                 assert!(self.confirmed.remove(asked), "an unmount without a fresh look at the lease");
                 asked.clone()
             }
             Output::ProveIdle { asked, .. } => asked.clone(),
             Output::Release { volume, .. } => {
-                assert!(self.proved.contains(volume), "released without proof");
+                assert!(
+                    self.proved.contains(volume) || !self.asked.contains(volume),
+                    "released without proof"
+                );
                 volume.clone()
             }
             Output::Record { volume, .. } => volume.clone(),
         };
         if let Some(before) = self.under_way.insert(id, output.clone()) {
-            // Leaving Attached abandons the note of its users under way, and nothing else does.
-            let note = matches!(before, Output::Record { detaching: false, .. });
-            let leaving = matches!(output, Output::Record { detaching: true, .. });
-            assert!(note && leaving, "two effects at once: {before:?} and {output:?}");
+            panic!("two effects at once: {before:?} and {output:?}");
         }
     }
 
     /// Lets one effect end, maybe badly.
     fn end_one(&mut self, host: &mut Host, random: &mut Random, settling: bool) {
         if !self.acquires.is_empty() && random.one_in(2) {
-            let op = op_of(&self.acquires.remove(0));
+            let acquire = self.acquires.remove(0);
+            let Output::Acquire { op, volumes, .. } = acquire else { unreachable!() };
             let no = !settling && random.one_in(4);
+            if !no {
+                self.confirmed.extend(volumes.iter().cloned());
+            }
             return host
                 .give(Input::Acquired(op, if no { Err("held".into()) } else { Ok(Token(Revision(7))) }));
+        }
+        if !self.looks.is_empty() && random.one_in(2) {
+            let (op, _) = self.looks.remove(0);
+            let sight = match (settling, random.below(8)) {
+                (false, 0) => Sight::Gone("gone".into()),
+                (false, 1) => Sight::Unknown("hangs".into()),
+                _ => Sight::Mounted { elsewhere: None },
+            };
+            return host.give(Input::Seen(op, sight));
         }
         if self.under_way.is_empty() {
             return;
@@ -88,12 +110,19 @@ impl Watched {
             Output::Record { op, .. } | Output::Release { op, .. } if fails => {
                 host.give(Input::Written(*op, Err(LeaseFault::Unavailable("down".into()))));
             }
-            Output::Unmount { op, .. } if fails => host.give(Input::Unmounted(*op, Err("busy".into()))),
+            Output::Unmount { op, .. } if fails => {
+                let fault = if other { UnmountFault::Refused } else { UnmountFault::Unresolved };
+                host.give(Input::Unmounted(*op, Err(fault("busy".into()))));
+            }
             Output::ProveIdle { op, .. } if fails => {
                 let busy = if other { Idleness::Mounted } else { Idleness::Pinned("x".into()) };
                 host.give(Input::Idle(*op, busy));
             }
-            Output::Record { detaching: true, .. } => {
+            Output::Release { .. } => {
+                self.asked.remove(&id);
+                host.succeed(output);
+            }
+            Output::Record { state: LeaseState::Detaching | LeaseState::Attaching, .. } => {
                 self.confirmed.insert(id);
                 host.succeed(output);
             }
@@ -128,6 +157,9 @@ fn no_schedule_breaks_the_order_of_effects_or_leaves_anything_behind() {
         (0..4).for_each(|c| host.cleanup(&format!("c{c}")));
         let rest = watched.acquires.into_iter().chain(watched.under_way.into_values());
         rest.for_each(|output| host.succeed(output));
+        for (op, _) in watched.looks {
+            host.give(Input::Seen(op, Sight::Mounted { elsewhere: None }));
+        }
         for _ in 0..50 {
             host.until_quiet();
             host.later(Duration::from_secs(60));

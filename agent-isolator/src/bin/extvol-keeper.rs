@@ -4,13 +4,17 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
-use agent_isolator::keeper::checkpoint::{Checkpoint, lock, machine};
+use agent_isolator::keeper::checkpoint::{Checkpoint, Owner, lock, machine};
 use agent_isolator::keeper::driver::DockerPlugins;
 use agent_isolator::keeper::leases::{Identity, Leases, sentence};
+use agent_isolator::keeper::log::BoundedLog;
 use agent_isolator::keeper::{Keeper, random_id, server};
 use agent_isolator::parameters::KeeperParameters;
 use shared::etcd::{EtcdConfig, EtcdStore};
 use shared::keys::Keys;
+
+/// A detached keeper's log, in its run directory.
+const LOG: &str = "keeper.log";
 
 const USAGE: &str = "\
 usage: extvol-keeper [--detach] [--config FILE] [--NAME=VALUE ...]
@@ -67,13 +71,14 @@ fn config(file: &str) -> Result<Vec<(String, String)>, String> {
 /// cgroups, so that what ends the agent does not end the keeper.
 fn start_detached(parameters: &KeeperParameters) -> Result<(), String> {
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
-    let path = parameters.run_directory.join("keeper.log");
     // The lock makes the directory too, and tells at once when another keeper runs.
     drop(lock(&parameters.run_directory).map_err(|error| sentence(&error))?);
+    let path = parameters.run_directory.join(LOG);
     let log = std::fs::File::options().create(true).append(true).open(&path);
     let log = log.map_err(|error| format!("{}: {error}", path.display()))?;
     let mut command = Command::new(own);
     command.args(parameters.given.iter().map(|(name, value)| format!("--{name}={value}")));
+    // What is said before the log is open, or by a panic.
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     command.env("EXTVOL_DETACHED", "1").spawn().map_err(|error| error.to_string())?;
     Ok(())
@@ -97,20 +102,34 @@ fn leave_cgroups() {
 }
 
 fn run(parameters: KeeperParameters) -> Result<(), String> {
+    let detached = std::env::var_os("EXTVOL_DETACHED").is_some();
     let filter = std::env::var("EXTVOL_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+    // A log that cannot be written is no reason to end.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).log_internal_errors(false);
+    match BoundedLog::open(&parameters.run_directory.join(LOG)).ok().filter(|_| detached) {
+        Some(bounded) => log.with_writer(bounded).init(),
+        None => log.with_writer(std::io::stderr).init(),
+    }
     // A keeper with a part missing would go on half: better none, until it is started again.
     std::panic::set_hook(Box::new(|panic| {
         let _ = writeln!(std::io::stderr(), "extvol-keeper: a bug: {panic}");
         std::process::abort();
     }));
-    if std::env::var_os("EXTVOL_DETACHED").is_some() {
+    if detached {
         rustix::process::setsid().map_err(|error| format!("setsid: {error}"))?;
         leave_cgroups();
     }
-    let _lock = lock(&parameters.run_directory).map_err(|error| sentence(&error))?;
+    let _locks = [&parameters.run_directory, &parameters.state_directory]
+        .map(|directory| lock(directory).map_err(|error| sentence(&error)))
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>()?;
     let machine = machine(&parameters.state_directory).map_err(|error| sentence(&error))?;
-    let checkpoint = Checkpoint::new(&parameters.run_directory, &machine.boot_id);
+    let owner = Owner {
+        holder: parameters.holder.clone(),
+        etcd_prefix: parameters.etcd_prefix.clone(),
+        cluster: None,
+    };
+    let checkpoint = Checkpoint::new(&parameters.run_directory, &machine.boot_id, owner);
     let config = EtcdConfig {
         request_timeout: parameters.request_timeout,
         // Hosts begin with different members, and so share the load.
@@ -139,7 +158,8 @@ fn run(parameters: KeeperParameters) -> Result<(), String> {
         }
         let keys = Keys::new(&parameters.etcd_prefix);
         let leases = Leases::new(store, keys, identity);
-        let keeper = Keeper::start(parameters, checkpoint, leases, DockerPlugins::default());
+        let keeper = Keeper::start(parameters, checkpoint, leases, DockerPlugins::default())
+            .map_err(|error| sentence(&error))?;
         tokio::spawn(server::serve(listener, keeper.events()));
         keeper.run().await;
         Ok(())

@@ -7,6 +7,8 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use shared::volume::ContainerId;
+
 /// Where the freezer hierarchy is mounted, as Mesos has it.
 const FREEZER: &str = "/sys/fs/cgroup/freezer";
 
@@ -21,14 +23,37 @@ pub fn freezer_cgroup(pid: u32) -> Option<String> {
 }
 
 /// Whether a container's first process, or any in its cgroup or one nested in it, is there. What cannot be read counts
-/// as there.
+/// as there, and so does a container of which neither is known: it has not been isolated yet.
 #[must_use]
-pub fn is_alive(pid: u32, cgroup: Option<&str>) -> bool {
+pub fn is_alive(pid: Option<u32>, cgroup: Option<&str>) -> bool {
     // The root is no container's: one without a cgroup of its own is known by its first process alone.
-    match cgroup.map(|path| path.trim_matches('/')).filter(|path| !path.is_empty()) {
-        Some(path) => has_processes(&PathBuf::from(FREEZER).join(path)),
-        None => Path::new(&format!("/proc/{pid}")).exists(),
+    match (cgroup.map(|path| path.trim_matches('/')).filter(|path| !path.is_empty()), pid) {
+        (Some(path), _) => has_processes(&PathBuf::from(FREEZER).join(path)),
+        (None, Some(pid)) => Path::new(&format!("/proc/{pid}")).exists(),
+        (None, None) => true,
     }
+}
+
+/// The freezer cgroup in which processes of a container run, found by its name alone: `<root>/<id>`, nested
+/// `<root>/<parent>/mesos/<child>`.
+#[must_use]
+pub fn find_cgroup(container: &ContainerId) -> Option<String> {
+    let wanted: PathBuf = container.as_str().split('.').collect::<Vec<_>>().join("/mesos/").into();
+    // Deep enough for an agent's root in a cgroup of its own, and for nesting.
+    let found = below(Path::new(FREEZER), &wanted, 12)?;
+    let path = found.strip_prefix(FREEZER).ok()?;
+    has_processes(&found).then(|| format!("/{}", path.display()))
+}
+
+fn below(directory: &Path, wanted: &Path, depth: u32) -> Option<PathBuf> {
+    let here = directory.join(wanted);
+    if here.is_dir() {
+        return Some(here);
+    }
+    let next = depth.checked_sub(1)?;
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    directories.find_map(|entry| below(&entry.path(), wanted, next))
 }
 
 fn has_processes(cgroup: &Path) -> bool {
@@ -39,9 +64,9 @@ fn has_processes(cgroup: &Path) -> bool {
         _ => return true,
     }
     match fs::read_dir(cgroup) {
-        Ok(nested) => nested.flatten().any(|entry| {
-            entry.file_type().is_ok_and(|kind| kind.is_dir()) && has_processes(&entry.path())
-        }),
+        Ok(nested) => nested
+            .flatten()
+            .any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()) && has_processes(&entry.path())),
         Err(error) => error.kind() != io::ErrorKind::NotFound,
     }
 }
@@ -59,6 +84,8 @@ mod tests {
             fs::write(cgroup.join("cgroup.procs"), "").unwrap();
         }
         assert!(!has_processes(&outer));
+        let found = |name: &str| below(root.path(), Path::new(name), 3);
+        assert_eq!((found("mesos/inner"), found("other")), (Some(inner.clone()), None));
         fs::write(inner.join("cgroup.procs"), "7\n").unwrap();
         assert!(has_processes(&outer) && has_processes(&inner));
         fs::remove_dir_all(&outer).unwrap();
@@ -68,9 +95,9 @@ mod tests {
     #[test]
     fn a_process_without_a_cgroup_of_its_own_is_known_by_its_number() {
         let own = std::process::id();
-        assert!(is_alive(own, None) && is_alive(own, Some("/")));
+        assert!(is_alive(Some(own), None) && is_alive(Some(own), Some("/")) && is_alive(None, None));
         let mut ended = std::process::Command::new("true").spawn().unwrap();
         ended.wait().unwrap();
-        assert!(!is_alive(ended.id(), None));
+        assert!(!is_alive(Some(ended.id()), None));
     }
 }

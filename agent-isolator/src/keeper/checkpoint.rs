@@ -7,6 +7,7 @@
 //!   table.json                containers, volumes, how far each is
 //!   table.json.broken         a table that could not be read, set aside
 //! <state_directory>/          default /var/lib/extvol
+//!   keeper.lock               held likewise: another run directory makes no second keeper
 //!   machine-id                random, made at the first start
 //! ```
 //!
@@ -21,6 +22,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use shared::decide::Machine;
 use shared::holder::Table;
+use shared::volume::Holder;
 
 /// The version of the table that this program writes, and the only one that it reads.
 const VERSION: u32 = 1;
@@ -29,7 +31,21 @@ const VERSION: u32 = 1;
 struct Stored {
     version: u32,
     boot_id: String,
+    /// Whose leases the table tells of. Read by another holder, or against another etcd, they would
+    /// all look lost.
+    owner: Owner,
     table: Table,
+}
+
+/// Whose leases a table tells of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// The holder.
+    pub holder: Holder,
+    /// Where the records are in etcd.
+    pub etcd_prefix: String,
+    /// The installation's id, once it is known.
+    pub cluster: Option<String>,
 }
 
 /// Why the keeper cannot start.
@@ -40,6 +56,28 @@ pub enum StartError {
     Running {
         /// The lock.
         lock: PathBuf,
+    },
+    /// The table in the run directory is another holder's, and not empty.
+    #[error(
+        "the table in {} is of the holder {} under the prefix {}, and this keeper was given {} and {}; volumes are \
+         in use: give it the old values until the containers that use them have ended",
+        path.display(), theirs.holder, theirs.etcd_prefix, ours.holder, ours.etcd_prefix
+    )]
+    AnotherHolder {
+        /// The table.
+        path: PathBuf,
+        /// Whose it is.
+        theirs: Box<Owner>,
+        /// Who asks.
+        ours: Box<Owner>,
+    },
+    /// The directory belongs to somebody else, who could put anything there.
+    #[error("{} belongs to user {uid}, not to this keeper's", path.display())]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        uid: u32,
     },
     /// A file or directory of its own cannot be used.
     #[error("{} cannot be used", path.display())]
@@ -59,21 +97,25 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> StartError {
 
 /// Makes a directory that only root may enter.
 fn private_directory(path: &Path) -> Result<(), StartError> {
-    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path))?;
+    let uid = fs::metadata(path).map_err(at(path))?.uid();
+    if uid != rustix::process::geteuid().as_raw() {
+        return Err(StartError::Foreign { path: path.to_owned(), uid });
+    }
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(at(path))
 }
 
 /// The lock of the one keeper of a host. Held until it is dropped, or the process ends.
 pub struct Lock(#[expect(dead_code, reason = "held, not read")] File);
 
-/// Takes the lock of the host's keeper, and makes its directory.
+/// Takes a lock of the host's keeper, and makes the directory that it is in.
 ///
 /// # Errors
 /// When another keeper has it, or the directory cannot be made.
-pub fn lock(run_directory: &Path) -> Result<Lock, StartError> {
-    private_directory(run_directory)?;
-    let path = run_directory.join("keeper.lock");
+pub fn lock(directory: &Path) -> Result<Lock, StartError> {
+    private_directory(directory)?;
+    let path = directory.join("keeper.lock");
     let file = File::options().create(true).append(true).open(&path).map_err(at(&path))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Lock(file)),
@@ -97,7 +139,9 @@ pub fn machine(state_directory: &Path) -> Result<Machine, StartError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => make_key(&path)?,
         Err(error) => return Err(at(&path)(error)),
     };
+    // Kernels differ in its case.
     let firmware = fs::read_to_string("/sys/class/dmi/id/product_uuid").unwrap_or_default();
+    let firmware = firmware.to_ascii_lowercase();
     let boot = Path::new("/proc/sys/kernel/random/boot_id");
     let boot_id = fs::read_to_string(boot).map_err(at(boot))?.trim().to_owned();
     let id = if firmware.trim().is_empty() { key } else { format!("{}+{key}", firmware.trim()) };
@@ -123,13 +167,14 @@ fn make_key(path: &Path) -> Result<String, StartError> {
 pub struct Checkpoint {
     path: PathBuf,
     boot_id: String,
+    owner: Owner,
 }
 
 impl Checkpoint {
-    /// In `run_directory`, for this boot.
+    /// In `run_directory`, for this boot and owner.
     #[must_use]
-    pub fn new(run_directory: &Path, boot_id: &str) -> Self {
-        Self { path: run_directory.join("table.json"), boot_id: boot_id.to_owned() }
+    pub fn new(run_directory: &Path, boot_id: &str, owner: Owner) -> Self {
+        Self { path: run_directory.join("table.json"), boot_id: boot_id.to_owned(), owner }
     }
 
     /// Where it is.
@@ -138,27 +183,60 @@ impl Checkpoint {
         &self.path
     }
 
+    /// The installation that the table belongs to, once it is known.
+    #[must_use]
+    pub fn cluster(&self) -> Option<&str> {
+        self.owner.cluster.as_deref()
+    }
+
+    /// The installation is known now.
+    pub fn belongs_to(&mut self, cluster: String) {
+        self.owner.cluster = Some(cluster);
+    }
+
     /// The stored table; an empty one when there is none, when it is of an earlier boot, or when it
     /// cannot be read: then it is set aside, and what is mounted is learnt from etcd and the mount
     /// tables.
-    #[must_use]
-    pub fn load(&self) -> Table {
+    ///
+    /// # Errors
+    /// [`StartError::AnotherHolder`].
+    pub fn load(&mut self) -> Result<Table, StartError> {
         let bytes = match fs::read(&self.path) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Table::default(),
-            Err(error) => return self.set_aside(&error.to_string()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Table::default()),
+            Err(error) => return Ok(self.set_aside(&error.to_string())),
         };
-        match serde_json::from_slice::<Stored>(&bytes) {
-            Ok(stored) if stored.version != VERSION => {
-                self.set_aside(&format!("it has version {}, not {VERSION}", stored.version))
-            }
-            Ok(stored) if stored.boot_id != self.boot_id => {
-                tracing::info!("the table in {} is of an earlier boot", self.path.display());
-                Table::default()
-            }
-            Ok(stored) => stored.table,
-            Err(error) => self.set_aside(&error.to_string()),
+        // The version first: a later one may have other fields.
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
         }
+        match serde_json::from_slice::<Versioned>(&bytes) {
+            Ok(Versioned { version: VERSION }) => {}
+            Ok(Versioned { version }) => {
+                return Ok(self.set_aside(&format!("it has version {version}, not {VERSION}")));
+            }
+            Err(error) => return Ok(self.set_aside(&error.to_string())),
+        }
+        let stored = match serde_json::from_slice::<Stored>(&bytes) {
+            Ok(stored) => stored,
+            Err(error) => return Ok(self.set_aside(&error.to_string())),
+        };
+        if stored.boot_id != self.boot_id {
+            tracing::info!("the table in {} is of an earlier boot", self.path.display());
+            return Ok(Table::default());
+        }
+        let same =
+            stored.owner.holder == self.owner.holder && stored.owner.etcd_prefix == self.owner.etcd_prefix;
+        if stored.table.volumes().next().is_none() {
+            return Ok(if same { stored.table } else { Table::default() });
+        }
+        if !same {
+            let (theirs, ours) = (Box::new(stored.owner), Box::new(self.owner.clone()));
+            return Err(StartError::AnotherHolder { path: self.path.clone(), theirs, ours });
+        }
+        self.owner.cluster = stored.owner.cluster;
+        Ok(stored.table)
     }
 
     fn set_aside(&self, why: &str) -> Table {
@@ -180,7 +258,12 @@ impl Checkpoint {
     /// # Errors
     /// When it is not stored; the old one is still there.
     pub fn store(&self, table: &Table) -> io::Result<()> {
-        let stored = Stored { version: VERSION, boot_id: self.boot_id.clone(), table: table.clone() };
+        let stored = Stored {
+            version: VERSION,
+            boot_id: self.boot_id.clone(),
+            owner: self.owner.clone(),
+            table: table.clone(),
+        };
         let part = self.path.with_extension("json.part");
         fs::write(&part, serde_json::to_vec(&stored)?)?;
         fs::rename(&part, &self.path)
@@ -191,25 +274,54 @@ impl Checkpoint {
 mod tests {
     use super::*;
 
+    fn owner(holder: &str) -> Owner {
+        Owner { holder: Holder::new(holder).unwrap(), etcd_prefix: "/x".into(), cluster: None }
+    }
+
+    /// A table with a volume.
+    fn used() -> Table {
+        let json = r#"{"containers":{},"volumes":[{"wanted":{"volume":{"driver":"d","name":"v"},
+            "asked":{"driver":"d","name":"v"},"create":null},"phase":"mounting","token":7,"users":[],
+            "asked":true,"unsettled":false,"guarded":false}]}"#;
+        serde_json::from_str(json).unwrap()
+    }
+
     #[test]
     fn a_table_comes_back_in_the_same_boot_only() {
         let directory = tempfile::tempdir().unwrap();
-        let checkpoint = Checkpoint::new(directory.path(), "boot-1");
-        assert_eq!(checkpoint.load(), Table::default());
-        checkpoint.store(&Table::default()).unwrap();
-        assert_eq!(checkpoint.load(), Table::default());
-        assert!(checkpoint.path().exists());
-        let _ = Checkpoint::new(directory.path(), "boot-2").load();
+        let open = |boot: &str| Checkpoint::new(directory.path(), boot, owner("a"));
+        assert_eq!(open("boot-1").load().unwrap(), Table::default());
+        open("boot-1").store(&used()).unwrap();
+        assert_eq!(open("boot-1").load().unwrap(), used());
+        assert_eq!(open("boot-2").load().unwrap(), Table::default());
         assert!(!directory.path().join("table.json.broken").exists());
     }
 
     #[test]
+    fn a_table_in_use_is_its_owners_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut first = Checkpoint::new(directory.path(), "boot-1", owner("a"));
+        first.belongs_to("id-1".into());
+        first.store(&used()).unwrap();
+        let mut again = Checkpoint::new(directory.path(), "boot-1", owner("a"));
+        again.load().unwrap();
+        assert_eq!(again.cluster(), Some("id-1"));
+        let mut other = Checkpoint::new(directory.path(), "boot-1", owner("b"));
+        let error = other.load().unwrap_err().to_string();
+        assert!(error.contains("of the holder a under") && error.contains("was given b"), "{error}");
+        // Nothing is in use: nothing can be mistaken.
+        first.store(&Table::default()).unwrap();
+        assert_eq!(other.load().unwrap(), Table::default());
+        assert_eq!(other.cluster(), None);
+    }
+
+    #[test]
     fn a_broken_table_is_set_aside_and_never_stops_the_keeper() {
-        for bytes in ["", "{", r#"{"version":2,"boot_id":"boot-1","table":{"containers":{},"volumes":[]}}"#] {
+        for bytes in ["", "{", r#"{"version":2,"tables":[]}"#, r#"{"version":1,"boot_id":"boot-1"}"#] {
             let directory = tempfile::tempdir().unwrap();
-            let checkpoint = Checkpoint::new(directory.path(), "boot-1");
+            let mut checkpoint = Checkpoint::new(directory.path(), "boot-1", owner("a"));
             fs::write(checkpoint.path(), bytes).unwrap();
-            assert_eq!(checkpoint.load(), Table::default());
+            assert_eq!(checkpoint.load().unwrap(), Table::default());
             assert_eq!(fs::read_to_string(directory.path().join("table.json.broken")).unwrap(), bytes);
         }
     }

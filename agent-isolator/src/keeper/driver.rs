@@ -5,11 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use serde_json::{Value, json};
-use shared::holder::MountFault;
+use shared::holder::{MountFault, UnmountFault};
 use shared::record::Token;
 use shared::volume::{Driver, VolumeId};
 
@@ -20,8 +20,15 @@ pub const MOUNT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Docker waits this long for everything else.
 pub const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// An error that comes later than this need not mean an end: RexRay's server answers one after 60 s
+/// while the attach or detach goes on.
+const PROMPT: Duration = Duration::from_secs(30);
+
 /// An answer longer than this is no plugin's.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
+
+/// Of a plugin's words, as much as goes into an error's text.
+const WORDS_BYTES_MAX: usize = 1 << 10;
 
 /// Why a plugin's call gave no good answer.
 #[derive(Debug, thiserror::Error)]
@@ -99,7 +106,11 @@ pub trait VolumeDriver {
     ) -> impl Future<Output = Result<String, MountFault>> + Send;
 
     /// Unmounts it.
-    fn unmount(&self, asked: &VolumeId, token: Token) -> impl Future<Output = Result<(), String>> + Send;
+    fn unmount(
+        &self,
+        asked: &VolumeId,
+        token: Token,
+    ) -> impl Future<Output = Result<(), UnmountFault>> + Send;
 }
 
 /// Docker volume plugins, as they are installed on this host.
@@ -157,6 +168,7 @@ impl DockerPlugins {
         timeout: Duration,
     ) -> Result<Value, DriverError> {
         let endpoint = self.find(driver)?;
+        let began = Instant::now();
         let builder = reqwest::Client::builder().timeout(timeout).no_proxy();
         let (builder, base, shown) = match endpoint {
             Endpoint::Unix(path) => {
@@ -183,6 +195,7 @@ impl DockerPlugins {
             Err(error) => return Err(no_answer(format!("the connection broke ({error})"))),
         };
         let status = response.status();
+        let prompt = began.elapsed() < PROMPT;
         let mut answer = Vec::new();
         loop {
             match response.chunk().await {
@@ -192,21 +205,26 @@ impl DockerPlugins {
                 Err(error) => return Err(no_answer(format!("it broke off ({error})"))),
             }
         }
-        let refused = |text| DriverError::Refused { driver: driver.clone(), call, text };
         let parsed: Option<Value> = serde_json::from_slice(&answer).ok();
         let said = ["Err", "Error"].iter().find_map(|key| parsed.as_ref()?.get(key)?.as_str());
-        match (said, &parsed) {
-            (Some(text), _) if !text.is_empty() => Err(refused(text.to_owned())),
+        let text = match said {
+            Some(text) if !text.is_empty() => words(text.as_bytes()),
             _ if !status.is_success() => {
-                let text = String::from_utf8_lossy(&answer);
-                Err(refused(format!("status {}, {:?}", status.as_u16(), text.trim())))
+                format!("status {}, {:?}", status.as_u16(), words(answer.trim_ascii()))
             }
-            (_, Some(Value::Object(_))) => Ok(parsed.unwrap_or_default()),
-            _ => Err(no_answer(format!(
-                "{:?} is no JSON object",
-                String::from_utf8_lossy(&answer[..answer.len().min(80)])
-            ))),
+            _ => {
+                return match parsed {
+                    Some(parsed @ Value::Object(_)) => Ok(parsed),
+                    _ => Err(no_answer(format!("{:?} is no JSON object", words(&answer)))),
+                };
+            }
+        };
+        // A server that gave up waiting, and a proxy that never heard, do not speak for the work itself.
+        let gave_up = matches!(status.as_u16(), 408 | 502 | 503 | 504) || said.is_some_and(str::is_empty);
+        if gave_up || !prompt {
+            return Err(no_answer(format!("it may go on behind the error {text}")));
         }
+        Err(DriverError::Refused { driver: driver.clone(), call, text })
     }
 
     async fn ensure_exists(
@@ -215,13 +233,23 @@ impl DockerPlugins {
         options: &BTreeMap<String, String>,
     ) -> Result<(), DriverError> {
         let name = json!({ "Name": asked.name });
-        // Some drivers' Create of an existing volume fails, or resizes it.
-        if self.call(&asked.driver, "Get", &name, UNMOUNT_TIMEOUT).await.is_ok() {
-            return Ok(());
+        // Some drivers' Create of an existing volume fails, or resizes it. Only a plain no means that
+        // it does not exist.
+        match self.call(&asked.driver, "Get", &name, UNMOUNT_TIMEOUT).await {
+            Ok(_) => return Ok(()),
+            Err(DriverError::Refused { .. }) => {}
+            Err(other) => return Err(other),
         }
         let body = json!({ "Name": asked.name, "Opts": options });
         self.call(&asked.driver, "Create", &body, MOUNT_TIMEOUT).await.map(drop)
     }
+}
+
+/// A plugin's words, cut where they are too many for an error's text.
+fn words(bytes: &[u8]) -> String {
+    let mut text = String::from_utf8_lossy(bytes).into_owned();
+    text.truncate(text.floor_char_boundary(WORDS_BYTES_MAX));
+    text
 }
 
 fn specified(file: &Path, text: &str) -> Result<Endpoint, DriverError> {
@@ -280,10 +308,13 @@ impl VolumeDriver for DockerPlugins {
         }
     }
 
-    async fn unmount(&self, asked: &VolumeId, token: Token) -> Result<(), String> {
+    async fn unmount(&self, asked: &VolumeId, token: Token) -> Result<(), UnmountFault> {
         let body = json!({ "Name": asked.name, "ID": mount_id(token) });
         let answer = self.call(&asked.driver, "Unmount", &body, UNMOUNT_TIMEOUT).await;
-        answer.map(drop).map_err(|error| error.sentence())
+        answer.map(drop).map_err(|error| match error {
+            DriverError::NoAnswer { .. } => UnmountFault::Unresolved(error.sentence()),
+            _ => UnmountFault::Refused(error.sentence()),
+        })
     }
 }
 
@@ -337,6 +368,11 @@ mod tests {
             ),
             (http("500 Internal Server Error", r#"{"Error":"old words"}"#), "refused: old words"),
             (http("404 Not Found", "404 page not found\n"), "refused: status 404, \"404 page not found\""),
+            (http("504 Gateway Timeout", "x"), "unresolved: may go on behind the error status 504"),
+            (
+                http("500 Internal Server Error", r#"{"Err":""}"#),
+                "unresolved: may go on behind the error status 500",
+            ),
             (http("200 OK", "{}"), "unresolved: without a Mountpoint"),
             (http("200 OK", "garbage"), "unresolved: \"garbage\" is no JSON object"),
             (Some("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{".into()), "unresolved: broke off"),
@@ -349,6 +385,7 @@ mod tests {
                 Err(MountFault::Refused(why)) => format!("refused: {why}"),
                 Err(MountFault::Unresolved(why)) => format!("unresolved: {why}"),
                 Err(MountFault::Unreachable(why)) => format!("unreachable: {why}"),
+                Err(MountFault::Unusable { why, .. }) => format!("unusable: {why}"),
             };
             let (kind, words) = expected.split_once(": ").unwrap_or(("", expected));
             assert!(shown.starts_with(kind) && shown.contains(words), "{expected} but {shown}");
@@ -365,6 +402,37 @@ mod tests {
         assert_eq!(plugins.mount(&volume(), Some(&options), Token(Revision(7))).await, Ok("/m".into()));
         let (_directory, plugins) = plugin(vec![good, mounted]);
         assert_eq!(plugins.mount(&volume(), Some(&options), Token(Revision(7))).await, Ok("/m".into()));
+    }
+
+    #[tokio::test]
+    async fn a_volume_is_not_created_because_nobody_could_say_whether_it_exists() {
+        let options = BTreeMap::new();
+        let (_directory, plugins) = plugin(vec![None, http("200 OK", "{}")]);
+        let Err(MountFault::Refused(why)) =
+            plugins.mount(&volume(), Some(&options), Token(Revision(7))).await
+        else {
+            panic!()
+        };
+        assert!(why.contains("no proper answer to Get"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn an_unmounts_answer_is_an_end_or_none() {
+        let answers = [
+            (http("200 OK", "{}"), "done"),
+            (http("500 Internal Server Error", r#"{"Err":"resource not found"}"#), "refused"),
+            (http("408 Request Timeout", r#"{"Err":"timed out"}"#), "unresolved"),
+            (None, "unresolved"),
+        ];
+        for (answer, expected) in answers {
+            let (_directory, plugins) = plugin(vec![answer]);
+            let kind = match plugins.unmount(&volume(), Token(Revision(7))).await {
+                Ok(()) => "done",
+                Err(UnmountFault::Refused(_)) => "refused",
+                Err(UnmountFault::Unresolved(_)) => "unresolved",
+            };
+            assert_eq!(kind, expected);
+        }
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@
 //! then does a read tell the truth.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
 use std::time::{Duration, SystemTime};
 
 use shared::decide::{Claim, Machine, Opening, claim, held_elsewhere, opening};
@@ -42,6 +43,24 @@ pub enum OpenError {
         /// The installation's rules, as JSON.
         theirs: String,
     },
+    /// The volumes that this host has mounted were leased in another installation.
+    #[error(
+        "etcd holds {}, and the volumes that are in use on this host were leased in installation {ours}; lead it \
+         back there, or end the containers that use them",
+        theirs.as_ref().map_or("no installation's records".to_owned(), |id| format!("installation {id}"))
+    )]
+    AnotherInstallation {
+        /// Whose leases this host has.
+        ours: String,
+        /// What etcd has.
+        theirs: Option<String>,
+    },
+    /// The lease of a volume that this host has mounted cannot be read.
+    #[error("the lease of {volume}, which this host has, cannot be read; it is left alone")]
+    Unreadable {
+        /// The volume.
+        volume: VolumeId,
+    },
     /// What an earlier boot of this host leased is mounted now.
     #[error("{mount_point} is mounted, though its lease is of an earlier boot; unmount it")]
     StillMounted {
@@ -55,8 +74,22 @@ pub enum OpenError {
 pub struct Mine {
     /// The fencing token.
     pub token: Token,
+    /// Whether an older life left it `attaching` or `detaching`.
+    pub calling: bool,
     /// What the record says.
     pub lease: HeldLease,
+}
+
+/// An answer about a path of this host, which may take a while.
+pub type Answer = Pin<Box<dyn Future<Output = bool> + Send>>;
+
+/// What the table says to a session that is opened.
+#[derive(Clone, Debug, Default)]
+pub struct Noted {
+    /// The installation in which its volumes are leased, if there are any.
+    pub cluster: Option<String>,
+    /// Its volumes.
+    pub volumes: BTreeSet<VolumeId>,
 }
 
 /// What stays the same for the whole life of the keeper's process.
@@ -131,13 +164,14 @@ impl<S: LeaseStore> Leases<S> {
     /// See [`OpenError`]; after any of them the whole may be tried again.
     pub async fn open(
         &mut self,
-        is_mounted: impl Fn(&str) -> bool,
+        noted: &Noted,
+        is_mounted: &(dyn Fn(String) -> Answer + Sync),
     ) -> Result<BTreeMap<VolumeId, Mine>, OpenError> {
         self.session = None;
         self.leases.clear();
-        self.learn_cluster().await?;
+        self.learn_cluster(noted).await?;
         let snapshot = self.everything().await?;
-        let held = self.leases_of_holder(&snapshot).map_err(OpenError::Store)?;
+        let held = self.leases_of_holder(&snapshot, noted)?;
         let key = self.keys.session(&self.identity.holder);
         let before: Option<(SessionRecord, _)> = read(&snapshot, &key).map_err(OpenError::Store)?;
         let epochs: Vec<Epoch> = held.values().filter_map(|(l, _)| Some(l.held()?.epoch)).collect();
@@ -147,9 +181,10 @@ impl<S: LeaseStore> Leases<S> {
             Opening::Resume(epoch) => (epoch, session.map_or_else(now, |session| session.since.clone())),
             Opening::Open(epoch) => {
                 // The boot is another one, so that nothing of before can be mounted. Look all the same.
-                let points = held.values().filter_map(|(lease, _)| lease.held()?.mount_point.clone());
-                if let Some(mount_point) = points.into_iter().find(|point| is_mounted(point)) {
-                    return Err(OpenError::StillMounted { mount_point });
+                for mount_point in held.values().filter_map(|(lease, _)| lease.held()?.mount_point.clone()) {
+                    if is_mounted(mount_point.clone()).await {
+                        return Err(OpenError::StillMounted { mount_point });
+                    }
                 }
                 (epoch, now())
             }
@@ -166,14 +201,23 @@ impl<S: LeaseStore> Leases<S> {
         let at = before.map_or(Revision::ABSENT, |(_, at)| at);
         let at = self.commit(self.writer.session(at, &record)).await.map_err(OpenError::Store)?;
         self.session = Some((record, at));
-        self.take_over(epoch).await.map_err(OpenError::Store)
+        self.take_over(epoch, noted).await
     }
 
-    async fn learn_cluster(&mut self) -> Result<(), OpenError> {
+    /// The installation that the session was opened in.
+    #[must_use]
+    pub fn cluster_id(&self) -> Option<String> {
+        decode::<ClusterRecord>(&self.writer.cluster).ok().map(|cluster| cluster.id)
+    }
+
+    async fn learn_cluster(&mut self, noted: &Noted) -> Result<(), OpenError> {
         let key = self.keys.cluster();
         let read_cluster = async |store: &S| store.get(std::slice::from_ref(&key)).await;
         let mut snapshot = read_cluster(&self.store).await.map_err(OpenError::Store)?;
         if !snapshot.entries.contains_key(&key) {
+            if let Some(ours) = noted.cluster.clone() {
+                return Err(OpenError::AnotherInstallation { ours, theirs: None });
+            }
             let id = crate::keeper::random_id();
             let record = encode(&ClusterRecord { id, naming: self.identity.naming.clone() });
             match self.store.commit(found(&self.keys, record)).await {
@@ -186,6 +230,9 @@ impl<S: LeaseStore> Leases<S> {
         let (cluster, _) = read::<ClusterRecord>(&snapshot, &key)
             .map_err(OpenError::Store)?
             .ok_or(OpenError::Store(StoreError::Conflict))?;
+        if let Some(ours) = noted.cluster.clone().filter(|ours| *ours != cluster.id) {
+            return Err(OpenError::AnotherInstallation { ours, theirs: Some(cluster.id) });
+        }
         if cluster.naming != self.identity.naming {
             let theirs = serde_json::to_string(&cluster.naming).unwrap_or_default();
             return Err(OpenError::Naming { theirs });
@@ -207,13 +254,15 @@ impl<S: LeaseStore> Leases<S> {
     fn leases_of_holder(
         &self,
         snapshot: &Snapshot,
-    ) -> Result<BTreeMap<VolumeId, (LeaseRecord, Revision)>, StoreError> {
+        noted: &Noted,
+    ) -> Result<BTreeMap<VolumeId, (LeaseRecord, Revision)>, OpenError> {
         let mut mine = BTreeMap::new();
         for key in snapshot.entries.keys() {
             let Some(volume) = self.keys.volume_of(key) else { continue };
-            // Another holder's unreadable record is its own business, until it is asked for.
             let lease = match read::<LeaseRecord>(snapshot, key) {
                 Ok(lease) => lease,
+                Err(_) if noted.volumes.contains(&volume) => return Err(OpenError::Unreadable { volume }),
+                // Another holder's unreadable record is its own business, until it is asked for.
                 Err(error) => {
                     tracing::warn!("{}", sentence(&error));
                     continue;
@@ -229,28 +278,35 @@ impl<S: LeaseStore> Leases<S> {
     }
 
     /// Rewrites the leases of earlier epochs as this one's, and answers all that are its own.
-    async fn take_over(&mut self, epoch: Epoch) -> Result<BTreeMap<VolumeId, Mine>, StoreError> {
+    async fn take_over(
+        &mut self,
+        epoch: Epoch,
+        noted: &Noted,
+    ) -> Result<BTreeMap<VolumeId, Mine>, OpenError> {
         // Read after the session was rewritten: nothing of an older life can commit any more.
-        let leases = self.store.get_prefix(&self.keys.leases()).await?;
-        let held = self.leases_of_holder(&leases)?;
+        let leases = self.store.get_prefix(&self.keys.leases()).await.map_err(OpenError::Store)?;
+        let held = self.leases_of_holder(&leases, noted)?;
         let mut mine = BTreeMap::new();
         let mut before = Vec::new();
         for (volume, (lease, at)) in held {
             let Some(held) = lease.held().cloned() else { continue };
+            let calling = !matches!(lease, LeaseRecord::Attached(_));
             if held.epoch == epoch {
-                mine.insert(volume.clone(), Mine { token: token(&held, at), lease: held });
+                mine.insert(volume.clone(), Mine { token: token(&held, at), calling, lease: held });
                 self.leases.insert(volume, (lease, at));
             } else {
                 let held = HeldLease { epoch, token: None, containers: BTreeSet::new(), ..held };
                 let record = LeaseRecord::Detaching(held);
-                before.push(Rewrite { volume, at, record, taken_from: None });
+                before.push((calling, Rewrite { volume, at, record, taken_from: None }));
             }
         }
-        for rewrites in before.chunks(VOLUMES_MAX) {
-            let at = self.commit(self.leases_transaction(rewrites)?).await?;
-            for Rewrite { volume, record, .. } in rewrites.iter().cloned() {
+        for chunk in before.chunks(VOLUMES_MAX) {
+            let rewrites: Vec<_> = chunk.iter().map(|(_, rewrite)| rewrite.clone()).collect();
+            let transaction = self.leases_transaction(&rewrites).map_err(OpenError::Store)?;
+            let at = self.commit(transaction).await.map_err(OpenError::Store)?;
+            for (calling, Rewrite { volume, record, .. }) in chunk.iter().cloned() {
                 if let Some(lease) = record.held().cloned() {
-                    mine.insert(volume.clone(), Mine { token: Token(at), lease });
+                    mine.insert(volume.clone(), Mine { token: Token(at), calling, lease });
                 }
                 self.leases.insert(volume, (record, at));
             }
@@ -288,9 +344,16 @@ impl<S: LeaseStore> Leases<S> {
     /// Reads the session; it must be this process's.
     async fn read_session(&mut self) -> Result<(), LeaseFault> {
         let key = self.keys.session(&self.identity.holder);
-        let snapshot = self.store.get(std::slice::from_ref(&key)).await.map_err(unavailable)?;
+        let cluster = self.keys.cluster();
+        let snapshot = self.store.get(&[key.clone(), cluster.clone()]).await.map_err(unavailable)?;
         let (mine, _) = self.session().map_err(unavailable)?;
-        match read::<SessionRecord>(&snapshot, &key).map_err(lost)? {
+        if snapshot.entries.get(&cluster).is_none_or(|entry| entry.value != self.writer.cluster) {
+            return Err(LeaseFault::Unavailable(format!(
+                "the record {cluster} in etcd is not the one under which this keeper opened its session; put \
+                 it back, or restart the keeper once nothing uses its volumes"
+            )));
+        }
+        match read::<SessionRecord>(&snapshot, &key).map_err(unavailable)? {
             Some((session, at)) if session.instance == mine.instance && session.epoch == mine.epoch => {
                 if session.state == SessionState::Dead {
                     return Err(LeaseFault::Lost("this host's session was declared dead".into()));
@@ -299,7 +362,7 @@ impl<S: LeaseStore> Leases<S> {
                 Ok(())
             }
             Some((session, _)) => Err(LeaseFault::Lost(format!(
-                "the session of {} is now epoch {}, opened since {} by another process",
+                "the session of {} is now epoch {}, opened at {} by another process",
                 self.identity.holder, session.epoch, session.since
             ))),
             None => Err(LeaseFault::Lost("this host's session record is gone".into())),
@@ -327,13 +390,10 @@ impl<S: LeaseStore> Leases<S> {
 
     /// As [`Leases::barrier_once`], until it is done: nothing else may happen before.
     async fn barrier(&mut self) -> Result<(), LeaseFault> {
-        let mut retry = Retry::new(Duration::from_millis(50), Duration::from_secs(2));
+        let mut waiting = Waiting::new("to close a write of unknown outcome");
         loop {
             match self.barrier_once().await {
-                Err(LeaseFault::Unavailable(why)) => {
-                    tracing::warn!("waiting for etcd, to close a write of unknown outcome: {why}");
-                    tokio::time::sleep(retry.next_delay()).await;
-                }
+                Err(LeaseFault::Unavailable(why)) => waiting.pause(&why).await,
                 done => return done,
             }
         }
@@ -354,8 +414,17 @@ impl<S: LeaseStore> Leases<S> {
         if let Some(agent_id) = agent_id {
             self.serve_agent(agent_id).await;
         }
-        for _ in 0..TRIES {
-            let rewrites = self.claims(volumes, container, agent_id).await?;
+        let mut tries = 0..TRIES;
+        // Once a write may have been done, only etcd can say that it was not.
+        let mut uncertain: Option<Waiting> = None;
+        while tries.next().is_some() {
+            let rewrites = loop {
+                match (self.claims(volumes, container, agent_id).await, &mut uncertain) {
+                    (Ok(rewrites), _) => break rewrites,
+                    (Err(NoClaim::Held(why)), _) | (Err(NoClaim::Unavailable(why)), None) => return Err(why),
+                    (Err(NoClaim::Unavailable(why)), Some(waiting)) => waiting.pause(&why).await,
+                }
+            };
             let transaction = self.leases_transaction(&rewrites).map_err(|error| sentence(&error))?;
             match self.commit(transaction).await {
                 Ok(at) => {
@@ -366,8 +435,15 @@ impl<S: LeaseStore> Leases<S> {
                 Err(StoreError::Unknown(error)) => {
                     tracing::warn!("an acquire got no answer, and is closed by a barrier: {error}");
                     self.barrier().await.map_err(text)?;
+                    uncertain.get_or_insert_with(|| Waiting::new("to learn whether leases were taken"));
                 }
-                Err(error) => return Err(sentence(&error)),
+                Err(error) if uncertain.is_none() => return Err(sentence(&error)),
+                Err(error) => {
+                    if let Some(waiting) = &mut uncertain {
+                        waiting.pause(&sentence(&error)).await;
+                    }
+                    tries = 0..TRIES;
+                }
             }
         }
         Err("the leases changed too often to be taken".into())
@@ -379,8 +455,8 @@ impl<S: LeaseStore> Leases<S> {
         volumes: &[VolumeId],
         container: &ContainerId,
         agent_id: Option<&str>,
-    ) -> Result<Vec<Rewrite>, String> {
-        let text = |error: StoreError| sentence(&error);
+    ) -> Result<Vec<Rewrite>, NoClaim> {
+        let text = |error: StoreError| NoClaim::Unavailable(sentence(&error));
         let (session, _) = self.session().map_err(text)?;
         let keys: Vec<String> = volumes.iter().map(|volume| self.keys.lease(volume)).collect();
         let snapshot = self.store.get(&keys).await.map_err(text)?;
@@ -411,7 +487,7 @@ impl<S: LeaseStore> Leases<S> {
                 // Mine: an acquire whose answer was lost, and which the barrier has closed.
                 Claim::Free | Claim::Mine(_) | Claim::MineBefore(_) => None,
                 Claim::LeftBehind(held) => owner.map(|(_, at)| (held.holder.clone(), *at)),
-                Claim::Held(held) => return Err(held_elsewhere(volume, held)),
+                Claim::Held(held) => return Err(NoClaim::Held(held_elsewhere(volume, held))),
             };
             let record = LeaseRecord::Attaching(HeldLease {
                 holder: me.clone(),
@@ -478,7 +554,7 @@ impl<S: LeaseStore> Leases<S> {
         let key = self.keys.lease(volume);
         let snapshot = self.store.get(std::slice::from_ref(&key)).await.map_err(unavailable)?;
         let epoch = self.session().map_err(unavailable)?.0.epoch;
-        let lease = read::<LeaseRecord>(&snapshot, &key).map_err(lost)?;
+        let lease = read::<LeaseRecord>(&snapshot, &key).map_err(unavailable)?;
         let before = self.leases.remove(volume);
         match lease {
             Some((lease, at))
@@ -510,6 +586,36 @@ impl<S: LeaseStore> Leases<S> {
     }
 }
 
+/// Why leases cannot be claimed.
+enum NoClaim {
+    /// Somebody else holds one.
+    Held(String),
+    /// etcd did not say.
+    Unavailable(String),
+}
+
+/// Waits for etcd, saying so now and then: the first time, the second, the fourth, and so on.
+struct Waiting {
+    what_for: &'static str,
+    retry: Retry,
+    failures: u64,
+}
+
+impl Waiting {
+    fn new(what_for: &'static str) -> Self {
+        let retry = Retry::new(Duration::from_millis(50), Duration::from_secs(2));
+        Self { what_for, retry, failures: 0 }
+    }
+
+    async fn pause(&mut self, why: &str) {
+        self.failures += 1;
+        if self.failures.is_power_of_two() {
+            tracing::warn!("waiting for etcd, {}: {why}", self.what_for);
+        }
+        tokio::time::sleep(self.retry.next_delay()).await;
+    }
+}
+
 fn with_token(lease: LeaseRecord, token: Option<Token>) -> LeaseRecord {
     let keep = |held: HeldLease| HeldLease { token: held.token.or(token), ..held };
     match lease {
@@ -520,15 +626,9 @@ fn with_token(lease: LeaseRecord, token: Option<Token>) -> LeaseRecord {
     }
 }
 
+/// A record that cannot be read proves nothing of whose it is, and least of all that it is lost.
 fn unavailable(error: StoreError) -> LeaseFault {
-    match error {
-        StoreError::Corrupt { .. } => lost(error),
-        _ => LeaseFault::Unavailable(sentence(&error)),
-    }
-}
-
-fn lost(error: StoreError) -> LeaseFault {
-    LeaseFault::Lost(sentence(&error))
+    LeaseFault::Unavailable(sentence(&error))
 }
 
 fn text(fault: LeaseFault) -> String {

@@ -8,6 +8,8 @@ pub mod alive;
 pub mod checkpoint;
 pub mod driver;
 pub mod leases;
+pub mod log;
+mod mount_table;
 pub mod mounts;
 pub mod server;
 
@@ -15,17 +17,20 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use shared::holder::{Answer, Core, FoundLease, Input, LeaseFault, Now, Op, Output, Request, Wanted};
+use shared::holder::{
+    Answer, Container, Core, FoundLease, Input, LeaseFault, LeaseState, Limits, MountFault, MountedVolume,
+    Now, Op, Output, Request, Wanted,
+};
 use shared::record::{HeldLease, LeaseRecord};
 use shared::retry::Retry;
 use shared::store::LeaseStore;
-use shared::volume::{ContainerId, VolumeId};
+use shared::volume::{ContainerId, NameError, VolumeId};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use self::checkpoint::Checkpoint;
+use self::checkpoint::{Checkpoint, StartError};
 use self::driver::VolumeDriver;
-use self::leases::{Leases, Mine, sentence};
+use self::leases::{Leases, Mine, Noted, sentence};
 use self::server::{ConnectionId, Lines};
 use crate::parameters::KeeperParameters;
 use crate::wire::{self, Call, KeeperLine, Limit, line};
@@ -35,6 +40,10 @@ const STORE_AGAIN: Duration = Duration::from_millis(250);
 
 /// How often the containers' processes are looked at.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long a look at a volume's mount may take before the answer is that it cannot be told: a file system
+/// whose server or disk hangs does not answer.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A random id, from the kernel.
 ///
@@ -55,8 +64,15 @@ pub enum Event {
     Disconnected(ConnectionId),
     /// It asks something.
     Call(ConnectionId, u64, Call),
-    /// An effect has ended, or the session was opened.
+    /// An effect has ended.
     Core(Input),
+    /// The session was opened.
+    Opened {
+        /// The installation's id.
+        cluster: Option<String>,
+        /// The leases that are its own.
+        found: BTreeMap<VolumeId, FoundLease>,
+    },
 }
 
 /// What the lease task is asked for.
@@ -69,7 +85,7 @@ enum LeaseCall {
 
 #[derive(Clone, Debug)]
 struct Recorded {
-    detaching: bool,
+    state: LeaseState,
     containers: std::collections::BTreeSet<ContainerId>,
     mount_point: Option<String>,
 }
@@ -99,17 +115,26 @@ pub struct Keeper<D> {
 
 impl<D: VolumeDriver + Clone + Send + Sync + 'static> Keeper<D> {
     /// A keeper that goes on from the stored table. Opens its session in the background.
+    ///
+    /// # Errors
+    /// When the table is another holder's.
     pub fn start<S: LeaseStore>(
         parameters: KeeperParameters,
-        checkpoint: Checkpoint,
+        mut checkpoint: Checkpoint,
         leases: Leases<S>,
         driver: D,
-    ) -> Self {
+    ) -> Result<Self, StartError> {
         let (events, received) = mpsc::unbounded_channel();
         let (lease_calls, calls) = mpsc::unbounded_channel();
-        tokio::spawn(keep_leases(leases, calls, events.clone(), parameters.mount_roots.clone()));
-        Self {
-            core: Core::new(checkpoint.load(), parameters.prepare_timeout),
+        let table = checkpoint.load()?;
+        let noted = Noted {
+            cluster: checkpoint.cluster().map(str::to_owned),
+            volumes: table.volumes().cloned().collect(),
+        };
+        tokio::spawn(keep_leases(leases, noted, calls, events.clone(), parameters.mount_roots.clone()));
+        let limits = Limits { prepare: parameters.prepare_timeout, settle: parameters.settle_time };
+        Ok(Self {
+            core: Core::new(table, limits),
             parameters,
             checkpoint,
             held: VecDeque::new(),
@@ -125,7 +150,7 @@ impl<D: VolumeDriver + Clone + Send + Sync + 'static> Keeper<D> {
             requests: BTreeMap::new(),
             next_request: 0,
             limits: BTreeMap::new(),
-        }
+        })
     }
 
     /// Where connections send their events.
@@ -142,7 +167,7 @@ impl<D: VolumeDriver + Clone + Send + Sync + 'static> Keeper<D> {
     pub async fn run(mut self) {
         loop {
             let deadline = self.core.next_deadline().map(|deadline| self.started + deadline);
-            let look = self.core.isolated().next().map(|_| self.look_again);
+            let look = self.core.containers().values().any(has_run).then_some(self.look_again);
             let wake = [deadline, self.store_again, look].into_iter().flatten().min();
             let event = match wake {
                 Some(wake) => tokio::time::timeout_at(wake, self.received.recv()).await.ok().flatten(),
@@ -162,8 +187,8 @@ impl<D: VolumeDriver + Clone + Send + Sync + 'static> Keeper<D> {
     /// Ends the use of volumes by containers of which nothing runs any more.
     fn look_at_containers(&mut self) {
         self.look_again = Instant::now() + LOOK_AGAIN;
-        let gone = |(_, pid, cgroup): &(&ContainerId, u32, Option<&str>)| !alive::is_alive(*pid, *cgroup);
-        let ended: Vec<_> = self.core.isolated().filter(gone).map(|(id, ..)| id.clone()).collect();
+        let gone = |(_, entry): &(&ContainerId, &Container)| has_run(entry) && !is_alive(entry);
+        let ended: Vec<_> = self.core.containers().iter().filter(gone).map(|(id, _)| id.clone()).collect();
         for container in ended {
             self.core.handle(self.now(), Input::Ended { container });
         }
@@ -172,18 +197,18 @@ impl<D: VolumeDriver + Clone + Send + Sync + 'static> Keeper<D> {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Core(input) => {
-                match &input {
-                    Input::Opened { found } => {
-                        tracing::info!(
-                            "the session of holder {} is open; {} leases are its own",
-                            self.parameters.holder,
-                            found.len()
-                        );
-                    }
-                    Input::NotOpened { why } => tracing::warn!("there is no session yet: {why}"),
-                    _ => {}
-                }
                 self.core.handle(self.now(), input);
+            }
+            Event::Opened { cluster, found } => {
+                tracing::info!(
+                    "the session of holder {} is open; {} leases are its own",
+                    self.parameters.holder,
+                    found.len()
+                );
+                if let Some(cluster) = cluster {
+                    self.checkpoint.belongs_to(cluster);
+                }
+                self.core.handle(self.now(), Input::Opened { found });
             }
             Event::Connected(id, lines) => {
                 for (container, message) in &self.limits {
@@ -220,24 +245,59 @@ impl<D: VolumeDriver + Clone + Send + Sync + 'static> Keeper<D> {
                     self.requests.remove(&request);
                     return self.answer(connection, call_id, Err(why));
                 }
-                let wanted = |call: wire::VolumeCall| Wanted {
-                    volume: self.parameters.naming.canonical(&call.volume),
-                    asked: call.volume,
-                    create: call.create,
+                let volumes = match self.wanted(volumes) {
+                    Ok(volumes) => volumes,
+                    Err(why) => {
+                        self.requests.remove(&request);
+                        return self.answer(connection, call_id, Err(why));
+                    }
                 };
-                let volumes = volumes.into_iter().map(wanted).collect();
+                self.limits.remove(&container);
                 Input::Prepare { request, container, agent, agent_id, volumes }
             }
-            Call::Isolate { container, pid } => {
-                Input::Isolate { request, container, pid, cgroup: alive::freezer_cgroup(pid) }
+            Call::Isolate { agent, container, pid } => {
+                Input::Isolate { request, agent, container, pid, cgroup: alive::freezer_cgroup(pid) }
             }
-            Call::Cleanup { container } => {
+            Call::Cleanup { agent, container } => {
                 self.limits.remove(&container);
-                Input::Cleanup { request, container }
+                Input::Cleanup { request, agent, container }
             }
-            Call::Recover { agent, known, orphans } => Input::Recover { request, agent, known, orphans },
+            Call::Recover { agent, mut known, orphans } => {
+                // An agent with another runtime directory or cgroups root may not see what still runs.
+                let unseen = |(id, entry): &(&ContainerId, &Container)| {
+                    entry.agent == agent
+                        && !known.contains(*id)
+                        && !orphans.contains(*id)
+                        && has_run(entry)
+                        && is_alive(entry)
+                };
+                let running: Vec<_> =
+                    self.core.containers().iter().filter(unseen).map(|(id, _)| id.clone()).collect();
+                for id in running {
+                    tracing::warn!("the agent at {agent} does not know container {id}, which still runs");
+                    known.insert(id);
+                }
+                Input::Recover { request, agent, known, orphans }
+            }
         };
         self.core.handle(self.now(), input);
+    }
+
+    /// The volumes by their canonical names.
+    fn wanted(&self, volumes: Vec<wire::VolumeCall>) -> Result<Vec<Wanted>, String> {
+        let wanted = |call: wire::VolumeCall| {
+            let volume = self.parameters.naming.canonical(&call.volume).map_err(|fault| match fault {
+                NameError::LongDriver { .. } => format!("the driver name {} {fault}", call.volume.driver),
+                _ => format!("the volume name {:?} {fault}", call.volume.name.as_str()),
+            })?;
+            let mut asked = call.volume;
+            // A plugin's long name stands in no socket's name.
+            if asked.driver.as_str().contains('/') {
+                asked.driver = volume.driver.clone();
+            }
+            Ok(Wanted { volume, asked, create: call.create })
+        };
+        volumes.into_iter().map(wanted).collect()
     }
 
     fn hello(&self, version: u32, theirs: &BTreeMap<String, String>) -> Result<(), String> {
@@ -335,8 +395,8 @@ impl<D: VolumeDriver + Clone + Send + Sync + 'static> Keeper<D> {
             Output::Acquire { op, volumes, container, agent_id } => {
                 ask(LeaseCall::Acquire { op, volumes, container, agent_id });
             }
-            Output::Record { op, volume, detaching, containers, mount_point } => {
-                let record = Recorded { detaching, containers, mount_point };
+            Output::Record { op, volume, state, containers, mount_point } => {
+                let record = Recorded { state, containers, mount_point };
                 ask(LeaseCall::Record { op, volume, record });
             }
             Output::Release { op, volume } => ask(LeaseCall::Release { op, volume }),
@@ -345,9 +405,11 @@ impl<D: VolumeDriver + Clone + Send + Sync + 'static> Keeper<D> {
                 tokio::spawn(async move {
                     let mounted = driver.mount(&wanted.asked, wanted.create.as_ref(), token).await;
                     let result = match mounted {
-                        Ok(path) => blocking(move || mounts::identify(&path, &roots))
-                            .await
-                            .map_err(shared::holder::MountFault::Refused),
+                        Ok(path) => {
+                            blocking(move || mounts::identify(&path, &roots)).await.map_err(|unusable| {
+                                MountFault::Unusable { why: unusable.why, mounted: unusable.mounted }
+                            })
+                        }
                         Err(fault) => Err(fault),
                     };
                     tell(Input::Mounted(op, result));
@@ -359,9 +421,15 @@ impl<D: VolumeDriver + Clone + Send + Sync + 'static> Keeper<D> {
                     tell(Input::Unmounted(op, driver.unmount(&asked, token).await));
                 });
             }
-            Output::ProveIdle { op, asked, mounted } => {
+            Output::Look { op, mounted } => {
                 tokio::spawn(async move {
-                    let proof = blocking(move || mounts::prove_idle(&asked, mounted.as_ref())).await;
+                    tell(Input::Seen(op, blocking(move || mounts::look(&mounted)).await));
+                });
+            }
+            Output::ProveIdle { op, asked, mounted } => {
+                let roots = self.parameters.mount_roots.clone();
+                tokio::spawn(async move {
+                    let proof = blocking(move || mounts::prove_idle(&asked, mounted.as_ref(), &roots)).await;
                     tell(Input::Idle(op, proof));
                 });
             }
@@ -386,34 +454,81 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     }
 }
 
+/// Whether something of a container has run, as far as is known.
+fn has_run(container: &Container) -> bool {
+    container.pid.is_some() || container.cgroup.is_some()
+}
+
+fn is_alive(container: &Container) -> bool {
+    alive::is_alive(container.pid, container.cgroup.as_deref())
+}
+
+/// What is mounted where a lease's record says, and whether somebody may use it.
+async fn look_up(mount_point: Option<String>, roots: &[PathBuf]) -> (Option<MountedVolume>, bool) {
+    let Some(point) = mount_point else { return (None, false) };
+    let (shown, roots) = (point.clone(), roots.to_vec());
+    let look = blocking(move || mounts::look_up(&point, &roots));
+    match tokio::time::timeout(LOOK_TIMEOUT, look).await {
+        Ok(Ok(None)) => (None, false),
+        Ok(Ok(Some((mounted, in_use)))) => (Some(mounted), in_use),
+        // It may be mounted, and in use.
+        Ok(Err(error)) => {
+            tracing::warn!("what is mounted at {shown} could not be told: {error}");
+            (None, true)
+        }
+        Err(_) => {
+            tracing::warn!("what is mounted at {shown} could not be told: no answer within {LOOK_TIMEOUT:?}");
+            (None, true)
+        }
+    }
+}
+
 /// Opens the session, then does what it is asked for, one thing after the other.
 async fn keep_leases<S: LeaseStore>(
     mut leases: Leases<S>,
+    noted: Noted,
     mut calls: mpsc::UnboundedReceiver<LeaseCall>,
     events: mpsc::UnboundedSender<Event>,
     roots: Vec<PathBuf>,
 ) {
     let tell = |input| events.send(Event::Core(input)).is_ok();
     let mut retry = Retry::new(Duration::from_millis(200), Duration::from_secs(5));
+    let mut said = String::new();
     let mine = loop {
-        let is_mounted = |point: &str| mounts::look_up(point, &roots).0.is_some();
-        match leases.open(is_mounted).await {
+        let is_mounted = |point: String| -> leases::Answer {
+            let roots = roots.clone();
+            Box::pin(async move {
+                let (mounted, in_use) = look_up(Some(point), &roots).await;
+                mounted.is_some() || in_use
+            })
+        };
+        match leases.open(&noted, &is_mounted).await {
             Ok(mine) => break mine,
             Err(error) => {
-                if !tell(Input::NotOpened { why: sentence(&error) }) {
+                let why = sentence(&error);
+                if said != why {
+                    tracing::warn!("there is no session yet: {why}");
+                    said.clone_from(&why);
+                }
+                if !tell(Input::NotOpened { why }) {
                     return;
                 }
                 tokio::time::sleep(retry.next_delay()).await;
             }
         }
     };
-    let found = |Mine { token, lease }: Mine| {
-        let (mounted, in_use) =
-            lease.mount_point.as_deref().map_or((None, false), |point| mounts::look_up(point, &roots));
-        FoundLease { token, containers: lease.containers, mounted, in_use }
-    };
-    let found = mine.into_iter().map(|(volume, mine)| (volume, found(mine))).collect();
-    if !tell(Input::Opened { found }) {
+    let mut found = BTreeMap::new();
+    for (volume, Mine { token, calling, lease }) in mine {
+        let (mounted, in_use) = look_up(lease.mount_point, &roots).await;
+        let cgroup = |id: ContainerId| Some((id.clone(), alive::find_cgroup(&id)?));
+        // Of volumes in the table the core knows better.
+        let containers = match noted.volumes.contains(&volume) {
+            true => BTreeMap::new(),
+            false => lease.containers.into_iter().filter_map(cgroup).collect(),
+        };
+        found.insert(volume, FoundLease { token, calling, containers, mounted, in_use });
+    }
+    if events.send(Event::Opened { cluster: leases.cluster_id(), found }).is_err() {
         return;
     }
     while let Some(call) = calls.recv().await {
@@ -437,10 +552,14 @@ async fn write<S: LeaseStore>(
     volume: &VolumeId,
     record: &Recorded,
 ) -> Result<(), LeaseFault> {
-    let Recorded { detaching, containers, mount_point } = record;
+    let Recorded { state, containers, mount_point } = record;
     let change = |held: HeldLease| {
         let held = HeldLease { containers: containers.clone(), mount_point: mount_point.clone(), ..held };
-        if *detaching { LeaseRecord::Detaching(held) } else { LeaseRecord::Attached(held) }
+        match state {
+            LeaseState::Attaching => LeaseRecord::Attaching(held),
+            LeaseState::Attached => LeaseRecord::Attached(held),
+            LeaseState::Detaching => LeaseRecord::Detaching(held),
+        }
     };
     leases.rewrite(volume, change).await
 }

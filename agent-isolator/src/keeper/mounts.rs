@@ -4,244 +4,255 @@
 //! volume was mounted has a copy of that mount in its own namespace, and a plain umount on the host
 //! removes that copy only where the mount is shared. So a device counts as idle only when the kernel
 //! lets it be opened exclusively (`O_EXCL` fails while any mount in any namespace holds it), or, for
-//! a file system without a device, when no process's mount table shows it.
+//! a file system without a device, when no process's mount table shows it. What cannot be told is
+//! never taken for a proof.
+//!
+//! All of this may block for as long as the file system or device does.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
-use shared::holder::{Idleness, MountedVolume};
+use shared::holder::{BlockDevice, Idleness, MountedVolume, Sight};
 use shared::volume::VolumeId;
 
-/// One line of a mount table (proc(5), `/proc/[pid]/mountinfo`).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mount {
-    id: u64,
-    parent: u64,
-    device_number: String,
-    mount_point: PathBuf,
-    shared: bool,
-    source: String,
-}
-
-/// Reads a mount table.
-fn parse(table: &str) -> Vec<Mount> {
-    let line = |line: &str| {
-        let mut fields = line.split(' ');
-        let (id, parent) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-        let device_number = fields.next()?.to_owned();
-        let mount_point = PathBuf::from(unescape(fields.nth(1)?));
-        let mut optional = fields.by_ref().skip(1).take_while(|field| *field != "-");
-        let shared = optional.by_ref().any(|field| field.starts_with("shared:"));
-        optional.for_each(drop);
-        let source = unescape(fields.nth(1)?);
-        Some(Mount { id, parent, device_number, mount_point, shared, source })
-    };
-    table.lines().filter_map(line).collect()
-}
-
-/// The kernel writes space, tab, newline and backslash as octal escapes.
-fn unescape(field: &str) -> String {
-    let mut text = String::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((before, after)) = rest.split_once('\\') {
-        text.push_str(before);
-        let code = after.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match code {
-            Some(code) => {
-                text.push(char::from(code));
-                rest = &after[3..];
-            }
-            None => {
-                text.push('\\');
-                rest = after;
-            }
-        }
-    }
-    text + rest
-}
-
-/// The mount that shows `path`: of the mounts at the longest mount point above it, the last made.
-fn covering<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a Mount> {
-    let above = mounts.iter().filter(|mount| path.starts_with(&mount.mount_point));
-    above.max_by_key(|mount| (mount.mount_point.components().count(), mount.id))
-}
-
-fn own_table() -> io::Result<Vec<Mount>> {
-    Ok(parse(&fs::read_to_string("/proc/self/mountinfo")?))
-}
+use super::mount_table::{self, Mount, Witness};
 
 /// Whether new mounts below `root` reach containers and leave them again when they are unmounted.
 ///
 /// # Errors
 /// A sentence with the command that mends it.
 pub fn check_root(root: &Path) -> Result<(), String> {
-    let mounts = own_table().map_err(|error| format!("the mount table could not be read: {error}"))?;
-    let root = root.canonicalize().unwrap_or_else(|_| root.to_owned());
-    check_shared(&mounts, &root)
+    // The directory itself may not be there before the first mount.
+    let there = root.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let mount = mount_table::showing(there)
+        .map_err(|error| format!("the mount at {} could not be told: {error}", root.display()))?;
+    check_shared(&mount, root)
 }
 
-fn check_shared(mounts: &[Mount], path: &Path) -> Result<(), String> {
-    match covering(mounts, path) {
-        Some(mount) if mount.shared => Ok(()),
-        Some(mount) => {
-            let at = mount.mount_point.display();
-            Err(format!(
-                "the mount {at}, below which volumes are mounted at {}, is private: an unmount on this host \
-                 would leave copies in running containers; mend it with `mount --make-shared {at}`",
-                path.display()
-            ))
-        }
-        None => Err(format!("nothing is mounted at or above {}", path.display())),
+fn check_shared(mount: &Mount, path: &Path) -> Result<(), String> {
+    if mount.shared {
+        return Ok(());
     }
+    let at = mount.mount_point.display();
+    Err(format!(
+        "the mount {at}, below which volumes are mounted at {}, is private: an unmount on this host \
+         would leave copies in running containers; mend it with `mount --make-shared {at}`",
+        path.display()
+    ))
+}
+
+/// A mount that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unusable {
+    /// A sentence.
+    pub why: String,
+    /// What is mounted where the driver said.
+    pub mounted: Option<MountedVolume>,
 }
 
 /// What is mounted at `mount_point`, a driver's answer. It must lie below one of `roots`.
 ///
 /// # Errors
-/// A sentence, when nothing of its own is mounted there, or the mount above it is private.
-pub fn identify(mount_point: &str, roots: &[PathBuf]) -> Result<MountedVolume, String> {
+/// When nothing of its own is mounted there, outside the roots, or the mount above it is private.
+pub fn identify(mount_point: &str, roots: &[PathBuf]) -> Result<MountedVolume, Unusable> {
     let said = format!("the driver answered the mount point {mount_point:?}");
-    let real = Path::new(mount_point)
-        .canonicalize()
-        .map_err(|error| format!("{said}, which cannot be opened: {error}"))?;
+    let nothing = |why: String| Unusable { why, mounted: None };
+    let mount = mount_table::showing(Path::new(mount_point))
+        .map_err(|error| nothing(format!("{said}, which cannot be opened: {error}")))?;
+    let real = Path::new(mount_point).canonicalize();
+    let real = real.map_err(|error| nothing(format!("{said}, which cannot be opened: {error}")))?;
     let below = |root: &&PathBuf| root.canonicalize().is_ok_and(|root| real.starts_with(root));
-    let root = roots.iter().find(below).ok_or_else(|| {
+    let root = roots.iter().find(below);
+    let of_root = root.and_then(|root| mount_table::showing(root).ok());
+    let is_hosts_own = match &of_root {
+        Some(of_root) => of_root.id == mount.id,
+        // Outside all roots: a mount that covers a root, or everything, is no volume.
+        None => mount.mount_point == Path::new("/"),
+    };
+    if is_hosts_own {
+        return Err(nothing(format!("{said}, where nothing is mounted: that is the host's own file system")));
+    }
+    let mounted = of(&mount, mount_point);
+    let unusable = |why: String| Unusable { why, mounted: Some(mounted.clone()) };
+    if root.is_none() {
         let roots = roots.iter().map(|root| root.display().to_string()).collect::<Vec<_>>().join(",");
-        format!("{said}, which is not below mount_roots ({roots}); add its directory to that parameter")
-    })?;
-    let mounts = own_table().map_err(|error| format!("the mount table could not be read: {error}"))?;
-    let mount = covering(&mounts, &real).ok_or_else(|| format!("{said}, where nothing is mounted"))?;
-    let of_root = root.canonicalize().ok().and_then(|root| covering(&mounts, &root));
-    if of_root.is_none_or(|of_root| of_root.id == mount.id) {
-        return Err(format!("{said}, where nothing is mounted: that is the host's own file system"));
+        let why =
+            format!("{said}, which is not below mount_roots ({roots}); add its directory to that parameter");
+        return Err(unusable(why));
     }
-    if let Some(parent) = mounts.iter().find(|parent| parent.id == mount.parent && !parent.shared) {
-        check_shared(std::slice::from_ref(parent), &real)?;
+    let table = mount_table::own().map_err(|error| unusable(format!("the mount table: {error}")))?;
+    if let Some(parent) = table.iter().find(|parent| parent.id == mount.parent) {
+        check_shared(parent, &real).map_err(unusable)?;
     }
-    Ok(of(mount, mount_point))
+    Ok(mounted)
 }
 
 fn of(mount: &Mount, mount_point: &str) -> MountedVolume {
-    let device = mount.source.starts_with("/dev/").then(|| mount.source.clone());
     MountedVolume {
         mount_point: mount_point.to_owned(),
         device_number: mount.device_number.clone(),
-        disk_sequence: device.as_deref().and_then(disk_sequence),
-        device,
+        source: mount.source.clone(),
+        device: block_device(&mount.source),
     }
 }
 
-/// The mount at `mount_point`, if one is there now, and whether a process in another mount namespace
-/// sees it too.
-#[must_use]
-pub fn look_up(mount_point: &str, roots: &[PathBuf]) -> (Option<MountedVolume>, bool) {
-    let Ok(mounted) = identify(mount_point, roots) else { return (None, false) };
-    let in_use = !others(&mounted.device_number).is_empty();
-    (Some(mounted), in_use)
+/// The block device that a mount's source names, if it is one.
+fn block_device(source: &str) -> Option<BlockDevice> {
+    let path = Path::new(source).canonicalize().ok().filter(|path| path.is_absolute())?;
+    let found = rustix::fs::stat(&path).ok()?;
+    if FileType::from_raw_mode(found.st_mode) != FileType::BlockDevice {
+        return None;
+    }
+    let number = number(found.st_rdev);
+    let disk_sequence = disk_sequence(&number);
+    Some(BlockDevice { path: path.to_str()?.to_owned(), number, disk_sequence })
 }
 
-/// The kernel's number of the disk behind a device node, and of a partition's disk.
-fn disk_sequence(device: &str) -> Option<u64> {
-    let found = rustix::fs::stat(device).ok()?;
-    let (major, minor) = (rustix::fs::major(found.st_rdev), rustix::fs::minor(found.st_rdev));
-    let block = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+fn number(device: u64) -> String {
+    format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device))
+}
+
+fn in_sys(number: &str) -> PathBuf {
+    Path::new("/sys/dev/block").join(number)
+}
+
+/// The kernel's sequence number of a disk, or of a partition's disk.
+fn disk_sequence(number: &str) -> Option<u64> {
+    let block = in_sys(number);
     let read = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse().ok();
     read(block.join("diskseq")).or_else(|| read(block.canonicalize().ok()?.parent()?.join("diskseq")))
 }
 
-/// A process that still sees a file system.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Witness {
-    pid: u32,
-    name: String,
-    mount_point: PathBuf,
-}
-
-/// A process of each other mount namespace whose mount table shows the file system.
-fn others(device_number: &str) -> BTreeSet<Witness> {
-    let own = fs::read_link("/proc/self/ns/mnt").ok();
-    let mut namespaces: BTreeMap<PathBuf, Vec<u32>> = BTreeMap::new();
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    for pid in processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
-        if let Ok(namespace) = fs::read_link(format!("/proc/{pid}/ns/mnt"))
-            && Some(&namespace) != own.as_ref()
-        {
-            namespaces.entry(namespace).or_default().push(pid);
-        }
+/// Whether a mount is of the volume's file system. A number alone is not enough: that of a file system
+/// without a device is given away again.
+fn is_of<'a>(mounted: &'a MountedVolume) -> impl Fn(&Mount) -> bool + 'a {
+    |mount| {
+        mount.device_number == mounted.device_number
+            && (mounted.device.is_some() || mount.source == mounted.source)
     }
-    let witness = |pids: Vec<u32>| {
-        // Some may have ended by now: any one that is left speaks for its namespace.
-        let read = |pid: u32| Some((pid, fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok()?));
-        let (pid, table) = pids.into_iter().find_map(read)?;
-        let mount = parse(&table).into_iter().find(|mount| mount.device_number == device_number)?;
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        Some(Witness { pid, name: name.trim().to_owned(), mount_point: mount.mount_point })
-    };
-    namespaces.into_values().filter_map(witness).collect()
 }
 
-/// Whether a volume's device is idle. May block for as long as opening the device does.
+fn in_words(Witness { pid, name, mount_point }: &Witness) -> String {
+    format!("process {pid} ({name}), which has it at {} in its own mount namespace,", mount_point.display())
+}
+
+/// Looks whether a volume is still mounted where it was, and who else sees it.
 #[must_use]
-pub fn prove_idle(asked: &VolumeId, mounted: Option<&MountedVolume>) -> Idleness {
-    let mounts = match own_table() {
-        Ok(mounts) => mounts,
+pub fn look(mounted: &MountedVolume) -> Sight {
+    let point = Path::new(&mounted.mount_point).display();
+    let instead = match mount_table::showing(Path::new(&mounted.mount_point)) {
+        Ok(mount) if is_of(mounted)(&mount) => {
+            return match mount_table::elsewhere(is_of(mounted)) {
+                Ok(witness) => Sight::Mounted { elsewhere: witness.as_ref().map(in_words) },
+                Err(error) => Sight::Unknown(format!("the mount tables: {error}")),
+            };
+        }
+        Ok(mount) => format!("{point} is on {} now", mount.source),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => format!("{point} does not exist any more"),
+        Err(error) => return Sight::Unknown(format!("{point}: {error}")),
+    };
+    // Covered by another mount, or its directory removed, it may be there all the same.
+    match mount_table::own() {
+        Ok(table) if !table.iter().any(is_of(mounted)) => Sight::Gone(instead),
+        Ok(_) => Sight::Unknown(format!("{instead}, though it is mounted")),
+        Err(error) => Sight::Unknown(format!("the mount table: {error}")),
+    }
+}
+
+/// The mount at a mount point that a record names, if one is there now, and whether a process in
+/// another mount namespace sees it too.
+///
+/// # Errors
+/// When it cannot be told.
+pub fn look_up(mount_point: &str, roots: &[PathBuf]) -> io::Result<Option<(MountedVolume, bool)>> {
+    let mount = match mount_table::showing(Path::new(mount_point)) {
+        Ok(mount) => mount,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let covers_a_root = roots.iter().any(|root| root.starts_with(&mount.mount_point));
+    if covers_a_root || mount.mount_point == Path::new("/") {
+        return Ok(None);
+    }
+    let mounted = of(&mount, mount_point);
+    let in_use = mount_table::elsewhere(is_of(&mounted))?.is_some();
+    Ok(Some((mounted, in_use)))
+}
+
+/// Whether a volume's device is idle.
+#[must_use]
+pub fn prove_idle(asked: &VolumeId, mounted: Option<&MountedVolume>, roots: &[PathBuf]) -> Idleness {
+    let table = match mount_table::own() {
+        Ok(table) => table,
         Err(error) => return Idleness::Unknown(format!("the mount table could not be read: {error}")),
     };
-    let Some(mounted) = mounted else { return prove_never_mounted(asked, &mounts) };
-    if let Some(device) = &mounted.device {
-        // Another disk by that name now: the one that was mounted is gone, and nothing holds it, for the
-        // kernel gives neither name nor number away while a file system does.
-        let (then, now) = (mounted.disk_sequence, disk_sequence(device));
-        if then.is_some() && now.is_some() && then != now {
-            return Idleness::Proved;
-        }
-        return prove_device_idle(device, mounted, &mounts);
+    match mounted {
+        None => prove_never_mounted(asked, &table, roots),
+        Some(mounted) => match &mounted.device {
+            Some(device) => prove_device_idle(device, mounted, &table),
+            None => prove_unseen(mounted, &table),
+        },
     }
-    prove_unseen(mounted, &mounts)
 }
 
-fn prove_device_idle(device: &str, mounted: &MountedVolume, mounts: &[Mount]) -> Idleness {
+fn prove_device_idle(device: &BlockDevice, mounted: &MountedVolume, table: &[Mount]) -> Idleness {
+    let now = disk_sequence(&device.number);
+    // Another disk has that number, or none: the one that was mounted is gone, and nothing holds it, for
+    // the kernel gives no number away while a file system does.
+    let replaced = device.disk_sequence.is_some() && now.is_some() && device.disk_sequence != now;
+    if replaced || !in_sys(&device.number).exists() {
+        return Idleness::Proved;
+    }
     let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    match rustix::fs::open(device, flags, Mode::empty()) {
-        Ok(_exclusive) => Idleness::Proved,
-        // The disk was detached.
-        Err(Errno::NOENT | Errno::NXIO | Errno::NODEV) => prove_unseen(mounted, mounts),
-        Err(Errno::BUSY) => match prove_unseen(mounted, mounts) {
+    match rustix::fs::open(&device.path, flags, Mode::empty()) {
+        Ok(exclusive) if is_node_of(&exclusive, device) => Idleness::ProvedAttached,
+        Ok(_) => Idleness::Unknown(format!("{} is another device now", device.path)),
+        Err(Errno::BUSY) => match prove_unseen(mounted, table) {
             Idleness::Proved => Idleness::Pinned(format!(
-                "{device} is busy, though no process's mount table shows it: an open file or another device \
-                 holds it"
+                "{} is busy, though no process's mount table shows it: an open file or another device \
+                 holds it",
+                device.path
             )),
             seen => seen,
         },
-        Err(error) => Idleness::Unknown(format!("{device} could not be opened: {error}")),
+        // The node is there and has no disk behind it any more.
+        Err(Errno::NXIO | Errno::NODEV | Errno::NOMEDIUM) => prove_unseen(mounted, table),
+        Err(error) => Idleness::Unknown(format!("{} could not be opened: {error}", device.path)),
     }
+}
+
+fn is_node_of(node: impl AsFd, device: &BlockDevice) -> bool {
+    rustix::fs::fstat(node).is_ok_and(|found| {
+        FileType::from_raw_mode(found.st_mode) == FileType::BlockDevice
+            && number(found.st_rdev) == device.number
+    })
 }
 
 /// No process's mount table shows the file system.
-fn prove_unseen(mounted: &MountedVolume, mounts: &[Mount]) -> Idleness {
-    if mounts.iter().any(|mount| mount.device_number == mounted.device_number) {
+fn prove_unseen(mounted: &MountedVolume, table: &[Mount]) -> Idleness {
+    if table.iter().any(is_of(mounted)) {
         return Idleness::Mounted;
     }
-    match others(&mounted.device_number).first() {
-        None => Idleness::Proved,
-        Some(Witness { pid, name, mount_point }) => Idleness::Pinned(format!(
-            "process {pid} ({name}) still has it mounted at {} in its own mount namespace",
-            mount_point.display()
-        )),
+    match mount_table::elsewhere(is_of(mounted)) {
+        Ok(None) => Idleness::Proved,
+        Ok(Some(witness)) => Idleness::Pinned(format!("{} still holds it", in_words(&witness))),
+        Err(error) => Idleness::Unknown(format!("the mount tables: {error}")),
     }
 }
 
-/// For a Mount that the driver refused: whatever it may have done, no mount bears the volume's name.
-fn prove_never_mounted(asked: &VolumeId, mounts: &[Mount]) -> Idleness {
+/// For a Mount that the driver refused: whatever it may have done, no mount below the roots bears the
+/// volume's name.
+fn prove_never_mounted(asked: &VolumeId, table: &[Mount], roots: &[PathBuf]) -> Idleness {
     let name = asked.name.as_str().to_lowercase();
     let bears_name = |mount: &&Mount| {
-        let mut parts = mount.mount_point.iter().filter_map(|part| part.to_str());
-        parts.any(|part| part.to_lowercase() == name)
+        let below = roots.iter().find_map(|root| mount.mount_point.strip_prefix(root).ok());
+        below.is_some_and(|below| below.iter().any(|part| part.to_string_lossy().to_lowercase() == name))
     };
-    match mounts.iter().find(bears_name) {
+    match table.iter().find(bears_name) {
         None => Idleness::Proved,
         Some(_) => Idleness::Mounted,
     }
@@ -249,51 +260,155 @@ fn prove_never_mounted(asked: &VolumeId, mounts: &[Mount]) -> Idleness {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
+    use shared::volume::{Driver, VolumeName};
+
     use super::*;
 
-    const TABLE: &str = "\
-22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
-40 22 0:33 / /run rw - tmpfs tmpfs rw
-50 22 7:3 / /var/lib/rexray/volumes/a\\040b rw,relatime shared:9 master:2 - ext4 /dev/loop3 rw
-51 50 7:4 / /var/lib/rexray/volumes/a\\040b rw - ext4 /dev/loop4 rw
-";
+    fn volume(name: &str) -> VolumeId {
+        VolumeId { driver: Driver::new("ebs").unwrap(), name: VolumeName::new(name).unwrap() }
+    }
 
-    #[test]
-    fn a_mount_table_is_read_with_its_escapes_and_optional_fields() {
-        let mounts = parse(TABLE);
-        assert_eq!(mounts.len(), 4);
-        assert_eq!(mounts[2].mount_point, Path::new("/var/lib/rexray/volumes/a b"));
-        assert_eq!(mounts.iter().map(|m| m.shared).collect::<Vec<_>>(), [true, false, true, false]);
-        assert_eq!(mounts[3].source, "/dev/loop4");
-        assert_eq!(unescape("a\\134b\\"), "a\\b\\");
+    fn run(program: &str, arguments: &[&str]) -> String {
+        let output = Command::new(program).args(arguments).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{program} {arguments:?}: {error}");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// A loop device with an ext4 on it; detached when dropped, unless something holds it.
+    struct Disk {
+        directory: tempfile::TempDir,
+        device: String,
+    }
+
+    impl Disk {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let image = directory.path().join("image");
+            fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
+            let image = image.to_str().unwrap();
+            run("mkfs.ext4", &["-q", image]);
+            Self { device: run("losetup", &["--find", "--show", image]), directory }
+        }
+
+        fn mount(&self) -> PathBuf {
+            let point = self.directory.path().join("mnt");
+            fs::create_dir_all(&point).unwrap();
+            run("mount", &[&self.device, point.to_str().unwrap()]);
+            point
+        }
+
+        fn umount(&self, flags: &[&str]) {
+            let point = self.directory.path().join("mnt").to_str().unwrap().to_owned();
+            run("umount", &[flags, &[point.as_str()]].concat());
+        }
+    }
+
+    impl Drop for Disk {
+        fn drop(&mut self) {
+            let point = self.directory.path().join("mnt");
+            let _not_mounted = Command::new("umount").arg("-q").arg(point).status();
+            let _detached_already = Command::new("losetup").args(["-d", &self.device]).status();
+        }
     }
 
     #[test]
-    fn a_path_belongs_to_the_last_mount_at_the_longest_mount_point() {
-        let mounts = parse(TABLE);
-        let at = |path: &str| covering(&mounts, Path::new(path)).unwrap().device_number.clone();
-        assert_eq!(at("/var/lib/rexray/volumes/a b/data"), "7:4");
-        assert_eq!(at("/var/lib/rexray/volumes/ab"), "254:0");
-        assert_eq!(at("/run/x"), "0:33");
+    fn root_a_device_is_idle_when_nothing_holds_it_and_gone_when_it_is_another_disk() {
+        let disk = Disk::new();
+        let point = disk.mount();
+        let roots = [disk.directory.path().to_owned()];
+        let (mounted, _) = look_up(point.to_str().unwrap(), &roots).unwrap().unwrap();
+        let device = mounted.device.clone().unwrap();
+        assert_eq!(device.path, disk.device);
+        let proof = || prove_idle(&volume("v"), Some(&mounted), &roots);
+        assert_eq!(proof(), Idleness::Mounted);
+        assert!(matches!(look(&mounted), Sight::Mounted { .. }));
+        // Lazily unmounted, with a file open: no table shows it, and writes go on.
+        let file = fs::File::create(point.join("file")).unwrap();
+        disk.umount(&["--lazy"]);
+        assert!(matches!(proof(), Idleness::Pinned(_)), "{:?}", proof());
+        assert!(matches!(look(&mounted), Sight::Gone(_)));
+        drop(file);
+        assert_eq!(proof(), Idleness::ProvedAttached);
+        run("losetup", &["-d", &disk.device]);
+        let other = MountedVolume {
+            device: Some(BlockDevice { disk_sequence: Some(0), ..device }),
+            ..mounted.clone()
+        };
+        assert_eq!(prove_idle(&volume("v"), Some(&other), &roots), Idleness::Proved);
+    }
+
+    #[test]
+    fn root_a_device_whose_node_is_gone_or_another_one_is_never_proved_idle_by_that() {
+        let disk = Disk::new();
+        let point = disk.mount();
+        let roots = [disk.directory.path().to_owned()];
+        let (mounted, _) = look_up(point.to_str().unwrap(), &roots).unwrap().unwrap();
+        let device = mounted.device.clone().unwrap();
+        for path in ["/dev/no-such-node", "/dev/null"] {
+            let device = Some(BlockDevice { path: path.into(), ..device.clone() });
+            let proof = prove_idle(&volume("v"), Some(&MountedVolume { device, ..mounted.clone() }), &roots);
+            assert!(matches!(proof, Idleness::Unknown(_)), "{path}: {proof:?}");
+        }
+        assert_eq!(block_device("/dev/null"), None, "a character device has no O_EXCL");
+        assert_eq!(block_device("tmpfs"), None);
+    }
+
+    #[test]
+    fn root_of_stacked_mounts_the_one_on_top_counts() {
+        let (below, above) = (Disk::new(), Disk::new());
+        let point = below.mount();
+        run("mount", &[&above.device, point.to_str().unwrap()]);
+        let roots = [below.directory.path().to_owned()];
+        let (mounted, _) = look_up(point.to_str().unwrap(), &roots).unwrap().unwrap();
+        assert_eq!(mounted.device.unwrap().path, above.device);
+        run("umount", &[point.to_str().unwrap()]);
+    }
+
+    #[test]
+    fn root_a_mount_outside_the_roots_is_unusable_and_remembered() {
+        let disk = Disk::new();
+        let point = disk.mount();
+        let roots = [PathBuf::from("/var/lib/rexray/volumes")];
+        let unusable = identify(point.to_str().unwrap(), &roots).unwrap_err();
+        assert!(unusable.why.contains("not below mount_roots"), "{}", unusable.why);
+        assert_eq!(unusable.mounted.unwrap().device.unwrap().path, disk.device);
     }
 
     #[test]
     fn a_private_root_is_refused_with_the_command_that_mends_it() {
-        let mounts = parse(TABLE);
-        assert_eq!(check_shared(&mounts, Path::new("/var/lib")), Ok(()));
-        let error = check_shared(&mounts, Path::new("/run/volumes")).unwrap_err();
+        let mount = |shared| Mount {
+            id: 1,
+            parent: 0,
+            device_number: "0:1".into(),
+            mount_point: "/run".into(),
+            shared,
+            source: "tmpfs".into(),
+        };
+        assert_eq!(check_shared(&mount(true), Path::new("/run/volumes")), Ok(()));
+        let error = check_shared(&mount(false), Path::new("/run/volumes")).unwrap_err();
         assert!(error.contains("`mount --make-shared /run`"), "{error}");
     }
 
     #[test]
-    fn a_mount_point_without_a_mount_of_its_own_below_a_root_is_refused() {
+    fn a_mount_point_without_a_mount_of_its_own_is_refused() {
         let root = tempfile::tempdir().unwrap();
         let roots = [root.path().to_owned()];
         let inside = root.path().join("vol1");
         fs::create_dir(&inside).unwrap();
         let refused = |path: &Path| identify(path.to_str().unwrap(), &roots).unwrap_err();
-        assert!(refused(&inside).contains("nothing is mounted"));
-        assert!(refused(Path::new("/usr")).contains("not below mount_roots"));
-        assert!(refused(&root.path().join("vol2")).contains("cannot be opened"));
+        assert!(refused(&inside).why.contains("nothing is mounted"));
+        assert_eq!(refused(&inside).mounted, None);
+        assert!(refused(&root.path().join("vol2")).why.contains("cannot be opened"));
+        assert_eq!(look_up(inside.to_str().unwrap(), &roots).unwrap(), None);
+    }
+
+    #[test]
+    fn a_volume_that_was_never_mounted_is_looked_for_below_the_roots_alone() {
+        let roots = [PathBuf::from("/var/lib/rexray/volumes")];
+        assert_eq!(prove_idle(&volume("proc"), None, &roots), Idleness::Proved);
+        assert_eq!(prove_idle(&volume("proc"), None, &["/".into()]), Idleness::Mounted);
     }
 }

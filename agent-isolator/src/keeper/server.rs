@@ -24,11 +24,9 @@ pub type Lines = mpsc::UnboundedSender<String>;
 /// When the socket cannot be made.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
     let fresh = path.with_extension("sock.part");
-    for left in [&fresh, path] {
-        match std::fs::remove_file(left) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+    match std::fs::remove_file(&fresh) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
     }
     let listener = UnixListener::bind(&fresh)?;
     std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;

@@ -15,12 +15,12 @@ use crate::store::{Revision, StoreError, TooManyOperations};
 #[derive(Debug, thiserror::Error)]
 pub enum EtcdFault {
     /// No connection: the request was certainly never sent.
-    #[error("no connection to {member}")]
+    #[error("no connection to {member}: {reason}")]
     NotConnected {
         /// The member's endpoint.
         member: String,
-        /// The connection's error.
-        source: Box<dyn StdError + Send + Sync>,
+        /// The operating system's words, not those of the layers above.
+        reason: String,
     },
     /// No answer in time.
     #[error("{member} did not answer within {after:?}")]
@@ -97,7 +97,7 @@ impl EtcdFault {
     fn of_status(member: &str, status: Status) -> Self {
         let member = member.to_owned();
         if is_connect_error(&status) {
-            return Self::NotConnected { member, source: Box::new(status) };
+            return Self::NotConnected { member, reason: innermost(&status).to_string() };
         }
         let reason = format!("{} ({:?})", status.message(), status.code());
         // A status that was made on this side says nothing about what etcd did: the HTTP/2 layer
@@ -172,6 +172,13 @@ fn corrupt(fault: EtcdFault) -> StoreError {
     }
 }
 
+fn innermost<'a>(mut error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static) {
+    while let Some(cause) = error.source() {
+        error = cause;
+    }
+    error
+}
+
 fn is_connect_error(status: &Status) -> bool {
     let mut cause = status.source();
     while let Some(error) = cause {
@@ -234,7 +241,9 @@ mod tests {
     fn a_connection_that_never_was_leaves_nothing_unknown() {
         let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
         let status = Status::from_error(Box::new(ConnectError(Box::new(refused))));
-        assert!(matches!(write(status), StoreError::Unavailable(_)));
+        let fault = EtcdFault::of("m", ClientError::GRpcStatus(status));
+        assert_eq!(fault.to_string(), "no connection to m: connection refused");
+        assert!(matches!(fault.of_write(), StoreError::Unavailable(_)));
         let torn = Status::from_error(Box::new(std::io::Error::from(std::io::ErrorKind::BrokenPipe)));
         assert!(matches!(write(torn), StoreError::Unknown(_)));
     }

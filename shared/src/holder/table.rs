@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::volume::{Phase, Volume};
+use super::volume::{Notes, Phase, Volume};
 use crate::volume::{ContainerId, VolumeId};
 
 /// A volume as a container asks for it.
@@ -25,10 +25,21 @@ pub struct MountedVolume {
     pub mount_point: String,
     /// The file system's device number, `major:minor`.
     pub device_number: String,
-    /// The block device's path; `None` for a file system without one, such as NFS.
-    pub device: Option<String>,
-    /// The kernel's sequence number of that disk: a device that was detached and made again under
-    /// the same number has another one.
+    /// The source in the mount table, such as `/dev/xvdf` or `server:/export`.
+    pub source: String,
+    /// The block device; `None` for a file system without one, such as NFS.
+    pub device: Option<BlockDevice>,
+}
+
+/// A disk, or a part of one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockDevice {
+    /// Its node's real path.
+    pub path: String,
+    /// Its own number, `major:minor`.
+    pub number: String,
+    /// The kernel's sequence number of that disk, since Linux 5.15: a disk that was detached and
+    /// another one that was made under the same number differ in it.
     pub disk_sequence: Option<u64>,
 }
 
@@ -50,17 +61,23 @@ pub struct Container {
 }
 
 impl Container {
-    /// One that only a lease in etcd tells of.
-    pub(super) fn unknown(volume: &VolumeId) -> Self {
+    /// One that only a lease in etcd and its own cgroup tell of.
+    pub(super) fn found(volume: &VolumeId, cgroup: String) -> Self {
         let wanted = Wanted { volume: volume.clone(), asked: volume.clone(), create: None };
         Self {
             agent: String::new(),
             agent_id: None,
             volumes: vec![wanted],
             pid: None,
-            cgroup: None,
+            cgroup: Some(cgroup),
             prepared: true,
         }
+    }
+
+    /// Whether a call of the agent at this address may be about this container: ids of standalone
+    /// containers are chosen by users, and two agents of a host may have the same.
+    pub(super) fn is_of(&self, agent: &str) -> bool {
+        self.agent.is_empty() || self.agent == agent
     }
 }
 
@@ -77,6 +94,8 @@ struct Row {
     #[serde(flatten)]
     phase: Phase,
     users: Vec<ContainerId>,
+    #[serde(flatten)]
+    notes: Notes,
 }
 
 impl Table {
@@ -88,6 +107,7 @@ impl Table {
             wanted: volume.wanted.clone(),
             phase: volume.phase.clone(),
             users: volume.users.iter().cloned().collect(),
+            notes: volume.notes(),
         };
         Self { containers: containers.clone(), volumes: volumes.values().map(row).collect() }
     }
@@ -95,8 +115,13 @@ impl Table {
     pub(super) fn into_parts(self) -> (BTreeMap<ContainerId, Container>, BTreeMap<VolumeId, Volume>) {
         let volume = |row: Row| {
             let id = row.wanted.volume.clone();
-            (id, Volume::restored(row.wanted, row.phase, row.users.into_iter().collect()))
+            (id, Volume::restored(row.wanted, row.phase, row.users.into_iter().collect(), row.notes))
         };
         (self.containers, self.volumes.into_iter().map(volume).collect())
+    }
+
+    /// The volumes in it.
+    pub fn volumes(&self) -> impl Iterator<Item = &VolumeId> {
+        self.volumes.iter().map(|row| &row.wanted.volume)
     }
 }

@@ -1,13 +1,18 @@
 //! One volume on this host: its phase, its users, and the effect that is under way.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::table::MountedVolume;
-use super::{FoundLease, Now, Op, RETRY_FIRST, RETRY_LONGEST, Wanted};
+use super::{FoundLease, Now, Op, Wanted};
 use crate::record::Token;
 use crate::volume::{ContainerId, VolumeId};
+
+/// The first and the longest pause before a failed step is tried again.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_LONGEST: Duration = Duration::from_secs(10);
 
 /// How far a volume is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +63,18 @@ pub enum Step {
     Release,
 }
 
+/// What is stored of a volume beside its phase.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Notes {
+    /// Whether the driver was ever asked to mount it under this lease.
+    asked: bool,
+    /// Whether a driver call may be under way of which no end is known.
+    unsettled: bool,
+    /// Whether somebody may use it of whom there is no note: it is not unmounted while another mount
+    /// namespace shows it.
+    guarded: bool,
+}
+
 /// A volume that this host has, gets or gives up.
 #[derive(Clone, Debug)]
 pub struct Volume {
@@ -71,22 +88,47 @@ pub struct Volume {
     pub trouble: Option<String>,
     /// Whether the lease in etcd names the present users and mount point.
     pub(super) recorded: bool,
-    /// Whether a Mount may be under way, or have been done, that nobody has heard of.
+    /// Whether a transaction has confirmed the lease since the driver was last called.
+    pub(super) confirmed: bool,
+    /// Whether the mount was looked at since the last container began to use it.
+    pub(super) seen: bool,
+    /// Whether it was found unmounted by somebody else.
+    pub(super) gone: bool,
+    /// Whether a Mount may have been done that nobody has heard of.
     pub(super) unresolved: bool,
+    /// How often the driver refused to unmount or detach it, while its device was idle.
+    pub(super) refusals: u32,
+    pub(super) asked: bool,
+    pub(super) guarded: bool,
+    /// A driver call of this life has not ended.
+    calling: bool,
+    /// When no call without an answer can be under way any more.
+    pub(super) settled_at: Option<Now>,
+    /// An older life's note of such a call; its time begins with the session.
+    unsettled_before: bool,
     pub(super) awaits: Option<Op>,
     pub(super) retry_at: Option<Now>,
     attempts: u32,
 }
 
 impl Volume {
-    pub(super) fn restored(wanted: Wanted, phase: Phase, users: BTreeSet<ContainerId>) -> Self {
+    pub(super) fn restored(wanted: Wanted, phase: Phase, users: BTreeSet<ContainerId>, notes: Notes) -> Self {
         Self {
             wanted,
             phase,
             users,
             trouble: None,
             recorded: false,
+            confirmed: false,
+            seen: false,
+            gone: false,
             unresolved: false,
+            refusals: 0,
+            asked: notes.asked,
+            guarded: notes.guarded,
+            calling: false,
+            settled_at: None,
+            unsettled_before: notes.unsettled,
             awaits: None,
             retry_at: None,
             attempts: 0,
@@ -94,23 +136,31 @@ impl Volume {
     }
 
     pub(super) fn acquiring(wanted: Wanted, user: ContainerId) -> Self {
-        Self::restored(wanted, Phase::Acquiring, BTreeSet::from([user]))
+        Self::restored(wanted, Phase::Acquiring, BTreeSet::from([user]), Notes::default())
     }
 
     /// A volume that only its lease tells of. Unused, it is mounted once more, which Mount allows on
     /// the host that has it: then its device is known, and its release can be proved.
-    pub(super) fn found(id: &VolumeId, lease: FoundLease) -> Self {
+    pub(super) fn found(id: &VolumeId, lease: FoundLease, settled_at: Now) -> Self {
         let wanted = Wanted { volume: id.clone(), asked: id.clone(), create: None };
-        let FoundLease { token, containers, mounted, in_use } = lease;
+        let FoundLease { token, calling, containers, mounted, in_use } = lease;
         let phase = mounted.map_or(Phase::Mounting { token }, |mounted| Phase::Attached { token, mounted });
-        let users = if in_use { containers } else { BTreeSet::new() };
-        Self { unresolved: true, ..Self::restored(wanted, phase, users) }
+        let notes = Notes { asked: true, unsettled: false, guarded: in_use };
+        let users = containers.into_keys().collect();
+        let mut volume = Self::restored(wanted, phase, users, notes);
+        volume.unresolved = true;
+        volume.settled_at = calling.then_some(settled_at);
+        volume
     }
 
     /// Goes on with a lease that etcd names as ours.
-    pub(super) fn adopt(&mut self, lease: &FoundLease) {
+    pub(super) fn adopt(&mut self, lease: &FoundLease, settled_at: Now) {
         let token = lease.token;
         self.unresolved = true;
+        if std::mem::take(&mut self.unsettled_before) || self.calling {
+            self.calling = false;
+            self.settled_at = Some(settled_at);
+        }
         self.enter(match &self.phase {
             Phase::Acquiring | Phase::Mounting { .. } => Phase::Mounting { token },
             Phase::Attached { mounted, .. } => Phase::Attached { token, mounted: mounted.clone() },
@@ -122,12 +172,59 @@ impl Volume {
         });
     }
 
+    pub(super) fn notes(&self) -> Notes {
+        let unsettled = self.calling || self.settled_at.is_some() || self.unsettled_before;
+        Notes { asked: self.asked, unsettled, guarded: self.guarded }
+    }
+
     /// Enters a phase or step: whatever failed before counts no more.
     pub(super) fn enter(&mut self, phase: Phase) {
         self.phase = phase;
         self.recorded = false;
+        self.confirmed = false;
+        self.seen = false;
         self.awaits = None;
         self.retry_at = None;
+    }
+
+    /// The driver is called.
+    pub(super) fn call(&mut self) {
+        self.calling = true;
+        self.confirmed = false;
+    }
+
+    /// The driver has ended a call.
+    pub(super) fn answered(&mut self) {
+        self.calling = false;
+    }
+
+    /// A call ended without an answer: it may go on until then.
+    pub(super) fn unanswered(&mut self, settled_at: Now) {
+        self.calling = false;
+        self.unresolved = true;
+        self.settled_at = self.settled_at.max(Some(settled_at));
+    }
+
+    /// Whether no call without an answer can be under way any more; answers also whether that is new.
+    pub(super) fn settles(&mut self, now: Now) -> bool {
+        self.settled_at.take_if(|at| *at <= now).is_some()
+    }
+
+    /// Leaves a phase in which nobody needs it any more; answers whether that happened.
+    pub(super) fn leave(&mut self) -> bool {
+        match self.phase.clone() {
+            // The lease came, and nobody waits for it any more: nothing was ever done under it.
+            Phase::Mounting { token } if self.users.is_empty() && !self.asked => {
+                self.enter(Phase::Detaching { token, mounted: None, step: Step::Release });
+                true
+            }
+            Phase::Attached { token, mounted } if self.users.is_empty() && !self.guarded => {
+                let mounted = Some(mounted);
+                self.enter(Phase::Detaching { token, mounted, step: Step::Announce });
+                true
+            }
+            _ => false,
+        }
     }
 
     /// The last step is to be tried again after a pause that doubles. Answers whether this failure
@@ -147,13 +244,10 @@ impl Volume {
         self.trouble = None;
     }
 
-    pub(super) fn is_attached(&self) -> bool {
-        matches!(self.phase, Phase::Attached { .. })
-    }
-
     /// Whether a container may begin to use it; one that is being released must first be gone.
     pub(super) fn may_be_joined(&self) -> bool {
-        matches!(self.phase, Phase::Acquiring | Phase::Mounting { .. } | Phase::Attached { .. })
+        let coming = matches!(self.phase, Phase::Acquiring | Phase::Mounting { .. } | Phase::Attached { .. });
+        coming && !self.gone
     }
 
     pub(super) fn due(&self, now: Now) -> bool {

@@ -9,12 +9,17 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use shared::holder::{Core, FoundLease, Idleness, Input, MountedVolume, Op, Output, Request, Table, Wanted};
+use shared::holder::{
+    BlockDevice, Core, FoundLease, Idleness, Input, LeaseState, Limits, MountedVolume, Op, Output, Request,
+    Sight, Table, Wanted,
+};
 use shared::record::Token;
 use shared::store::Revision;
 use shared::volume::{ContainerId, Driver, VolumeId, VolumeName};
 
 pub const TIMEOUT: Duration = Duration::from_secs(45);
+pub const SETTLE: Duration = Duration::from_secs(120);
+pub const LIMITS: Limits = Limits { prepare: TIMEOUT, settle: SETTLE };
 pub const AGENT: &str = "10.0.0.1:5051";
 
 pub fn volume(name: &str) -> VolumeId {
@@ -33,8 +38,8 @@ pub fn mount(name: &str) -> MountedVolume {
     MountedVolume {
         mount_point: format!("/mnt/{name}/data"),
         device_number: "7:1".into(),
-        device: Some("/dev/loop1".into()),
-        disk_sequence: Some(9),
+        source: "/dev/loop1".into(),
+        device: Some(BlockDevice { path: "/dev/loop1".into(), number: "7:1".into(), disk_sequence: Some(9) }),
     }
 }
 
@@ -44,6 +49,7 @@ pub fn op_of(output: &Output) -> Op {
         | Output::Mount { op, .. }
         | Output::Record { op, .. }
         | Output::Unmount { op, .. }
+        | Output::Look { op, .. }
         | Output::ProveIdle { op, .. }
         | Output::Release { op, .. } => *op,
         other => panic!("{other:?} is no effect"),
@@ -63,7 +69,7 @@ impl Host {
     }
 
     pub fn restored(table: Table, found: BTreeMap<VolumeId, FoundLease>) -> Self {
-        let mut host = Self { core: Core::new(table, TIMEOUT), now: Duration::ZERO, requests: 0 };
+        let mut host = Self { core: Core::new(table, LIMITS), now: Duration::ZERO, requests: 0 };
         host.give(Input::Opened { found });
         host
     }
@@ -95,7 +101,8 @@ impl Host {
 
     pub fn cleanup(&mut self, name: &str) {
         self.requests += 1;
-        self.give(Input::Cleanup { request: Request(self.requests), container: container(name) });
+        let agent = AGENT.to_owned();
+        self.give(Input::Cleanup { request: Request(self.requests), agent, container: container(name) });
     }
 
     /// Prepares a container to its good end.
@@ -109,7 +116,7 @@ impl Host {
     pub fn ended(&mut self, name: &str) -> Output {
         self.cleanup(name);
         let mut outputs = self.outputs();
-        outputs.retain(|output| matches!(output, Output::Record { detaching: true, .. }));
+        outputs.retain(|output| matches!(output, Output::Record { state: LeaseState::Detaching, .. }));
         assert_eq!(outputs.len(), 1);
         outputs.remove(0)
     }
@@ -123,6 +130,7 @@ impl Host {
             }
             Output::Record { op, .. } | Output::Release { op, .. } => self.give(Input::Written(op, Ok(()))),
             Output::Unmount { op, .. } => self.give(Input::Unmounted(op, Ok(()))),
+            Output::Look { op, .. } => self.give(Input::Seen(op, Sight::Mounted { elsewhere: None })),
             Output::ProveIdle { op, .. } => self.give(Input::Idle(op, Idleness::Proved)),
             Output::Reply(..) | Output::Limit { .. } | Output::Warn(_) => {}
         }

@@ -1,0 +1,199 @@
+//! The kernel's mount tables (proc(5), `/proc/[pid]/mountinfo`), read as bytes: a path need not be UTF-8.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use rustix::fs::{Mode, OFlags};
+
+/// How often `/proc` is read again for a mount namespace whose processes all ended while it was read.
+const SCANS: u32 = 8;
+
+/// One line of a mount table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Mount {
+    pub(super) id: u64,
+    pub(super) parent: u64,
+    pub(super) device_number: String,
+    pub(super) mount_point: PathBuf,
+    pub(super) shared: bool,
+    pub(super) source: String,
+}
+
+/// Reads a mount table.
+pub(super) fn parse(table: &[u8]) -> Vec<Mount> {
+    let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+    let line = |line: &[u8]| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let number = |field: &[u8]| text(field).parse().ok();
+        let (id, parent) = (number(fields.next()?)?, number(fields.next()?)?);
+        let device_number = text(fields.next()?);
+        let mount_point = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
+        let mut optional = fields.by_ref().skip(1).take_while(|field| *field != b"-");
+        let shared = optional.by_ref().any(|field| field.starts_with(b"shared:"));
+        optional.for_each(drop);
+        let source = text(&unescape(fields.nth(1)?));
+        Some(Mount { id, parent, device_number, mount_point, shared, source })
+    };
+    table.split(|byte| *byte == b'\n').filter_map(line).collect()
+}
+
+/// The kernel writes space, tab, newline and backslash as octal escapes.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let octal = |digits: &[u8]| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok();
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, after)) = rest.split_first() {
+        match after.get(..3).filter(|_| *first == b'\\').and_then(octal) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    bytes
+}
+
+/// This process's table.
+pub(super) fn own() -> io::Result<Vec<Mount>> {
+    Ok(parse(&fs::read("/proc/self/mountinfo")?))
+}
+
+/// The mount that shows `path`, by the kernel's own word: of stacked mounts the one on top.
+pub(super) fn showing(path: &Path) -> io::Result<Mount> {
+    let file = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
+    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse::<u64>().ok());
+    let found = own()?.into_iter().find(|mount| Some(mount.id) == id);
+    found
+        .ok_or_else(|| io::Error::other(format!("no mount in this process's table shows {}", path.display())))
+}
+
+/// A process, with the mount by which it sees a file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Witness {
+    pub(super) pid: u32,
+    pub(super) name: String,
+    pub(super) mount_point: PathBuf,
+}
+
+/// A process of another mount namespace whose table has a mount for which `wanted` holds.
+///
+/// # Errors
+/// When a namespace could not be read: then nothing is known of it.
+pub(super) fn elsewhere(wanted: impl Fn(&Mount) -> bool) -> io::Result<Option<Witness>> {
+    let own = fs::read_link("/proc/self/ns/mnt")?;
+    for _ in 0..SCANS {
+        let mut unread = false;
+        for (namespace, pids) in namespaces()? {
+            if namespace == own {
+                continue;
+            }
+            // Some may have ended by now: any one that is left speaks for its namespace.
+            let tables = pids.iter().map(|pid| (*pid, fs::read(format!("/proc/{pid}/mountinfo"))));
+            let mut answered = false;
+            for (pid, table) in tables {
+                match table {
+                    Ok(table) => {
+                        if let Some(mount) = parse(&table).into_iter().find(&wanted) {
+                            let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+                            let name = String::from_utf8_lossy(&name).trim().to_owned();
+                            return Ok(Some(Witness { pid, name, mount_point: mount.mount_point }));
+                        }
+                        answered = true;
+                        break;
+                    }
+                    Err(error) if is_end(&error) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            unread |= !answered;
+        }
+        if !unread {
+            return Ok(None);
+        }
+    }
+    Err(io::Error::other("processes come and go faster than their mount tables can be read"))
+}
+
+/// All mount namespaces that have processes, with those.
+fn namespaces() -> io::Result<BTreeMap<PathBuf, Vec<u32>>> {
+    let mut namespaces: BTreeMap<PathBuf, Vec<u32>> = BTreeMap::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        match fs::read_link(format!("/proc/{pid}/ns/mnt")) {
+            Ok(namespace) => namespaces.entry(namespace).or_default().push(pid),
+            // It has ended, or is a zombie, which has let go of its namespace.
+            Err(error) if is_end(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(namespaces)
+}
+
+/// What the kernel says of a process that has ended (EINVAL: one without a mount namespace any more).
+fn is_end(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let ends = [Errno::NOENT, Errno::SRCH, Errno::INVAL].map(|errno| errno.raw_os_error());
+    error.raw_os_error().is_some_and(|code| ends.contains(&code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &[u8] = b"\
+22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+40 22 0:33 / /run rw - tmpfs tmpfs rw
+50 22 7:3 / /var/lib/rexray/volumes/a\\040b rw,relatime shared:9 master:2 - ext4 /dev/loop3 rw
+51 50 7:4 / /var/lib/rexray/volumes/\xff rw - ext4 /dev/loop4 rw
+";
+
+    #[test]
+    fn a_mount_table_is_read_with_its_escapes_optional_fields_and_odd_names() {
+        let mounts = parse(TABLE);
+        assert_eq!(mounts.len(), 4);
+        assert_eq!(mounts[2].mount_point, Path::new("/var/lib/rexray/volumes/a b"));
+        assert_eq!(mounts.iter().map(|m| m.shared).collect::<Vec<_>>(), [true, false, true, false]);
+        assert_eq!(mounts[3].source, "/dev/loop4");
+        assert_eq!(mounts[3].parent, 50);
+        assert_eq!(unescape(b"a\\134b\\"), b"a\\b\\");
+    }
+
+    #[test]
+    fn the_kernel_says_which_mount_shows_a_path() {
+        let shown = showing(Path::new("/proc/self")).unwrap();
+        assert_eq!(shown.mount_point, Path::new("/proc"));
+        assert!(showing(Path::new("/proc/nothing")).is_err());
+    }
+
+    #[test]
+    fn a_process_of_another_namespace_is_found_by_what_it_has_mounted() {
+        // In a namespace of its own it mounts something that nobody else has.
+        let script = "mount -t tmpfs extvol-witness /mnt && echo ready && cat";
+        let mut child = std::process::Command::new("unshare")
+            .args(["--mount", "sh", "-c", script])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let output = std::io::BufReader::new(child.stdout.as_mut().unwrap());
+        std::io::BufRead::read_line(&mut { output }, &mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        let witness = elsewhere(|mount| mount.source == "extvol-witness").unwrap().unwrap();
+        assert_eq!(witness.mount_point, Path::new("/mnt"));
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert_eq!(elsewhere(|mount| mount.source == "extvol-witness").unwrap(), None);
+    }
+}
