@@ -10,7 +10,9 @@ use shared::record::{HeldLease, LeaseRecord, decode};
 use shared::volume::{Driver, VolumeId, VolumeName};
 
 use crate::cluster::{Cluster, ClusterConfig, ClusterError, Host, STORAGE_PORT};
-use crate::scheduler::{App, AppError, Scheduler, SchedulerConfig, SchedulerError, TaskEvent, WaitError};
+use crate::scheduler::{
+    App, AppError, RestartPolicy, Scheduler, SchedulerConfig, SchedulerError, TaskEvent, WaitError,
+};
 use crate::storage::journal::{self, Entry, Violation};
 
 /// How long anything may take that should be there in a moment: a busy machine is slow.
@@ -208,6 +210,29 @@ impl Trial {
         Ok(self.cluster.host(host).run(&["cat", &path])?)
     }
 
+    /// Switches faults of a host's plugin `ebs` on and off (`storage::plugin::faults`).
+    ///
+    /// # Errors
+    /// When the plugin does not take them.
+    pub fn set_faults(&self, host: usize, faults: &Value) -> Result<()> {
+        let socket = "/run/docker/plugins/ebs.sock";
+        let argv =
+            ["curl", "-sSf", "--unix-socket", socket, "-d", &faults.to_string(), "http://plugin/faults"];
+        self.cluster.host(host).run(&argv)?;
+        Ok(())
+    }
+
+    /// The processes in a container's freezer cgroup on a host, as the host numbers them.
+    ///
+    /// # Errors
+    /// When the host is down, or the container has no cgroup.
+    pub fn processes_of(&self, host: usize, container: &str) -> Result<Vec<String>> {
+        let on = self.cluster.host(host);
+        let cgroup = format!("/sys/fs/cgroup/freezer/extvol_{}_{}/{container}", self.cluster.id(), on.name());
+        let found = on.run(&["cat", &format!("{cgroup}/cgroup.procs")])?;
+        Ok(found.split_whitespace().map(str::to_owned).collect())
+    }
+
     /// The process ids of a host's programs of this name, as the host numbers them.
     ///
     /// # Errors
@@ -237,10 +262,46 @@ impl Trial {
         })?)
     }
 
-    /// All that this product's processes on a host have logged.
+    /// What the keeper of a host has logged.
     #[must_use]
     pub fn keeper_log(&self, host: &Host) -> String {
         host.run(&["cat", "/run/extvol/keeper.log"]).unwrap_or_else(|error| error.to_string())
+    }
+
+    /// Nothing of any volume is left on any host that is up, nor attached: waits for the keepers' tables to be empty,
+    /// then looks.
+    ///
+    /// # Errors
+    /// Says what is left; [`TrialError::TwoWriters`] above all.
+    pub fn nothing_is_left(&self) -> Result<()> {
+        for (index, host) in self.cluster.hosts().iter().enumerate().filter(|(_, host)| host.is_up()) {
+            // Stored a moment after the release was written.
+            self.cluster.wait_for(&format!("an empty table on {}", host.name()), SOON, || {
+                let table =
+                    host.run(&["cat", "/run/extvol/table.json"]).map_err(|error| error.to_string())?;
+                let empty = table.contains(r#""containers":{},"volumes":[]"#);
+                if empty { Ok(()) } else { Err(format!("{table}\n{}", self.keeper_log(host))) }
+            })?;
+            let mounted = self.mounted(index)?;
+            if !mounted.is_empty() {
+                return Err(TrialError::Unexpected(format!("mounted on {}: {mounted:?}", host.name())));
+            }
+        }
+        match self.attached()? {
+            attached if attached.is_empty() => Ok(()),
+            attached => Err(TrialError::Unexpected(format!("attached: {attached:?}"))),
+        }
+    }
+
+    /// Waits until a host's file `log` of a mounted volume has a whole line after its first `after` bytes; all of it.
+    ///
+    /// # Errors
+    /// When it does not within [`SOON`].
+    pub fn wait_written(&self, host: usize, volume: &str, after: usize) -> Result<String> {
+        Ok(self.cluster.wait_for("a line on the volume", SOON, || {
+            let text = self.read(host, volume, "log").map_err(|error| error.to_string())?;
+            if text.len() > after && text.ends_with('\n') { Ok(text) } else { Err(text) }
+        })?)
     }
 }
 
@@ -277,6 +338,23 @@ pub fn app(id: &str, host: &str, cmd: &str, labels: &[(&str, &str)]) -> Result<A
 pub fn app_with(id: &str, host: &str, volume: &str, cmd: &str) -> Result<App> {
     let labels = [("extvol.name", volume), ("extvol.driver", "ebs"), ("extvol.container_path", "data")];
     app(id, host, cmd, &labels)
+}
+
+/// The app, left alone when its task has ended, however that was.
+#[must_use]
+pub fn once(app: App) -> App {
+    App { restart: RestartPolicy::Never, ..app }
+}
+
+/// The lines of [`counting`] in order: none was lost, doubled or torn.
+///
+/// # Errors
+/// Names the first that is not what it should be.
+pub fn check_counting(text: &str) -> Result<()> {
+    match (1..).zip(text.lines()).find(|(n, line)| line.split(' ').next() != Some(&n.to_string())) {
+        None => Ok(()),
+        Some((n, line)) => Err(TrialError::Unexpected(format!("line {n} is {line:?} of {text:?}"))),
+    }
 }
 
 /// A shell command that goes on counting in the file `log` of a directory: it begins after the last line that it

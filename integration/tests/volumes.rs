@@ -5,29 +5,21 @@ use std::path::Path;
 use std::process::Command;
 
 use integration::cluster::ClusterConfig;
-use integration::scheduler::{App, RestartPolicy, SchedulerConfig, TaskState};
+use integration::scheduler::{App, SchedulerConfig, TaskState};
 use integration::storage::journal::Event;
-use integration::trial::{Result, SOON, Trial, app, app_with, counting};
+use integration::trial::{Result, SOON, Trial, app, app_with, check_counting, counting, once};
 use serde_json::json;
 use shared::record::LeaseRecord;
 
 #[path = "support/image.rs"]
 mod image;
 
-/// Nothing of a volume is left anywhere: no lease, no mount, no attachment; and no host ever had it beside another.
+/// Nothing of these volumes is left anywhere: no lease, no mount, no attachment; and no host ever had one beside another.
 fn nothing_is_left(trial: &Trial, volumes: &[&str]) -> Result<()> {
-    for (index, host) in trial.cluster.hosts().iter().enumerate() {
-        // Stored a moment after the release was written.
-        trial.cluster.wait_for("an empty table", SOON, || {
-            let table = host.run(&["cat", "/run/extvol/table.json"]).map_err(|error| error.to_string())?;
-            if table.contains(r#""containers":{},"volumes":[]"#) { Ok(()) } else { Err(table) }
-        })?;
-        assert_eq!(trial.mounted(index)?, Vec::<String>::new(), "mounted on {}", host.name());
-    }
+    trial.nothing_is_left()?;
     for volume in volumes {
         assert_eq!(trial.held(volume)?, None, "the lease of {volume}");
     }
-    assert_eq!(trial.attached()?, [], "attached");
     Ok(())
 }
 
@@ -35,31 +27,12 @@ fn attachments(trial: &Trial) -> Result<usize> {
     Ok(trial.journal()?.iter().filter(|entry| entry.event == Event::Attach).count())
 }
 
-/// Waits until a host's file of a mounted volume has a whole line after its first `after` bytes.
-fn wait_written(trial: &Trial, host: usize, volume: &str, after: usize) -> Result<String> {
-    Ok(trial.cluster.wait_for("a line on the volume", SOON, || {
-        let text = trial.read(host, volume, "log").map_err(|error| error.to_string())?;
-        if text.len() > after && text.ends_with('\n') { Ok(text) } else { Err(text) }
-    })?)
-}
-
-/// The lines count from 1 on: none was lost, doubled or torn.
-fn is_counting(text: &str) {
-    for (n, line) in (1..).zip(text.lines()) {
-        assert_eq!(line.split(' ').next(), Some(n.to_string().as_str()), "line {n} of {text}");
-    }
-}
-
-fn once(app: App) -> App {
-    App { restart: RestartPolicy::Never, ..app }
-}
-
 #[test]
 fn mesos_a_volume_named_by_labels_is_mounted_under_a_lease_and_given_back() -> Result<()> {
     let trial = Trial::start()?;
     trial.create_volume("vol-1")?;
     let running = trial.run(app_with("writer", "agent-1", "vol-1", &counting("data", "0.02"))?)?;
-    wait_written(&trial, 0, "vol-1", 0)?;
+    trial.wait_written(0, "vol-1", 0)?;
     trial.wait_lease("ebs/vol-1", "is attached", |lease| matches!(lease, Some(LeaseRecord::Attached(_))))?;
     let held = trial.held("ebs/vol-1")?.expect("it is attached");
     assert_eq!(held.holder.as_str(), "agent-1");
@@ -73,13 +46,13 @@ fn mesos_a_volume_named_by_labels_is_mounted_under_a_lease_and_given_back() -> R
 
     // Another host finds what the first one wrote, and a later grant has a larger token.
     trial.run(app_with("other", "agent-2", "vol-1", &counting("data", "0.02"))?)?;
-    let text = wait_written(&trial, 1, "vol-1", 0)?;
+    let text = trial.wait_written(1, "vol-1", 0)?;
     assert!(text.starts_with("1 agent-1\n"), "{text}");
     trial.wait_lease("ebs/vol-1", "has its token", |lease| {
         let token = lease.and_then(|lease| lease.held()?.token);
         token.is_some_and(|token| Some(token) > held.token)
     })?;
-    is_counting(&wait_written(&trial, 1, "vol-1", text.len())?);
+    check_counting(&trial.wait_written(1, "vol-1", text.len())?)?;
     trial.stop("other")?;
     nothing_is_left(&trial, &["ebs/vol-1"])
 }
@@ -213,7 +186,7 @@ fn mesos_two_containers_of_an_agent_share_one_mount_until_the_last_ends() -> Res
         lease.and_then(LeaseRecord::held).is_some_and(|held| held.containers.len() == 1)
     })?;
     let before = trial.read(0, "vol-1", "log")?;
-    is_counting(&wait_written(&trial, 0, "vol-1", before.len())?);
+    check_counting(&trial.wait_written(0, "vol-1", before.len())?)?;
     assert_eq!(trial.held("ebs/vol-1")?.expect("it is attached").token, token, "it is the same lease");
     trial.stop("one")?;
     nothing_is_left(&trial, &["ebs/vol-1"])?;
@@ -246,8 +219,8 @@ fn mesos_a_volume_held_elsewhere_is_refused_and_had_once_it_is_free() -> Result<
         .scheduler
         .wait_until_running("second", std::time::Instant::now() + SOON)
         .expect("it has the volume");
-    let text = wait_written(&trial, 1, "vol-1", 0)?;
-    is_counting(&text);
+    let text = trial.wait_written(1, "vol-1", 0)?;
+    check_counting(&text)?;
     trial.stop("second")?;
     nothing_is_left(&trial, &["ebs/vol-1"])
 }
@@ -257,16 +230,16 @@ fn mesos_a_task_does_not_notice_that_its_agent_is_killed_and_started() -> Result
     let trial = Trial::start()?;
     trial.create_volume("vol-1")?;
     let running = trial.run(app_with("writer", "agent-1", "vol-1", &counting("data", "0.02"))?)?;
-    let before = wait_written(&trial, 0, "vol-1", 0)?;
+    let before = trial.wait_written(0, "vol-1", 0)?;
     trial.wait_lease("ebs/vol-1", "is attached", |lease| matches!(lease, Some(LeaseRecord::Attached(_))))?;
     let lease = trial.lease("ebs/vol-1")?;
     trial.cluster.host(0).kill_agent()?;
     trial.cluster.wait_agent_gone(0, SOON)?;
-    let during = wait_written(&trial, 0, "vol-1", before.len())?;
+    let during = trial.wait_written(0, "vol-1", before.len())?;
     trial.cluster.host(0).start_agent()?;
     trial.cluster.wait_agent_registered(0, SOON)?;
-    let after = wait_written(&trial, 0, "vol-1", during.len())?;
-    is_counting(&after);
+    let after = trial.wait_written(0, "vol-1", during.len())?;
+    check_counting(&after)?;
     assert_eq!(trial.lease("ebs/vol-1")?, lease, "the lease is untouched");
     assert_eq!(attachments(&trial)?, 1);
     let ended = trial.stop("writer")?;
@@ -279,7 +252,7 @@ fn mesos_a_task_does_not_notice_that_its_keeper_is_killed_and_started() -> Resul
     let trial = Trial::start()?;
     trial.create_volume("vol-1")?;
     let running = trial.run(app_with("writer", "agent-1", "vol-1", &counting("data", "0.02"))?)?;
-    let before = wait_written(&trial, 0, "vol-1", 0)?;
+    let before = trial.wait_written(0, "vol-1", 0)?;
     trial.wait_lease("ebs/vol-1", "is attached", |lease| matches!(lease, Some(LeaseRecord::Attached(_))))?;
     let held = trial.held("ebs/vol-1")?.expect("it is attached");
     let keeper = trial.processes(0, "extvol-keeper")?;
@@ -290,7 +263,7 @@ fn mesos_a_task_does_not_notice_that_its_keeper_is_killed_and_started() -> Resul
         if opened == 1 { Ok(()) } else { Err(log) }
     })?;
     assert_ne!(trial.processes(0, "extvol-keeper")?, keeper);
-    is_counting(&wait_written(&trial, 0, "vol-1", before.len())?);
+    check_counting(&trial.wait_written(0, "vol-1", before.len())?)?;
     let after = trial.held("ebs/vol-1")?.expect("it is attached");
     assert_eq!((after.token, after.epoch, &after.containers), (held.token, held.epoch, &held.containers));
     assert_eq!(attachments(&trial)?, 1);
@@ -306,7 +279,7 @@ fn mesos_a_container_started_in_between_does_not_keep_the_volume() -> Result<()>
     let trial = Trial::start()?;
     trial.create_volume("vol-1")?;
     trial.run(app_with("writer", "agent-1", "vol-1", &counting("data", "0.02"))?)?;
-    wait_written(&trial, 0, "vol-1", 0)?;
+    trial.wait_written(0, "vol-1", 0)?;
     let seen = "grep -q /var/lib/rexray/volumes/vol-1 /proc/self/mountinfo && touch seen; sleep 1000";
     let bystander = trial.run(app("bystander", "agent-1", seen, &[])?)?;
     trial.cluster.wait_for("the bystander's copy of the mount", SOON, || {
@@ -318,7 +291,7 @@ fn mesos_a_container_started_in_between_does_not_keep_the_volume() -> Result<()>
     trial.stop("writer")?;
     nothing_is_left(&trial, &["ebs/vol-1"])?;
     trial.run(app_with("next", "agent-2", "vol-1", &counting("data", "0.02"))?)?;
-    is_counting(&wait_written(&trial, 1, "vol-1", 0)?);
+    check_counting(&trial.wait_written(1, "vol-1", 0)?)?;
     // The bystander was there all the time, and the journal knows of one host at a time.
     let last = trial.scheduler.history("bystander").pop().expect("it was started");
     assert_eq!((last.state, last.task_id), (TaskState::Running, bystander.task_id));
@@ -387,7 +360,7 @@ fn mesos_master_and_agent_start_without_etcd_and_work_once_it_is_there() -> Resu
     hub.start_service("etcd-1")?;
     trial.cluster.wait_etcd_healthy()?;
     trial.run(app_with("writer", "agent-1", "vol-1", &counting("data", "0.02"))?)?;
-    wait_written(&trial, 0, "vol-1", 0)?;
+    trial.wait_written(0, "vol-1", 0)?;
     trial.stop("writer")?;
     nothing_is_left(&trial, &["ebs/vol-1"])
 }

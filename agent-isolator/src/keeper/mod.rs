@@ -355,6 +355,8 @@ impl<D: VolumeDriver + Clone + Send + Sync + 'static> Keeper<D> {
                     if self.unstored.is_none() {
                         tracing::error!("{why}; nothing is mounted or unmounted until it can");
                     }
+                    self.core.handle(self.now(), Input::Unstored { why: why.clone() });
+                    self.held.extend(std::iter::from_fn(|| self.core.poll_output()));
                     self.unstored = Some(why);
                     self.store_again = Some(Instant::now() + STORE_AGAIN);
                 }

@@ -1,6 +1,6 @@
 //! The kernel's mount tables (proc(5), `/proc/[pid]/mountinfo`), read as bytes: a path need not be UTF-8.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStringExt;
@@ -89,32 +89,25 @@ pub(super) struct Witness {
 /// # Errors
 /// When a namespace could not be read: then nothing is known of it.
 pub(super) fn elsewhere(wanted: impl Fn(&Mount) -> bool) -> io::Result<Option<Witness>> {
-    let own = fs::read_link("/proc/self/ns/mnt")?;
+    let own_name = fs::read_link("/proc/self/ns/mnt")?;
+    let own_ids: BTreeSet<u64> = own()?.into_iter().map(|mount| mount.id).collect();
     for _ in 0..SCANS {
         let mut unread = false;
         for (namespace, pids) in namespaces()? {
-            if namespace == own {
+            if namespace == Namespace::Named(own_name.clone()) {
                 continue;
             }
-            // Some may have ended by now: any one that is left speaks for its namespace.
-            let tables = pids.iter().map(|pid| (*pid, fs::read(format!("/proc/{pid}/mountinfo"))));
-            let mut answered = false;
-            for (pid, table) in tables {
-                match table {
-                    Ok(table) => {
-                        if let Some(mount) = parse(&table).into_iter().find(&wanted) {
-                            let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
-                            let name = String::from_utf8_lossy(&name).trim().to_owned();
-                            return Ok(Some(Witness { pid, name, mount_point: mount.mount_point }));
-                        }
-                        answered = true;
-                        break;
-                    }
-                    Err(error) if is_end(&error) => {}
-                    Err(error) => return Err(error),
-                }
+            let Some((pid, table)) = any_table(&pids)? else {
+                unread = true;
+                continue;
+            };
+            // A mount's id is its own in the whole kernel: a copy in another namespace has another one.
+            let is_own = table.first().is_some_and(|mount| own_ids.contains(&mount.id));
+            if let Some(mount) = table.into_iter().find(&wanted).filter(|_| !is_own) {
+                let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+                let name = String::from_utf8_lossy(&name).trim().to_owned();
+                return Ok(Some(Witness { pid, name, mount_point: mount.mount_point }));
             }
-            unread |= !answered;
         }
         if !unread {
             return Ok(None);
@@ -123,19 +116,42 @@ pub(super) fn elsewhere(wanted: impl Fn(&Mount) -> bool) -> io::Result<Option<Wi
     Err(io::Error::other("processes come and go faster than their mount tables can be read"))
 }
 
+/// A mount namespace, as far as it can be told from others.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Namespace {
+    /// By the kernel's name of it.
+    Named(PathBuf),
+    /// That of a process with capabilities that this one lacks, whose name is refused; its table is not.
+    Of(u32),
+}
+
+/// The table that any of these processes of one namespace shows; none when all have ended.
+fn any_table(pids: &[u32]) -> io::Result<Option<(u32, Vec<Mount>)>> {
+    for pid in pids {
+        match fs::read(format!("/proc/{pid}/mountinfo")) {
+            Ok(table) => return Ok(Some((*pid, parse(&table)))),
+            Err(error) if is_end(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
 /// All mount namespaces that have processes, with those.
-fn namespaces() -> io::Result<BTreeMap<PathBuf, Vec<u32>>> {
-    let mut namespaces: BTreeMap<PathBuf, Vec<u32>> = BTreeMap::new();
+fn namespaces() -> io::Result<BTreeMap<Namespace, Vec<u32>>> {
+    let mut namespaces: BTreeMap<Namespace, Vec<u32>> = BTreeMap::new();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
-        match fs::read_link(format!("/proc/{pid}/ns/mnt")) {
-            Ok(namespace) => namespaces.entry(namespace).or_default().push(pid),
+        let namespace = match fs::read_link(format!("/proc/{pid}/ns/mnt")) {
+            Ok(name) => Namespace::Named(name),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Namespace::Of(pid),
             // It has ended, or is a zombie, which has let go of its namespace.
-            Err(error) if is_end(&error) => {}
+            Err(error) if is_end(&error) => continue,
             Err(error) => return Err(error),
-        }
+        };
+        namespaces.entry(namespace).or_default().push(pid);
     }
     Ok(namespaces)
 }
@@ -187,8 +203,8 @@ mod tests {
             .spawn()
             .unwrap();
         let mut line = String::new();
-        let output = std::io::BufReader::new(child.stdout.as_mut().unwrap());
-        std::io::BufRead::read_line(&mut { output }, &mut line).unwrap();
+        let mut output = io::BufReader::new(child.stdout.as_mut().unwrap());
+        io::BufRead::read_line(&mut output, &mut line).unwrap();
         assert_eq!(line, "ready\n");
         let witness = elsewhere(|mount| mount.source == "extvol-witness").unwrap().unwrap();
         assert_eq!(witness.mount_point, Path::new("/mnt"));

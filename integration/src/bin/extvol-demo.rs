@@ -8,7 +8,7 @@ use std::time::Instant;
 use integration::cluster::session::with_causes;
 use integration::scheduler::{TaskEvent, TaskState};
 use integration::timeline::Timeline;
-use integration::trial::{Result, SOON, Trial, TrialError, app_with, counting, lease_key};
+use integration::trial::{Result, SOON, Trial, TrialError, app_with, check_counting, counting, lease_key};
 
 const VOLUME: &str = "ebs/vol-7bca078f";
 const NAME: &str = "vol-7bca078f";
@@ -105,10 +105,7 @@ fn volume_follows(time: &Timeline, trial: &Trial) -> Result<usize> {
     let around: Vec<_> = text.lines().skip(first.saturating_sub(2)).take(4).collect();
     time.more(around.join("\n"));
     // The program counts: a line that was lost or written twice would show.
-    let expected = (1..).zip(text.lines()).find(|(n, line)| line.split(' ').next() != Some(&n.to_string()));
-    if let Some((n, line)) = expected {
-        return Err(TrialError::Unexpected(format!("line {n} of data/log is {line:?}")));
-    }
+    check_counting(&text)?;
     show_lease(time, trial)?;
     Ok(text.lines().count())
 }

@@ -107,6 +107,15 @@ impl ClusterConfig {
         Ok(())
     }
 
+    /// Adds a parameter to the agents' module, in place of one of that name.
+    pub fn set_agent_parameter(&mut self, name: &str, value: &str) {
+        let isolator = self.modules.as_mut().and_then(|modules| modules.isolator.as_mut());
+        if let Some(module) = isolator {
+            module.parameters.retain(|(given, _)| given != name);
+            module.parameters.push((name.to_owned(), value.to_owned()));
+        }
+    }
+
     /// The storage stand-in: its control plane on the hub, port [`STORAGE_PORT`], with its volumes in the
     /// cluster's directory, and a plugin daemon for each of these drivers on each agent host.
     ///

@@ -148,6 +148,11 @@ pub enum Input {
         /// The container, maybe one that was never prepared.
         container: ContainerId,
     },
+    /// The table cannot be stored, and so nothing can be done for those who wait.
+    Unstored {
+        /// A sentence.
+        why: String,
+    },
     /// Nothing of an isolated container runs any more, whether or not Mesos will say so.
     Ended {
         /// The container.

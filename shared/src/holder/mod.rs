@@ -143,6 +143,11 @@ impl Core {
                 }
                 self.outputs.push_back(Output::Reply(request, Ok(Answer::Done)));
             }
+            Input::Unstored { why } => {
+                for container in self.waiting.keys().cloned().collect::<Vec<_>>() {
+                    self.end(&container, &why);
+                }
+            }
             Input::Ended { container } => self.end(&container, "its processes have ended"),
             Input::Recover { request, agent, known, orphans } => {
                 self.recover(&agent, &known, &orphans);
