@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures::{Stream, stream};
 use tokio::sync::watch;
 
-use crate::store::{Change, Compare, Entry, KeyRange, LeaseStore, Revision, Snapshot, StoreError, Transaction};
+use crate::store::{
+    Change, Compare, Entry, KeyRange, LeaseStore, Revision, Snapshot, StoreError, Transaction,
+};
 
 /// What happens to the next commit instead of a plain answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,9 @@
 //! The cases of the contract.
 
 use futures::StreamExt;
-use shared::store::{Change, Compare, KeyRange, LeaseStore, OPERATIONS_MAX, Revision, StoreError, Transaction};
+use shared::store::{
+    Change, Compare, KeyRange, LeaseStore, OPERATIONS_MAX, Revision, StoreError, Transaction,
+};
 
 use super::next;
 use crate::Subject;
