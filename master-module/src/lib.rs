@@ -18,11 +18,15 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that unwraps fails with a place and a value"))]
 
+mod agents;
+mod elements;
 mod event;
 mod follow;
 mod life;
 mod mesos;
+mod queue;
 mod reach;
+mod record;
 mod settings;
 mod view;
 mod watching;

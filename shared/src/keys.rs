@@ -11,7 +11,7 @@
 //! ```
 //!
 //! `<revision>` has 19 digits, so that etcd's order of keys is the order of revisions. `<subject>` is
-//! what the event is about: the key of a record below the prefix, `agents/<holder>`, or `dropped/<id>`.
+//! what the event is about: the key of a record below the prefix, `agents/<holder>`, or `dropped/<process>-<number>`.
 //!
 //! Each segment is percent-encoded, so that no name can reach into another's place. All values are
 //! JSON, to be read with `etcdctl get --prefix`.
@@ -151,16 +151,30 @@ impl Keys {
         Subject(encoded)
     }
 
+    /// The key of the lease or session that an event's subject is about; `None` for any other subject.
+    #[must_use]
+    pub fn record_of_subject(&self, subject: &str) -> Option<String> {
+        let key = format!("{}/{subject}", self.prefix);
+        let known = self.volume_of(&key).is_some() || self.holder_of(&key).is_some();
+        known.then_some(key)
+    }
+
+    /// Before every other subject.
+    #[must_use]
+    pub fn least_subject() -> Subject {
+        Subject(String::new())
+    }
+
     /// The subject of events about a holder's agent.
     #[must_use]
     pub fn subject_of_agent(holder: &Holder) -> Subject {
         Subject(format!("agents/{}", segment(holder.as_str())))
     }
 
-    /// The subject of events about events that were dropped by the process with this id.
+    /// The subject of events about events that were dropped: for which time, by which process.
     #[must_use]
-    pub fn subject_of_dropped(id: u64) -> Subject {
-        Subject(format!("dropped/{id:016x}"))
+    pub fn subject_of_dropped(process: u64, number: u64) -> Subject {
+        Subject(format!("dropped/{process:016x}-{number}"))
     }
 }
 
