@@ -203,8 +203,12 @@ mod tests {
     fn an_address_is_taken_from_a_pid_and_nothing_else() {
         let address = AgentAddress::of_pid("slave(1)@10.0.0.1:5051").unwrap();
         assert_eq!(address.to_string(), "http://10.0.0.1:5051/slave(1)");
-        assert_eq!(AgentAddress::of_pid("slave(1)@[::1]:5051").unwrap().to_string(), "http://[::1]:5051/slave(1)");
-        for pid in ["", "slave(1)", "@10.0.0.1:5051", "slave(1)@agent:5051", "a/../b@10.0.0.1:1", "a@1.2.3.4"] {
+        assert_eq!(
+            AgentAddress::of_pid("slave(1)@[::1]:5051").unwrap().to_string(),
+            "http://[::1]:5051/slave(1)"
+        );
+        for pid in ["", "slave(1)", "@10.0.0.1:5051", "slave(1)@agent:5051", "a/../b@10.0.0.1:1", "a@1.2.3.4"]
+        {
             assert_eq!(AgentAddress::of_pid(pid), None, "{pid}");
         }
     }

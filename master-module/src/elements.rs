@@ -139,7 +139,8 @@ impl Elements {
             Place::Element(..) => self.element.extend_from_slice(part),
             Place::Objects if self.key_next => {
                 if let Some(key) = self.keys.last_mut() {
-                    let room = KEY_BYTES_MAX.saturating_sub(key.len()) + 1;
+                    // One more, so that a longer key is no other's equal.
+                    let room = (KEY_BYTES_MAX + 1).saturating_sub(key.len());
                     let text = if self.in_string { part } else { &part[..length - 1] };
                     key.extend_from_slice(&text[..text.len().min(room)]);
                 }
@@ -153,7 +154,8 @@ impl Elements {
     fn byte(&mut self, byte: u8) -> Result<Option<usize>, ScanError> {
         if byte == b'"' {
             self.in_string = true;
-            if self.place == Place::Objects && self.key_next
+            if self.place == Place::Objects
+                && self.key_next
                 && let Some(key) = self.keys.last_mut()
             {
                 key.clear();
@@ -232,7 +234,8 @@ impl Elements {
 
     /// The wanted path that the keys lead to.
     fn here(&self) -> Option<usize> {
-        let same = |path: &Path| path.iter().map(|key| key.as_bytes()).eq(self.keys.iter().map(Vec::as_slice));
+        let same =
+            |path: &Path| path.iter().map(|key| key.as_bytes()).eq(self.keys.iter().map(Vec::as_slice));
         self.wanted.iter().position(same)
     }
 }

@@ -309,7 +309,10 @@ impl fmt::Display for Event {
             }
             Self::MoreUnreadable => f.write_str("more records cannot be read, and are not named"),
             Self::Dropped { events } => {
-                write!(f, "{events} events were dropped, the oldest ones: etcd could not be written for too long")
+                write!(
+                    f,
+                    "{events} events were dropped, the oldest ones: etcd could not be written for too long"
+                )
             }
         }
     }

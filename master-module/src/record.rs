@@ -93,7 +93,9 @@ impl<S: LeaseStore> Recorder<'_, S> {
         let mut conflicts = 0;
         loop {
             match self.write_once(batch).await {
-                Err(RecordingError::Store(StoreError::Conflict)) if conflicts < CONFLICTS_MAX => conflicts += 1,
+                Err(RecordingError::Store(StoreError::Conflict)) if conflicts < CONFLICTS_MAX => {
+                    conflicts += 1
+                }
                 result => return result,
             }
         }
@@ -180,24 +182,25 @@ impl<S: LeaseStore> Recorder<'_, S> {
     fn told_as_deleted(&self, event: &Event, written: Revision, events: &Snapshot) -> bool {
         let Some(subject) = self.subject(event) else { return false };
         let from = self.keys.event(Revision(written.0 + 1), &Keys::least_subject());
-        let next = events.entries.range(from..).find(|(key, _)| {
-            self.keys.event_of(key).is_some_and(|(_, other)| other == subject.as_str())
-        });
+        let next = events
+            .entries
+            .range(from..)
+            .find(|(key, _)| self.keys.event_of(key).is_some_and(|(_, other)| other == subject.as_str()));
         let Some((_, entry)) = next else { return false };
         decode::<EventRecord>(&entry.value)
             .is_ok_and(|event| matches!(event.what, EventKind::LeaseDeleted | EventKind::SessionDeleted))
     }
 
-    /// Trims all events up to `trimmed`, unless others have; answers whether this module did.
-    pub(crate) async fn trim(&self, trimmed: &TrimmedRecord) -> Result<bool, RecordingError> {
+    /// Trims all events up to `trimmed`, and answers it; nothing, if others have trimmed meanwhile.
+    pub(crate) async fn trim(&self, trimmed: TrimmedRecord) -> Result<Option<TrimmedRecord>, RecordingError> {
         let ground = self.ground(Vec::new()).await?;
         if ground.trimmed.through >= trimmed.through {
-            return Ok(false);
+            return Ok(None);
         }
-        match self.store.commit(ground.writer.trim(trimmed)).await {
-            Ok(_) => Ok(true),
+        match self.store.commit(ground.writer.trim(&trimmed)).await {
+            Ok(_) => Ok(Some(trimmed)),
             // Somebody else trims, or writes what only one may write at a time.
-            Err(StoreError::Conflict) => Ok(false),
+            Err(StoreError::Conflict) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -231,7 +234,10 @@ impl Ground {
     }
 }
 
-fn read<T: serde::de::DeserializeOwned + Default>(snapshot: &Snapshot, key: &str) -> Result<T, RecordingError> {
+fn read<T: serde::de::DeserializeOwned + Default>(
+    snapshot: &Snapshot,
+    key: &str,
+) -> Result<T, RecordingError> {
     match snapshot.entries.get(key).map(|entry| decode(&entry.value)) {
         None => Ok(T::default()),
         Some(Ok(record)) => Ok(record),
@@ -272,6 +278,12 @@ impl Recorded {
                 }
             }
         }
+    }
+
+    /// Events up to here were trimmed.
+    pub(crate) fn trimmed(&mut self, trimmed: &TrimmedRecord) {
+        let from = format!("{}{}\0", self.keys.events(), trimmed.through);
+        self.events = self.events.split_off(from.as_str());
     }
 
     pub(crate) fn contains(&self, key: &str) -> bool {

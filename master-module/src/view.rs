@@ -527,10 +527,12 @@ impl View {
         let listed = match (&named, &self.registry) {
             (None, _) => Listed::Unknown,
             // What the registry says is not known yet: what was known of it before still holds.
-            (Some(id), registry) if registry.as_ref().is_none_or(|r| !r.asked.contains(id)) => match self.holders.get(holder).map(|holding| holding.listed) {
-                Some(before @ (Listed::Unreachable | Listed::Gone | Listed::Unknown)) => before,
-                _ => Listed::NotAsked,
-            },
+            (Some(id), registry) if registry.as_ref().is_none_or(|r| !r.asked.contains(id)) => {
+                match self.holders.get(holder).map(|holding| holding.listed) {
+                    Some(before @ (Listed::Unreachable | Listed::Gone | Listed::Unknown)) => before,
+                    _ => Listed::NotAsked,
+                }
+            }
             (Some(id), Some(registry)) if registry.gone.contains(&**id) => Listed::Gone,
             (Some(id), Some(registry)) if registry.unreachable.contains(&**id) => Listed::Unreachable,
             (Some(_), _) => Listed::Unknown,

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt, stream};
+use shared::event::TrimmedRecord;
 use shared::retry::Retry;
 use shared::store::{LeaseStore, Revision, StoreError};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
@@ -38,7 +39,7 @@ const LONGEST_WRITE_DELAY: Duration = Duration::from_secs(5);
 enum Done {
     Registry(Result<Registry, PollError>),
     Written(Result<usize, RecordingError>),
-    Trimmed(Result<bool, RecordingError>),
+    Trimmed(Result<Option<TrimmedRecord>, RecordingError>),
 }
 
 type Work<'s> = FuturesUnordered<Pin<Box<dyn Future<Output = Done> + 's>>>;
@@ -63,6 +64,7 @@ struct Loop<'s, S> {
     write_retry: Retry,
     write_not_before: Instant,
     trimming: bool,
+    trim_not_before: Instant,
     /// A read of all records may fail though etcd answers, and a write though it reads: then that is
     /// worth a line of its own.
     reading: Reach,
@@ -150,9 +152,11 @@ pub(crate) async fn watching<S: LeaseStore>(
                     let targets = state.view.targets();
                     probes = (!targets.is_empty()).then(|| Box::pin(agents.ask(targets)) as Pin<Box<_>>);
                 }
+                // What the master says is news whether or not etcd answers.
+                state.tell(told);
                 answer.map(|revision| {
                     state.revision = state.revision.max(revision);
-                    told
+                    Vec::new()
                 })
             }
             answers = next_of(&mut probes) => {
@@ -192,6 +196,7 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
             write_retry: Retry::new(FIRST_WRITE_DELAY, LONGEST_WRITE_DELAY),
             write_not_before: Instant::now(),
             trimming: false,
+            trim_not_before: Instant::now(),
             reading: Reach::assumed("etcd, which was asked for all records"),
             writing: Reach::assumed("etcd, which was asked to write events"),
             registry: Reach::assumed("the leading master's registry"),
@@ -258,8 +263,14 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
             }
             Done::Trimmed(result) => {
                 self.trimming = false;
-                if let Err(error) = result {
-                    return self.refused(error);
+                match result {
+                    Ok(Some(trimmed)) => self.recorded.trimmed(&trimmed),
+                    // Others trim; the watch will tell.
+                    Ok(None) => self.trim_not_before = Instant::now() + LONGEST_WRITE_DELAY,
+                    Err(error) => {
+                        self.trim_not_before = Instant::now() + LONGEST_WRITE_DELAY;
+                        return self.refused(error);
+                    }
                 }
             }
         }
@@ -317,12 +328,12 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
         // Beside a master that does not lead only when nobody else seems to do it.
         let tolerated = kept + if self.leading { TRIMMED_AT_ONCE } else { 3 * TRIMMED_AT_ONCE };
         if !self.trimming
-            && now >= self.write_not_before
+            && now >= self.trim_not_before
             && let Some(excess) = self.recorded.excess(kept, tolerated)
         {
             self.trimming = true;
             let recorder = Arc::clone(&self.recorder);
-            self.work.push(Box::pin(async move { Done::Trimmed(recorder.trim(&excess).await) }));
+            self.work.push(Box::pin(async move { Done::Trimmed(recorder.trim(excess).await) }));
         }
     }
 }

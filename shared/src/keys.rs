@@ -11,7 +11,9 @@
 //! ```
 //!
 //! `<revision>` has 19 digits, so that etcd's order of keys is the order of revisions. `<subject>` is
-//! what the event is about: the key of a record below the prefix, `agents/<holder>`, or `dropped/<process>-<number>`.
+//! what the event is about: the key, below the prefix, of the record that was written or deleted at that
+//! revision; or, sorting behind these, what came to pass outside etcd after it: `then/dropped/<process>-<number>`
+//! before `then/holders/<holder>`.
 //!
 //! Each segment is percent-encoded, so that no name can reach into another's place. All values are
 //! JSON, to be read with `etcdctl get --prefix`.
@@ -168,13 +170,13 @@ impl Keys {
     /// The subject of events about a holder's agent.
     #[must_use]
     pub fn subject_of_agent(holder: &Holder) -> Subject {
-        Subject(format!("agents/{}", segment(holder.as_str())))
+        Subject(format!("then/holders/{}", segment(holder.as_str())))
     }
 
     /// The subject of events about events that were dropped: for which time, by which process.
     #[must_use]
     pub fn subject_of_dropped(process: u64, number: u64) -> Subject {
-        Subject(format!("dropped/{process:016x}-{number}"))
+        Subject(format!("then/dropped/{process:016x}-{number}"))
     }
 }
 
