@@ -226,6 +226,17 @@ impl Event {
         })
     }
 
+    /// Whether this tells of the same side of the same agent as `other`.
+    pub(crate) fn is_later_turn_of(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Listed { whose, .. }, Self::Listed { whose: others, .. })
+            | (Self::Answering { whose, .. }, Self::Answering { whose: others, .. }) => {
+                whose.holder == others.holder
+            }
+            _ => false,
+        }
+    }
+
     /// What the event makes of a standing that was told before.
     pub(crate) fn applied_to(&self, before: &StandingRecord) -> Option<(Holder, StandingRecord)> {
         match self {

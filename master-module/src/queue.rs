@@ -22,6 +22,8 @@ pub(crate) const STANDBY_DELAY: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub(crate) struct Pending {
     since: Instant,
+    /// Grows from event to event.
+    pub(crate) number: u64,
     pub(crate) event: Event,
     pub(crate) place: Place,
 }
@@ -33,6 +35,7 @@ pub(crate) struct Queue {
     most: usize,
     /// How many of them, from the first on, are being written now.
     in_flight: usize,
+    next: u64,
     dropped: u64,
     /// The last revision known when the first of them was dropped.
     dropped_at: Revision,
@@ -45,6 +48,7 @@ impl Queue {
             waiting: VecDeque::new(),
             most,
             in_flight: 0,
+            next: 1,
             dropped: 0,
             dropped_at: Revision::ABSENT,
             drops: 0,
@@ -57,7 +61,14 @@ impl Queue {
         if self.waiting.len() >= self.most {
             self.drop_oldest(revision);
         }
-        self.waiting.push_back(Pending { since: now, event, place });
+        let pending = self.pending(now, event, place);
+        self.waiting.push_back(pending);
+    }
+
+    fn pending(&mut self, since: Instant, event: Event, place: Place) -> Pending {
+        let number = self.next;
+        self.next += 1;
+        Pending { since, number, event, place }
     }
 
     fn drop_oldest(&mut self, revision: Revision) {
@@ -77,12 +88,15 @@ impl Queue {
         if self.in_flight > 0 || self.due(leading).is_none_or(|due| now < due) {
             return Vec::new();
         }
-        if self.dropped > 0 {
+        // At most one such event waits: the next one counts until it is written.
+        let told = self.waiting.front().is_some_and(|first| matches!(first.event, Event::Dropped { .. }));
+        if self.dropped > 0 && !told {
             let event = Event::Dropped { events: std::mem::take(&mut self.dropped) };
             event.log();
             self.drops += 1;
             let place = Place::Dropped { at: self.dropped_at, number: self.drops };
-            self.waiting.push_front(Pending { since: now, event, place });
+            let pending = self.pending(now, event, place);
+            self.waiting.push_front(pending);
         }
         let batch: Vec<_> = self.waiting.iter().take(EVENTS_MAX).cloned().collect();
         self.in_flight = batch.len();
@@ -103,7 +117,7 @@ impl Queue {
     }
 
     #[cfg(test)]
-    fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.waiting.len()
     }
 }
@@ -158,13 +172,19 @@ mod tests {
         assert_eq!(numbers(&batch)[..3], [3_000, EVENTS_MAX + 3, EVENTS_MAX + 4]);
         assert_eq!(batch[0].place, Place::Dropped { at: Revision(6), number: 1 });
         queue.written(0);
-        for n in 103..300 {
+        for n in 103..200 {
             queue.push(told(n), now, Revision(7));
         }
         let batch = queue.batch(now, true);
         assert!(matches!(batch[0].event, Event::Dropped { .. }), "what is dropped next has its own count");
-        assert_eq!(batch[1].place, Place::Dropped { at: Revision(6), number: 1 });
+        assert_eq!(batch[0].place, Place::Dropped { at: Revision(6), number: 1 });
+        assert!(
+            batch.iter().skip(1).all(|one| one.place == Place::Outside),
+            "and waits until this is written"
+        );
         queue.written(EVENTS_MAX);
-        assert!(queue.len() <= 102, "{}", queue.len());
+        let batch = queue.batch(now, true);
+        assert_eq!(batch[0].place, Place::Dropped { at: Revision(7), number: 2 });
+        assert!(queue.len() <= 101, "{}", queue.len());
     }
 }

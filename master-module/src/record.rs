@@ -7,11 +7,16 @@
 //! | a record that was deleted | the revision of that, or of the read that missed it | those who write such events rewrite one record, and read all events before |
 //! | events that were dropped | the last revision known | it is created only if absent, and nobody else has that key |
 //!
+//! Two modules that both saw an agent come and go, while etcd was away, have the same turns to tell. So
+//! one that finds that another has told something of an agent since it last looked tells only how the
+//! agent stands now.
+//!
 //! All compare what was trimmed: a write that is late, of an event that is trimmed by then, is not done.
 //! So an outcome that is not known is closed by trying again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use shared::event::{EventKind, EventRecord, Seen, StandingRecord, TrimmedRecord};
@@ -44,12 +49,10 @@ pub(crate) struct Recorder<'s, S> {
     pub(crate) store: &'s S,
     pub(crate) keys: &'s Keys,
     /// Random: no other module has it.
-    pub(crate) process: u64,
-}
-
-/// A number that no other process has.
-pub(crate) fn process_number() -> u64 {
-    RandomState::new().build_hasher().finish()
+    process: u64,
+    /// The revision of each agent's standing when this module last wrote or read it; none of those that
+    /// were never told.
+    known: Mutex<BTreeMap<Holder, Revision>>,
 }
 
 /// What is to be compared, and what may be written.
@@ -59,7 +62,29 @@ struct Ground {
     snapshot: Snapshot,
 }
 
-impl<S: LeaseStore> Recorder<'_, S> {
+impl<'s, S: LeaseStore> Recorder<'s, S> {
+    pub(crate) fn new(store: &'s S, keys: &'s Keys) -> Self {
+        Self { store, keys, process: RandomState::new().build_hasher().finish(), known: Mutex::default() }
+    }
+
+    /// Takes the standings as they were read at the beginning.
+    pub(crate) fn remember_standings(&self, standings: &Snapshot) {
+        let known = standings
+            .entries
+            .iter()
+            .filter_map(|(key, entry)| Some((self.keys.holder_of_standing(key)?, entry.mod_revision)));
+        self.known().extend(known);
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<Holder, Revision>> {
+        // Each change of it is whole.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn name(&self) -> String {
+        format!("{:016x}", self.process)
+    }
+
     /// The key of an event, if it does not depend on when it is written.
     pub(crate) fn fixed_key(&self, event: &Event, place: Place) -> Option<String> {
         let (at, subject) = match place {
@@ -117,7 +142,8 @@ impl<S: LeaseStore> Recorder<'_, S> {
         let (mut writes, mut keys) = (Vec::new(), BTreeSet::new());
         let mut standings: BTreeMap<Holder, (Revision, StandingRecord)> = BTreeMap::new();
         let mut taken = 0;
-        for Pending { event, place, .. } in batch {
+        let mut looked: BTreeMap<Holder, Revision> = BTreeMap::new();
+        for (n, Pending { number, event, place, .. }) in batch.iter().enumerate() {
             let seen = match place {
                 Place::Written { seen, .. } | Place::Deleted { seen, .. } => *seen,
                 _ => Seen::AtOnce,
@@ -154,10 +180,18 @@ impl<S: LeaseStore> Recorder<'_, S> {
                     }
                     let (at, before) = ground.standing(self.keys, &holder)?;
                     let after = event.applied_to(&before).map(|(_, after)| after);
-                    let Some(after) = after.filter(|after| *after != before) else {
+                    let is_last = !batch[n + 1..].iter().any(|later| later.event.is_later_turn_of(event));
+                    let is_mine = before.by == self.name();
+                    let is_alone = is_mine || self.known().get(&holder).copied().unwrap_or_default() == at;
+                    // Its answer may have been lost.
+                    let is_written = is_mine && *number <= before.turn;
+                    let is_told = !is_written && (is_last || is_alone);
+                    looked.insert(holder.clone(), at);
+                    let Some(after) = after.filter(|after| is_told && *after != before) else {
                         taken += 1;
                         continue;
                     };
+                    let after = StandingRecord { by: self.name(), turn: *number, ..after };
                     let key = self.keys.event(ground.snapshot.revision, &Keys::subject_of_agent(&holder));
                     standings.insert(holder, (at, after));
                     key
@@ -173,8 +207,10 @@ impl<S: LeaseStore> Recorder<'_, S> {
             let standings: Vec<_> =
                 standings.into_iter().map(|(holder, (at, standing))| (holder, at, standing)).collect();
             let rewritten = deletes.then_some(&ground.trimmed);
-            self.store.commit(ground.writer.write(&writes, &standings, rewritten)).await?;
+            let at = self.store.commit(ground.writer.write(&writes, &standings, rewritten)).await?;
+            looked.extend(standings.into_iter().map(|(holder, ..)| (holder, at)));
         }
+        self.known().extend(looked);
         Ok(taken)
     }
 

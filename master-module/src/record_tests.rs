@@ -20,7 +20,7 @@ fn founded() -> (MemoryStore, Keys) {
 }
 
 fn recorder<'s>(store: &'s MemoryStore, keys: &'s Keys) -> Recorder<'s, MemoryStore> {
-    Recorder { store, keys, process: process_number() }
+    Recorder::new(store, keys)
 }
 
 fn holder(n: usize) -> Holder {
@@ -54,11 +54,15 @@ fn answering(n: usize, answering: Answering) -> Told {
 }
 
 fn batch(told: &[Told]) -> Vec<Pending> {
+    queue(told).batch(Instant::now(), true)
+}
+
+fn queue(told: &[Told]) -> Queue {
     let mut queue = Queue::new(10_000);
     for one in told {
         queue.push(one.clone(), Instant::now(), Revision(1));
     }
-    queue.batch(Instant::now(), true)
+    queue
 }
 
 async fn events(store: &MemoryStore, keys: &Keys) -> Vec<(String, EventKind)> {
@@ -96,17 +100,16 @@ async fn an_event_is_written_once_however_the_outcomes_of_its_writes_are_lost() 
 async fn each_turn_of_an_agent_has_its_place_and_what_is_told_is_not_told_again() {
     let (store, keys) = founded();
     let (one, other) = (recorder(&store, &keys), recorder(&store, &keys));
-    let mut turns = vec![
+    let turns = vec![
         listed(1, Listed::Inactive),
         answering(1, Answering::Silent),
         listed(1, Listed::Active),
         listed(1, Listed::Inactive),
     ];
     let mut rounds = 0;
-    while !turns.is_empty() {
-        let count = one.write(&batch(&turns)).await.unwrap();
-        assert!(count > 0);
-        turns.drain(..count);
+    let mut turns = queue(&turns);
+    while turns.len() > 0 {
+        assert!(go_on(&one, &mut turns).await > 0);
         rounds += 1;
     }
     assert_eq!(rounds, 4, "two turns of one agent need two places");
@@ -119,7 +122,63 @@ async fn each_turn_of_an_agent_has_its_place_and_what_is_told_is_not_told_again(
     assert_eq!(kinds, expected);
     let standing = store.get(&[keys.standing(&holder(1))]).await.unwrap();
     let standing: StandingRecord = decode(&standing.entries[&keys.standing(&holder(1))].value).unwrap();
-    assert_eq!(standing, StandingRecord { listed: Listed::Inactive, answering: Answering::Silent });
+    let expected =
+        StandingRecord { listed: Listed::Inactive, answering: Answering::Silent, by: one.name(), turn: 4 };
+    assert_eq!(standing, expected);
+}
+
+/// Writes what is left of the turns, once; answers how many are dealt with.
+async fn go_on(recorder: &Recorder<'_, MemoryStore>, turns: &mut Queue) -> usize {
+    let count = match turns.batch(Instant::now(), true) {
+        batch if batch.is_empty() => 0,
+        batch => recorder.write(&batch).await.unwrap_or_default(),
+    };
+    turns.written(count);
+    count
+}
+
+#[tokio::test]
+async fn two_that_have_the_same_turns_to_tell_tell_them_once_in_whatever_order_they_write() {
+    // In each order of their first eight writes, and with each one's outcome lost.
+    for order in 0..256_u32 {
+        for lost in 0..8 {
+            let (store, keys) = founded();
+            let recorders = [recorder(&store, &keys), recorder(&store, &keys)];
+            let turns =
+                vec![listed(1, Listed::Inactive), listed(1, Listed::Active), answering(1, Answering::Silent)];
+            let mut left = [queue(&turns), queue(&turns)];
+            for step in 0..20 {
+                let one = usize::from(order >> (step % 8) & 1 == 1);
+                let one = if step >= 8 { step % 2 } else { one };
+                if step == lost {
+                    store.fail_next_commit(CommitFault::UnknownDone);
+                }
+                go_on(&recorders[one], &mut left[one]).await;
+            }
+            assert!(left.iter().all(|turns| turns.len() == 0));
+            let mut kinds: Vec<_> = events(&store, &keys).await.into_iter().map(|(_, kind)| kind).collect();
+            let silent = kinds.iter().position(|kind| *kind == EventKind::AgentSilent).unwrap();
+            kinds.remove(silent);
+            assert_eq!(kinds, [EventKind::AgentInactive, EventKind::AgentActive], "{order:08b}, {lost}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_turn_whose_outcome_is_lost_costs_none_that_comes_behind_it() {
+    for fault in [CommitFault::UnknownDone, CommitFault::UnknownNotDone, CommitFault::UnknownDoneAfter(1)] {
+        let (store, keys) = founded();
+        let recorder = recorder(&store, &keys);
+        let mut turns =
+            queue(&[listed(1, Listed::Inactive), listed(1, Listed::Active), listed(1, Listed::Inactive)]);
+        store.fail_next_commit(fault);
+        for _ in 0..5 {
+            go_on(&recorder, &mut turns).await;
+        }
+        let kinds: Vec<_> = events(&store, &keys).await.into_iter().map(|(_, kind)| kind).collect();
+        let expected = [EventKind::AgentInactive, EventKind::AgentActive, EventKind::AgentInactive];
+        assert_eq!(kinds, expected, "{fault:?}");
+    }
 }
 
 #[tokio::test]

@@ -22,9 +22,9 @@ use crate::agents::{Agents, Answer};
 use crate::event::{Place, Told};
 use crate::follow::{Followed, follow};
 use crate::mesos::{AgentList, Mesos, PollError, Registry};
-use crate::queue::Queue;
+use crate::queue::{Queue, STANDBY_DELAY};
 use crate::reach::{News, Reach, chain};
-use crate::record::{Recorded, Recorder, RecordingError, process_number};
+use crate::record::{Recorded, Recorder, RecordingError};
 use crate::settings::Settings;
 use crate::view::View;
 
@@ -112,6 +112,7 @@ pub(crate) async fn watching<S: LeaseStore>(
                 if let Followed::Read(snapshot) = &followed {
                     standings_read = true;
                     state.view.remember_standings(snapshot);
+                    state.recorder.remember_standings(snapshot);
                 }
                 state.rest(followed, &etcd)
             }
@@ -182,7 +183,7 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
         let keys = &settings.keys;
         Self {
             settings,
-            recorder: Arc::new(Recorder { store, keys, process: process_number() }),
+            recorder: Arc::new(Recorder::new(store, keys)),
             // Leases and sessions are read one after the other: together they fit into the queue.
             view: View::new(keys.clone(), settings.events_kept / 2),
             queue: Queue::new(settings.events_kept),
@@ -258,7 +259,9 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
             }
             Done::Written(Err(error)) => {
                 self.queue.written(0);
-                self.write_not_before = Instant::now() + self.write_retry.next_delay();
+                // When etcd is back, what has waited is overdue everywhere: the leader's module comes first.
+                let delay = if self.leading { Duration::ZERO } else { STANDBY_DELAY };
+                self.write_not_before = Instant::now() + self.write_retry.next_delay() + delay;
                 return self.refused(error);
             }
             Done::Trimmed(result) => {

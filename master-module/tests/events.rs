@@ -405,7 +405,10 @@ fn etcd_that_is_away_for_long_costs_the_oldest_events_and_says_how_many() {
     });
     let all = events(&scene.cluster);
     assert_eq!(all[1].what(), "events-dropped", "{all:#?}");
-    assert_eq!(all[1].value["dropped"], 20);
-    assert_eq!(all.len(), 1 + 1 + 100);
-    assert!(all.is_sorted_by_key(|event| event.revision));
+    let (dropped, turns): (Vec<_>, Vec<_>) =
+        all[1..].iter().partition(|event| event.what() == "events-dropped");
+    // Each try to write may count what was dropped until then.
+    let count: i64 = dropped.iter().map(|event| event.value["dropped"].as_i64().unwrap()).sum();
+    assert_eq!((count, turns.len()), (20, 100));
+    assert!(turns.is_sorted_by_key(|event| event.revision));
 }

@@ -150,6 +150,13 @@ pub struct StandingRecord {
     pub listed: Listed,
     /// By its own answer.
     pub answering: Answering,
+    /// Which process wrote this, and for which of the turns that it had to tell: so it knows its own
+    /// writing, whose answer it may never have got.
+    #[serde(default)]
+    pub by: String,
+    /// The number of that turn.
+    #[serde(default)]
+    pub turn: u64,
 }
 
 /// Up to where events were trimmed. Compared by every transaction that writes an event.
