@@ -643,3 +643,7 @@ fn reason(error: &RecordError) -> String {
 #[cfg(test)]
 #[path = "view_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "view_agent_tests.rs"]
+mod agent_tests;
