@@ -12,7 +12,8 @@
 //! mesos.rs     the leading master's list of agents, and its registry
 //! elements.rs  the elements of arrays in a JSON document that is never in memory as a whole
 //! agents.rs    what the agents' own processes answer
-//! view.rs      pure: what is known, and what is new in what was just learned
+//! view.rs      pure: what is known, and what is new in what was just learned;
+//!              view/agents.rs: of the agents
 //! event.rs     what is worth an event or a line in the log, and both
 //! queue.rs     pure: events that wait to be written
 //! record.rs    writes each event once, and trims

@@ -4,6 +4,8 @@ use serde_json::{Value, json};
 use shared::event::EventKind;
 
 use super::*;
+use crate::agents::{Answer, Target};
+use crate::mesos::Agent;
 
 fn lease() -> Value {
     json!({"version": 1, "state": "attached", "holder": "agent-1", "epoch": 3, "token": 42, "since": "x",

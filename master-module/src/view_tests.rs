@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use shared::store::Revision;
 
 use super::*;
+use crate::mesos::Agent;
 
 /// The view and the last revision of an etcd that plays along.
 struct Scene {
