@@ -1,5 +1,6 @@
 //! Real Mesos, etcd and storage on one machine: what the demonstrations and the tests stand on.
 
+pub mod bench;
 pub mod cluster;
 pub mod executor;
 pub mod recordio;

@@ -1,4 +1,6 @@
-//! All records below a prefix, for ever: read, watched, and read again when the watch ends.
+//! All records below a prefix, for ever: read and watched. A watch that ends is opened again from the
+//! last revision that it told, so that no change is missed while a connection is lost; only when that
+//! history is no longer kept is everything read again.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -20,7 +22,7 @@ pub(crate) enum Followed {
     Changed(Vec<Change>),
     /// They could not be read, and will be tried again.
     ReadFailed(StoreError),
-    /// Changes may be missed; they will be read again.
+    /// What changes will be told later.
     WatchEnded(StoreError),
 }
 
@@ -30,6 +32,8 @@ struct Follower<'s, S> {
     store: &'s S,
     prefix: &'s str,
     watch: Option<(Watch<'s>, Instant)>,
+    /// The last revision that was told; `None` when everything must be read.
+    told: Option<Revision>,
     retry: Retry,
     wait: Option<Duration>,
 }
@@ -40,10 +44,21 @@ impl<'s, S: LeaseStore> Follower<'s, S> {
             if let Some(wait) = self.wait.take() {
                 sleep(wait).await;
             }
-            let Some((watch, since)) = &mut self.watch else { return self.read().await };
+            let Some((watch, since)) = &mut self.watch else {
+                let Some(told) = self.told else { return self.read().await };
+                self.watch = Some((self.open(told), Instant::now()));
+                continue;
+            };
             match watch.next().await {
-                Some(Ok(changes)) => return Followed::Changed(changes),
+                Some(Ok(changes)) => {
+                    // An answer holds whole revisions.
+                    self.told = changes.iter().map(Change::revision).max().max(self.told);
+                    return Followed::Changed(changes);
+                }
                 end => {
+                    if let Some(Err(StoreError::Compacted { .. })) = end {
+                        self.told = None;
+                    }
                     // A watch that ends as soon as it is opened must not make this read all records in
                     // a tight loop; one that has lived a while may be opened again quickly.
                     if since.elapsed() > 2 * LONGEST_DELAY {
@@ -62,7 +77,7 @@ impl<'s, S: LeaseStore> Follower<'s, S> {
     async fn read(&mut self) -> Followed {
         match self.store.get_prefix(self.prefix).await {
             Ok(snapshot) => {
-                self.watch = Some((self.open(snapshot.revision), Instant::now()));
+                self.told = Some(snapshot.revision);
                 Followed::Read(snapshot)
             }
             Err(error) => {
@@ -83,7 +98,7 @@ pub(crate) fn follow<'s, S: LeaseStore>(
     prefix: &'s str,
 ) -> impl Stream<Item = Followed> + Unpin + use<'s, S> {
     let retry = Retry::new(FIRST_DELAY, LONGEST_DELAY);
-    let follower = Follower { store, prefix, watch: None, retry, wait: None };
+    let follower = Follower { store, prefix, watch: None, told: None, retry, wait: None };
     Box::pin(stream::unfold(follower, |mut follower| async {
         let followed = follower.next().await;
         Some((followed, follower))
@@ -101,7 +116,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_written_while_nobody_can_watch_is_found_by_the_next_read() {
+    async fn what_is_written_while_nobody_can_watch_is_told_by_the_next_watch() {
         let store = MemoryStore::new();
         store.fail_reads(true);
         let mut records = follow(&store, "/r/");
@@ -115,7 +130,25 @@ mod tests {
         assert_eq!(changes.len(), 1);
         store.break_watches();
         store.plant("/r/b", "1");
+        store.plant("/r/b", "2");
         assert!(matches!(next(&mut records).await, Followed::WatchEnded(StoreError::Unavailable(_))));
+        for value in ["1", "2"] {
+            let Followed::Changed(changes) = next(&mut records).await else { panic!("it is watched on") };
+            let [Change::Put { key, entry }] = &changes[..] else { panic!("{changes:?}") };
+            assert_eq!((key.as_str(), entry.value.as_slice()), ("/r/b", value.as_bytes()));
+        }
+    }
+
+    #[tokio::test]
+    async fn after_a_compaction_everything_is_read_again() {
+        let store = MemoryStore::new();
+        let mut records = follow(&store, "/r/");
+        assert!(matches!(next(&mut records).await, Followed::Read(_)));
+        store.plant("/r/a", "1");
+        store.plant("/r/b", "1");
+        let revision = store.get_prefix("/r/").await.unwrap().revision;
+        store.compact(Revision(revision.0 + 1));
+        assert!(matches!(next(&mut records).await, Followed::WatchEnded(StoreError::Compacted { .. })));
         let Followed::Read(snapshot) = next(&mut records).await else { panic!("it is read again") };
         assert_eq!(snapshot.entries.keys().collect::<Vec<_>>(), ["/r/a", "/r/b"]);
     }

@@ -1,28 +1,38 @@
 //! The master's half of mesos-extvol.
 //!
 //! In this release it looks and tells: which agent host holds which volume, every change of that,
-//! and whether the Mesos agent of a holder still answers the leading master. It writes nothing to
-//! etcd and changes nothing in Mesos.
+//! whether the Mesos agent of a holder still has a place with the leading master, and whether it
+//! answers itself. It writes events to etcd, nothing else, and changes nothing in Mesos.
 //!
 //! ```text
 //! start()      on Mesos's main thread: checks the parameters, starts one thread, returns
 //! life.rs      that thread: runs the loop, again after a panic, until the module is dropped
-//! watching.rs  the loop: what etcd and the leading master say goes into the view, its events into the log
-//! follow.rs    all records below a prefix: read, watched, read again
-//! mesos.rs     the leading master's list of agents
-//! view.rs      pure: what is known, and what is new in what was just learned
-//! event.rs     what is worth a line in the log, and that line
+//! watching.rs  the loop: what is learned goes into the view, what is new into the log and the queue
+//! follow.rs    all records below a prefix: read and watched
+//! mesos.rs     the leading master's list of agents, and its registry
+//! elements.rs  the elements of arrays in a JSON document that is never in memory as a whole
+//! agents.rs    what the agents' own processes answer
+//! view.rs      pure: what is known, and what is new in what was just learned;
+//!              view/agents.rs: of the agents
+//! event.rs     what is worth an event or a line in the log, and both
+//! queue.rs     pure: events that wait to be written
+//! record.rs    writes each event once, and trims
 //! ```
 //!
-//! No etcd client, no HTTP and no clock in `view.rs` and `event.rs`; no decision in the others.
+//! No etcd client, no HTTP and no clock in `view.rs`, `event.rs` and `queue.rs`; no decision about
+//! what is news in the others.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that unwraps fails with a place and a value"))]
 
+mod agents;
+mod elements;
 mod event;
 mod follow;
 mod life;
 mod mesos;
+mod queue;
 mod reach;
+mod record;
 mod settings;
 mod view;
 mod watching;

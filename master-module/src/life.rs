@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tracing::{error, info};
 
+use crate::agents::Agents;
 use crate::mesos::Mesos;
 use crate::reach::chain;
 use crate::settings::Settings;
@@ -66,7 +67,11 @@ async fn one_life(settings: &Settings, own_address: fn() -> Option<String>) -> S
         Ok(mesos) => mesos,
         Err(error) => return chain(&error),
     };
-    chain(&watching(&store, mesos, settings).await)
+    let agents = match Agents::new(settings.etcd.request_timeout) {
+        Ok(agents) => agents,
+        Err(error) => return chain(&error),
+    };
+    chain(&watching(&store, mesos, &agents, settings).await)
 }
 
 /// What a panic says.

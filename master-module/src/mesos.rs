@@ -1,12 +1,18 @@
-//! The leading master's list of agents, by HTTP. A master that does not lead sends us on to the one
+//! The leading master's list of agents and its registry, by HTTP. A master that does not lead sends us on to the one
 //! that does, so it does not matter which one is asked first.
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::{Client, StatusCode, redirect};
 use serde::Deserialize;
 use shared::retry::Retry;
 use tokio::time::{Instant, sleep};
+
+use crate::agents::AgentAddress;
+use crate::elements::{Elements, Path, ScanError};
 
 /// The largest answer that is taken: several times that of 10,000 busy agents.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
@@ -34,6 +40,26 @@ pub(crate) struct Agent {
     pub(crate) id: String,
     pub(crate) hostname: String,
     pub(crate) registration: Registration,
+    /// Where its own process listens; unknown of a recovered one.
+    pub(crate) address: Option<AgentAddress>,
+}
+
+/// The answer of the leading master.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AgentList {
+    pub(crate) agents: Vec<Agent>,
+    /// `http://<host>:<port>` of the leading master.
+    pub(crate) leader: String,
+    /// Whether that is the master that was asked, and did not send us on.
+    pub(crate) leading: bool,
+}
+
+/// What the leading master's registry says of agents that were asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Registry {
+    pub(crate) asked: BTreeSet<Arc<str>>,
+    pub(crate) unreachable: BTreeSet<String>,
+    pub(crate) gone: BTreeSet<String>,
 }
 
 /// Why there is no list.
@@ -49,30 +75,59 @@ pub(crate) enum PollError {
     Unreachable { url: String, source: reqwest::Error },
     #[error("the answer of {url} has more than {ANSWER_BYTES_MAX} bytes")]
     TooLarge { url: String },
-    #[error("the answer of {url} is not a list of agents")]
-    Malformed { url: String, source: serde_json::Error },
+    #[error("the answer of {url} is not what was asked for")]
+    Malformed { url: String, source: MalformedAnswer },
+}
+
+/// What is wrong with an answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MalformedAnswer {
+    #[error(transparent)]
+    Document(#[from] ScanError),
+    #[error(transparent)]
+    Agent(#[from] serde_json::Error),
+    #[error("it has no list of agents")]
+    NoList,
+    #[error("it is empty, as that of a master that does not lead")]
+    Empty,
 }
 
 #[derive(Deserialize)]
-struct Answer {
-    slaves: Vec<Slave>,
-    /// Absent before Mesos 1.2.
-    #[serde(default)]
-    recovered_slaves: Vec<RecoveredSlave>,
-}
-
-#[derive(Deserialize)]
-struct Slave {
-    id: String,
-    hostname: String,
+struct Slave<'a> {
+    #[serde(borrow)]
+    id: Cow<'a, str>,
+    #[serde(borrow)]
+    hostname: Cow<'a, str>,
     active: bool,
+    #[serde(borrow, default)]
+    pid: Cow<'a, str>,
 }
 
 #[derive(Deserialize)]
-struct RecoveredSlave {
-    id: String,
-    hostname: String,
+struct RecoveredSlave<'a> {
+    #[serde(borrow)]
+    id: Cow<'a, str>,
+    #[serde(borrow)]
+    hostname: Cow<'a, str>,
 }
+
+/// An agent that the registry gave up, as protobuf's JSON has it.
+#[derive(Deserialize)]
+struct Former<'a> {
+    #[serde(borrow)]
+    id: Value<'a>,
+}
+
+#[derive(Deserialize)]
+struct Value<'a> {
+    #[serde(borrow)]
+    value: Cow<'a, str>,
+}
+
+/// Absent before Mesos 1.2: the second.
+const LISTS: &[Path] = &[&["slaves"], &["recovered_slaves"]];
+
+const REGISTRY_LISTS: &[Path] = &[&["unreachable", "slaves"], &["gone", "slaves"]];
 
 /// The Mesos masters, reached through one of them.
 #[derive(Debug)]
@@ -101,28 +156,25 @@ impl Mesos {
     }
 
     /// All agents that the leading master knows.
-    pub(crate) async fn agents(&mut self) -> Result<Vec<Agent>, PollError> {
-        let url = format!("{}/master/slaves", self.base().await?);
-        let unreachable = |source: reqwest::Error| {
-            let url = source.url().map_or_else(|| url.clone(), ToString::to_string);
-            PollError::Unreachable { url, source: source.without_url() }
+    pub(crate) async fn agents(&mut self) -> Result<AgentList, PollError> {
+        let base = self.base().await?;
+        let mut agents = Vec::new();
+        let sink = |list: usize, element: &[u8]| {
+            agents.push(agent(list, element)?);
+            Ok(())
         };
-        let mut response = self.client.get(&url).send().await.map_err(&unreachable)?;
-        // That of the leader, if we were sent on.
-        let url = response.url().to_string();
-        match response.status() {
-            StatusCode::OK => {}
-            StatusCode::SERVICE_UNAVAILABLE => return Err(PollError::NoLeader { url }),
-            status => return Err(PollError::Status { url, status }),
+        let url = format!("{base}/master/slaves");
+        let (url, document) = elements(&self.client, url, LISTS, sink).await?;
+        if !document.found(0) {
+            return Err(PollError::Malformed { url, source: MalformedAnswer::NoList });
         }
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(&unreachable)? {
-            if body.len() + chunk.len() > ANSWER_BYTES_MAX {
-                return Err(PollError::TooLarge { url });
-            }
-            body.extend_from_slice(&chunk);
-        }
-        parse(&body).map_err(|source| PollError::Malformed { url, source })
+        let leader = url.strip_suffix("/master/slaves").unwrap_or(&url).to_owned();
+        Ok(AgentList { agents, leading: leader == base, leader })
+    }
+
+    /// The registry, to be asked beside the list.
+    pub(crate) fn registrar(&self) -> Registrar {
+        Registrar { client: self.client.clone() }
     }
 
     /// The master to ask. This process's own address is known only once the process begins to serve,
@@ -146,30 +198,104 @@ impl Mesos {
     }
 }
 
-fn parse(body: &[u8]) -> Result<Vec<Agent>, serde_json::Error> {
-    let Answer { slaves, recovered_slaves } = serde_json::from_slice(body)?;
-    let registered = slaves.into_iter().map(|Slave { id, hostname, active }| {
-        let registration = if active { Registration::Active } else { Registration::Inactive };
-        Agent { id, hostname, registration }
-    });
-    let recovered = recovered_slaves.into_iter().map(|RecoveredSlave { id, hostname }| Agent {
-        id,
-        hostname,
-        registration: Registration::Recovered,
-    });
-    Ok(registered.chain(recovered).collect())
+/// The leading master's registry: the only list of agents that are unreachable or gone.
+#[derive(Clone, Debug)]
+pub(crate) struct Registrar {
+    client: Client,
+}
+
+impl Registrar {
+    /// What the registry of the master at `leader` says of the agents in `asked`.
+    pub(crate) async fn registry(
+        &self,
+        leader: &str,
+        asked: BTreeSet<Arc<str>>,
+    ) -> Result<Registry, PollError> {
+        let (mut unreachable, mut gone) = (BTreeSet::new(), BTreeSet::new());
+        let sink = |list: usize, element: &[u8]| {
+            let Former { id: Value { value } } = serde_json::from_slice(element)?;
+            if asked.contains(&*value) {
+                let list = if list == 0 { &mut unreachable } else { &mut gone };
+                list.insert(value.into_owned());
+            }
+            Ok(())
+        };
+        elements(&self.client, format!("{leader}/registrar(1)/registry"), REGISTRY_LISTS, sink).await?;
+        Ok(Registry { asked, unreachable, gone })
+    }
+}
+
+/// Takes the wanted elements of an answer, which is never in memory as a whole; answers the URL
+/// that gave it, after redirections, and what was found in it.
+async fn elements(
+    client: &Client,
+    url: String,
+    wanted: &'static [Path],
+    mut sink: impl FnMut(usize, &[u8]) -> Result<(), MalformedAnswer>,
+) -> Result<(String, Elements), PollError> {
+    let unreachable = |source: reqwest::Error| {
+        let url = source.url().map_or_else(|| url.clone(), ToString::to_string);
+        PollError::Unreachable { url, source: source.without_url() }
+    };
+    let mut response = client.get(&url).send().await.map_err(&unreachable)?;
+    // That of the leader, if we were sent on.
+    let url = response.url().to_string();
+    match response.status() {
+        StatusCode::OK => {}
+        StatusCode::SERVICE_UNAVAILABLE => return Err(PollError::NoLeader { url }),
+        status => return Err(PollError::Status { url, status }),
+    }
+    let malformed = |source| PollError::Malformed { url: url.clone(), source };
+    let mut elements = Elements::new(wanted);
+    let mut bytes = 0;
+    while let Some(chunk) = response.chunk().await.map_err(&unreachable)? {
+        bytes += chunk.len();
+        if bytes > ANSWER_BYTES_MAX {
+            return Err(PollError::TooLarge { url });
+        }
+        elements.feed(&chunk, &mut sink).map_err(malformed)?;
+    }
+    elements.finish().map_err(|error| malformed(error.into()))?;
+    // What a registrar says that has not read the registry, as on a standby.
+    if bytes <= "{}".len() {
+        return Err(malformed(MalformedAnswer::Empty));
+    }
+    Ok((url, elements))
+}
+
+fn agent(list: usize, element: &[u8]) -> Result<Agent, MalformedAnswer> {
+    if list == 1 {
+        let RecoveredSlave { id, hostname } = serde_json::from_slice(element)?;
+        let (id, hostname) = (id.into_owned(), hostname.into_owned());
+        return Ok(Agent { id, hostname, registration: Registration::Recovered, address: None });
+    }
+    let Slave { id, hostname, active, pid } = serde_json::from_slice(element)?;
+    let registration = if active { Registration::Active } else { Registration::Inactive };
+    let (id, hostname, address) = (id.into_owned(), hostname.into_owned(), AgentAddress::of_pid(&pid));
+    Ok(Agent { id, hostname, registration, address })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn parse(body: &[u8]) -> Result<Vec<Agent>, MalformedAnswer> {
+        let mut elements = Elements::new(LISTS);
+        let mut agents = Vec::new();
+        elements.feed(body, |list, element| {
+            agents.push(agent(list, element)?);
+            Ok::<_, MalformedAnswer>(())
+        })?;
+        elements.finish()?;
+        Ok(agents)
+    }
+
     #[test]
     fn only_what_is_needed_of_an_agent_is_read() {
         let body = br#"{"slaves":[
             {"id":"S0","hostname":"agent-1","port":5051,"pid":"slave(1)@10.0.0.1:5051","active":true,
              "attributes":{"rack":"a"},"resources":{"cpus":4.0,"ports":"[1-2]"},"deactivated":false},
-            {"id":"S1","hostname":"agent-2","active":false}],
+            {"id":"S\u0031","hostname":"agent-2","active":false}],
             "recovered_slaves":[{"id":"S2","hostname":"agent-3","port":5051,"resources":[]}]}"#;
         let agents = parse(body).unwrap();
         let seen: Vec<_> =
@@ -180,29 +306,9 @@ mod tests {
             ("S2", "agent-3", Registration::Recovered),
         ];
         assert_eq!(seen, expected);
+        assert_eq!(agents[0].address, AgentAddress::of_pid("slave(1)@10.0.0.1:5051"));
+        assert_eq!(agents[1].address, None);
         assert!(parse(b"<html>").is_err());
         assert!(parse(br#"{"slaves":[{"id":"S0"}]}"#).is_err());
-    }
-
-    #[test]
-    fn ten_thousand_agents_as_mesos_describes_them_are_read_quickly() {
-        let resources = r#"{"cpus":16.0,"disk":100000.0,"gpus":0.0,"mem":64000.0,"ports":"[31000-32000]"}"#;
-        let kinds = ["resources", "used_resources", "offered_resources", "unreserved_resources"];
-        let kinds: Vec<_> = kinds.iter().map(|kind| format!(r#""{kind}":{resources}"#)).collect();
-        let full = r#"{"name":"cpus","type":"SCALAR","scalar":{"value":16.0},"role":"*"}"#;
-        let full = vec![full; 20].join(",");
-        let agent = |n: usize| {
-            format!(
-                r#"{{"id":"S{n}","hostname":"agent-{n}","active":true,{},"used_resources_full":[{full}]}}"#,
-                kinds.join(",")
-            )
-        };
-        let agents: Vec<_> = (0..10_000).map(agent).collect();
-        let body = format!(r#"{{"slaves":[{}],"recovered_slaves":[]}}"#, agents.join(","));
-        let begin = std::time::Instant::now();
-        let agents = parse(body.as_bytes()).unwrap();
-        let took = begin.elapsed();
-        eprintln!("{} agents in {} bytes: read in {took:?}", agents.len(), body.len());
-        assert!(agents.len() == 10_000 && took.as_secs() < 5, "{took:?}");
     }
 }

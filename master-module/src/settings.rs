@@ -12,6 +12,8 @@ pub(crate) struct Settings {
     pub(crate) etcd: EtcdConfig,
     pub(crate) keys: Keys,
     pub(crate) poll_interval: Duration,
+    /// Events that are left when older ones are trimmed.
+    pub(crate) events_kept: usize,
     /// The URL of a master to ask instead of the one that this module is loaded in.
     pub(crate) master: Option<String>,
 }
@@ -32,10 +34,13 @@ impl Settings {
             // The lower bound keeps a slip of the pen from keeping the master busy.
             Duration::from_millis(100)..=Duration::from_secs(600),
         )?;
+        // The lower bound keeps what happened within a minute; the upper one, a start of the module, which
+        // reads all events, short.
+        let events_kept = parameters.count("events_kept", 10_000, 100..=100_000)?;
         let master = parameters.parsed("master", endpoint)?;
         parameters.finish()?;
         let etcd = EtcdConfig { request_timeout, ..EtcdConfig::new(endpoints) };
-        Ok(Self { etcd, keys: Keys::new(&prefix), poll_interval, master })
+        Ok(Self { etcd, keys: Keys::new(&prefix), poll_interval, events_kept, master })
     }
 
     /// How long the leading master may take for its whole answer, which can be many megabytes.
@@ -58,6 +63,7 @@ mod tests {
         let settings = settings(&[("etcd_endpoints", "10.0.0.1:2379,http://10.0.0.2:2379")]).unwrap();
         assert_eq!(settings.etcd.endpoints, ["http://10.0.0.1:2379", "http://10.0.0.2:2379"]);
         assert_eq!(settings.keys, Keys::default());
+        assert_eq!(settings.events_kept, 10_000);
         assert_eq!((settings.poll_interval, settings.master), (Duration::from_secs(5), None));
     }
 
@@ -71,6 +77,10 @@ mod tests {
             ("poll_interval", "0secs"),
             ("request_timeout", "1hrs"),
             ("master", "zk://z:2181/mesos"),
+            ("events_kept", "99"),
+            ("events_kept", "100001"),
+            ("events_kept", "1e4"),
+            ("events_kept", "-100"),
             ("pol_interval", "5secs"),
         ] {
             let given: &[_] = if name == good.0 { &[(name, value)] } else { &[good, (name, value)] };

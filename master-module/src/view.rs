@@ -5,19 +5,23 @@
 //! once, and at no lease; a change looks at one. Memory grows with held volumes, holders and agents,
 //! and with nothing that only passes by.
 
+mod agents;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as StdError;
 use std::sync::Arc;
 
+use shared::event::{Answering, EventKind, EventRecord, Listed, Seen, StandingRecord};
 use shared::keys::Keys;
 use shared::record::{
     Epoch, HeldLease, LeaseRecord, RecordError, SessionRecord, SessionState, Token, decode,
 };
-use shared::store::{Change, Entry, Snapshot};
+use shared::store::{Change, Entry, Revision, Snapshot};
 use shared::volume::{Holder, VolumeId};
 
-use crate::event::{AgentView, Event, Lease, Stage, Standing};
-use crate::mesos::{Agent, Registration};
+use crate::agents::AgentAddress;
+use crate::event::{Event, Lease, Place, Stage, Told};
+use crate::mesos::{Registration, Registry};
 
 /// Held volumes that are named at the first read; more are counted.
 const HELD_NAMED: usize = 1_000;
@@ -32,34 +36,56 @@ const REASON_BYTES: usize = 300;
 struct Session {
     epoch: Epoch,
     state: SessionState,
-    agent_id: Option<String>,
+    agent_id: Option<Arc<str>>,
+    written: Revision,
+}
+
+/// A lease and the revision that last wrote it.
+#[derive(Debug)]
+struct Known {
+    lease: Lease,
+    written: Revision,
 }
 
 /// A holder of at least one volume.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Holding {
     volumes: BTreeSet<Arc<VolumeId>>,
-    /// How its agent stood when that was last told.
-    told: Standing,
+    /// How the leading master lists its agent; `NotAsked` before that is known.
+    listed: Listed,
+    /// What its agent answers.
+    answering: Answering,
+    /// Where that agent was last seen, whether or not the master still lists it.
+    seen_at: Option<(Arc<str>, AgentAddress)>,
+    /// Whether it was found there under its id, and has answered since.
+    verified: bool,
+    failures: u32,
 }
 
 /// The agents of the leading master.
 #[derive(Debug, Default)]
 struct Agents {
-    by_id: BTreeMap<String, Registration>,
+    by_id: BTreeMap<Arc<str>, (Registration, Option<AgentAddress>)>,
     /// The one agent to look at of each host: an active one, if there is one.
-    by_host: BTreeMap<String, String>,
+    by_host: BTreeMap<String, Arc<str>>,
 }
 
 /// All that is known.
 #[derive(Debug)]
 pub(crate) struct View {
     keys: Keys,
-    leases: BTreeMap<Arc<VolumeId>, Lease>,
+    /// Events that one read may bring, at most: of older changes the log tells nothing.
+    found_max: usize,
+    leases: BTreeMap<Arc<VolumeId>, Known>,
     holders: BTreeMap<Holder, Holding>,
     sessions: BTreeMap<Holder, Session>,
+    /// How agents stood when that was last told, of those that were ever told otherwise than well.
+    standings: BTreeMap<Holder, StandingRecord>,
     /// `None` until a master was asked with success.
     agents: Option<Agents>,
+    registry: Option<Registry>,
+    /// Records of which the events said that they exist, until they are read.
+    remembered: BTreeMap<String, (Revision, EventRecord)>,
     /// Keys of unreadable records, with the reason that was told.
     unreadable: BTreeMap<String, String>,
     more_unreadable: bool,
@@ -68,13 +94,17 @@ pub(crate) struct View {
 }
 
 impl View {
-    pub(crate) fn new(keys: Keys) -> Self {
+    pub(crate) fn new(keys: Keys, found_max: usize) -> Self {
         Self {
             keys,
+            found_max,
             leases: BTreeMap::new(),
             holders: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            standings: BTreeMap::new(),
             agents: None,
+            registry: None,
+            remembered: BTreeMap::new(),
             unreadable: BTreeMap::new(),
             more_unreadable: false,
             leases_read: false,
@@ -82,58 +112,112 @@ impl View {
         }
     }
 
+    /// Takes what the events in etcd say: of each record the newest one. To be called before leases
+    /// and sessions are read: what was there and is not any more was deleted while nobody looked.
+    pub(crate) fn remember(&mut self, events: &Snapshot) {
+        for (key, entry) in &events.entries {
+            let Some((at, subject)) = self.keys.event_of(key) else { continue };
+            let Ok(event) = decode::<EventRecord>(&entry.value) else { continue };
+            if let Some(record) = self.keys.record_of_subject(subject) {
+                self.remembered.insert(record, (at, event));
+            }
+        }
+        self.remembered.retain(|_, (_, event)| {
+            matches!(
+                event.what,
+                EventKind::Granted
+                    | EventKind::Attached
+                    | EventKind::Detaching
+                    | EventKind::Changed
+                    | EventKind::SessionOpened
+                    | EventKind::SessionDead
+            )
+        });
+    }
+
+    /// Takes how agents stood when events last told it.
+    pub(crate) fn remember_standings(&mut self, standings: &Snapshot) {
+        for (key, entry) in &standings.entries {
+            if let (Some(holder), Ok(standing)) =
+                (self.keys.holder_of_standing(key), decode::<StandingRecord>(&entry.value))
+            {
+                self.standings.insert(holder, standing);
+            }
+        }
+    }
+
     /// All leases were read.
     #[must_use]
-    pub(crate) fn read_leases(&mut self, snapshot: &Snapshot) -> Vec<Event> {
-        let mut events = Vec::new();
+    pub(crate) fn read_leases(&mut self, snapshot: &Snapshot) -> Vec<Told> {
+        let mut told = Vec::new();
         let gone: Vec<_> = (self.leases.keys())
             .filter(|volume| !snapshot.entries.contains_key(&self.keys.lease(volume)))
             .cloned()
             .collect();
         for volume in gone {
-            self.lease_deleted(&volume, &mut events);
+            self.lease_deleted(&volume, snapshot.revision, Seen::ByALaterRead, &mut told);
         }
         self.forget_unreadable_but(&self.keys.leases(), snapshot);
         let first = !std::mem::replace(&mut self.leases_read, true);
-        let mut held = 0;
+        if first {
+            self.tell_missing(&self.keys.leases(), snapshot, &mut told);
+        }
+        let oldest = oldest_found(snapshot, self.found_max);
+        let (mut held, mut read) = (0, Vec::new());
         for (key, entry) in &snapshot.entries {
-            let known = events.len();
-            self.lease_written(key, entry, &mut events);
-            if first && matches!(events.get(known), Some(Event::Held { .. })) {
-                held += 1;
-                if held > HELD_NAMED {
-                    events.truncate(known);
+            self.lease_written(key, entry, Seen::ByALaterRead, &mut read);
+            for mut one in read.drain(..) {
+                if first && matches!(one.event, Event::Held { .. }) {
+                    held += 1;
+                    one.logged = held <= HELD_NAMED;
+                }
+                if entry.mod_revision < oldest && matches!(one.place, Place::Written { .. }) {
+                    one.place = Place::LogAlone;
+                }
+                if one.logged || one.place != Place::LogAlone {
+                    told.push(one);
                 }
             }
         }
         if first {
-            events.insert(0, Event::LeasesRead { held: self.leases.len(), records: snapshot.entries.len() });
+            let read = Event::LeasesRead { held: self.leases.len(), records: snapshot.entries.len() };
+            told.insert(0, for_log(read));
             if held > HELD_NAMED {
-                events.push(Event::MoreHeld { volumes: held - HELD_NAMED });
+                told.push(for_log(Event::MoreHeld { volumes: held - HELD_NAMED }));
             }
         }
-        events
+        told
     }
 
-    /// All sessions were read. The first time nothing is told of them: each is where it was.
+    /// All sessions were read. The first time no line is made of them: each is where it was.
     #[must_use]
-    pub(crate) fn read_sessions(&mut self, snapshot: &Snapshot) -> Vec<Event> {
-        let mut events = Vec::new();
+    pub(crate) fn read_sessions(&mut self, snapshot: &Snapshot) -> Vec<Told> {
+        let mut told = Vec::new();
         let gone: Vec<_> = (self.sessions.keys())
             .filter(|holder| !snapshot.entries.contains_key(&self.keys.session(holder)))
             .cloned()
             .collect();
         for holder in gone {
-            self.session_deleted(&holder, &mut events);
+            self.session_deleted(&holder, snapshot.revision, Seen::ByALaterRead, &mut told);
         }
         self.forget_unreadable_but(&self.keys.sessions(), snapshot);
+        let first = !std::mem::replace(&mut self.sessions_read, true);
+        if first {
+            self.tell_missing(&self.keys.sessions(), snapshot, &mut told);
+        }
+        let oldest = oldest_found(snapshot, self.found_max);
         for (key, entry) in &snapshot.entries {
-            self.session_written(key, entry, &mut events);
+            let known = told.len();
+            self.session_written(key, entry, Seen::ByALaterRead, &mut told);
+            for one in &mut told[known..] {
+                one.logged &= !(first && matches!(one.event, Event::Session { .. }));
+                if entry.mod_revision < oldest && matches!(one.place, Place::Written { .. }) {
+                    one.place = Place::LogAlone;
+                }
+            }
         }
-        if !std::mem::replace(&mut self.sessions_read, true) {
-            events.retain(|event| !matches!(event, Event::Session { .. }));
-        }
-        events
+        told.retain(|one| one.logged || one.place != Place::LogAlone);
+        told
     }
 
     /// Whether the sessions have been read.
@@ -144,67 +228,55 @@ impl View {
 
     /// Leases or sessions were written or deleted.
     #[must_use]
-    pub(crate) fn changed(&mut self, changes: &[Change]) -> Vec<Event> {
-        let mut events = Vec::new();
+    pub(crate) fn changed(&mut self, changes: &[Change]) -> Vec<Told> {
+        let (mut told, seen) = (Vec::new(), Seen::AtOnce);
         for change in changes {
             match change {
                 Change::Put { key, entry } if key.starts_with(&self.keys.leases()) => {
-                    self.lease_written(key, entry, &mut events);
+                    self.lease_written(key, entry, seen, &mut told);
                 }
-                Change::Put { key, entry } => self.session_written(key, entry, &mut events),
-                Change::Delete { key } => {
+                Change::Put { key, entry } => self.session_written(key, entry, seen, &mut told),
+                Change::Delete { key, at } => {
                     self.unreadable.remove(key);
                     if let Some(volume) = self.keys.volume_of(key) {
-                        self.lease_deleted(&volume, &mut events);
+                        self.lease_deleted(&volume, *at, seen, &mut told);
                     } else if let Some(holder) = self.keys.holder_of(key) {
-                        self.session_deleted(&holder, &mut events);
+                        self.session_deleted(&holder, *at, seen, &mut told);
                     }
                 }
             }
         }
-        events
+        told
     }
 
-    /// The leading master was asked for its agents.
-    #[must_use]
-    pub(crate) fn polled(&mut self, agents: Vec<Agent>) -> Vec<Event> {
-        let mut known = Agents::default();
-        for Agent { id, hostname, registration } in agents {
-            let active = registration == Registration::Active;
-            if active || !known.by_host.contains_key(&hostname) {
-                known.by_host.insert(hostname, id.clone());
-            }
-            known.by_id.insert(id, registration);
-        }
-        self.agents = Some(known);
-        let holders: Vec<_> = self.holders.keys().cloned().collect();
-        let mut events = Vec::new();
-        for holder in holders {
-            self.tell_agent(&holder, &mut events);
-        }
-        events
-    }
-
-    fn lease_written(&mut self, key: &str, entry: &Entry, events: &mut Vec<Event>) {
+    fn lease_written(&mut self, key: &str, entry: &Entry, seen: Seen, told: &mut Vec<Told>) {
         // Only under its own key: another spelling of it could be another record.
         let Some(volume) = self.keys.volume_of(key).filter(|volume| self.keys.lease(volume) == key) else {
-            return self.tell_unreadable(key, "has a key that names no volume".to_owned(), events);
+            return self.tell_unreadable(key, "has a key that names no volume".to_owned(), entry, seen, told);
         };
         let record = match decode::<LeaseRecord>(&entry.value) {
             Ok(record) => record,
             Err(error) => {
                 // What it said before is not what it says now.
                 self.remove_lease(&volume);
-                return self.tell_unreadable(key, reason(&error), events);
+                return self.tell_unreadable(key, reason(&error), entry, seen, told);
             }
         };
         self.unreadable.remove(key);
         let (stage, held) = match record {
             LeaseRecord::Free { last_holder, .. } => {
-                if let Some((volume, lease)) = self.remove_lease(&volume) {
-                    let holder = last_holder.unwrap_or(lease.holder);
-                    events.push(Event::Released { volume, holder });
-                }
+                let known = self.remove_lease(&volume);
+                // Of one that was not known to be held there is nothing to say in the log.
+                let logged = known.is_some();
+                let (volume, holder, of) = match known {
+                    Some((volume, Known { lease, .. })) => {
+                        (volume, last_holder.or(Some(lease.holder)), Some((lease.epoch, lease.token)))
+                    }
+                    None if last_holder.is_none() => return,
+                    None => (Arc::new(volume), last_holder, None),
+                };
+                let place = Place::Written { at: entry.mod_revision, seen };
+                told.push(Told { event: Event::Released { volume, holder, of }, place, logged });
                 return;
             }
             LeaseRecord::Attaching(held) => (Stage::Attaching, held),
@@ -214,129 +286,173 @@ impl View {
         let HeldLease { holder, epoch, token, agent_id, containers, .. } = held;
         // The granting write cannot contain its own revision.
         let token = token.unwrap_or(Token(entry.mod_revision));
-        let lease = Lease { stage, holder, epoch, token, agent_id, containers };
-        self.hold(volume, lease, events);
+        let agent_id = agent_id.map(|id| self.interned(&holder, id));
+        let lease = Lease { stage, holder, epoch, token, agent_id, containers: containers.into() };
+        self.hold(volume, Known { lease, written: entry.mod_revision }, seen, told);
     }
 
-    fn hold(&mut self, volume: VolumeId, lease: Lease, events: &mut Vec<Event>) {
-        if self.leases.get(&volume) == Some(&lease) {
+    /// One text for the agent's id in all leases of a holder.
+    fn interned(&self, holder: &Holder, id: String) -> Arc<str> {
+        let first = self.holders.get(holder).and_then(|holding| self.agent_of_first_lease(holding));
+        first.filter(|first| **first == *id).unwrap_or_else(|| id.into())
+    }
+
+    fn hold(&mut self, volume: VolumeId, known: Known, seen: Seen, told: &mut Vec<Told>) {
+        if let Some(before) = self.leases.get_mut(&volume)
+            && before.lease == known.lease
+        {
+            before.written = known.written;
             return;
         }
-        let volume = match self.remove_lease(&volume) {
-            Some((volume, _)) => volume,
-            None => Arc::new(volume),
+        let (volume, before) = match self.remove_lease(&volume) {
+            Some((volume, before)) => (volume, Some(before.lease)),
+            None => (Arc::new(volume), None),
         };
-        self.leases.insert(Arc::clone(&volume), lease.clone());
-        let agent = self.agent_of(&lease.holder, lease.agent_id.as_deref());
-        let holding = self
-            .holders
-            .entry(lease.holder.clone())
-            .or_insert_with(|| Holding { volumes: BTreeSet::new(), told: agent.standing });
+        let Known { lease, written } = known;
+        let granted = before.as_ref().is_none_or(|before| before.token != lease.token);
+        let what = match lease.stage {
+            Stage::Attaching if granted => EventKind::Granted,
+            stage if before.as_ref().is_some_and(|before| before.stage == stage && !granted) => {
+                EventKind::Changed
+            }
+            Stage::Attaching | Stage::Attached => EventKind::Attached,
+            Stage::Detaching => EventKind::Detaching,
+        };
+        let taken_from = before
+            .filter(|before| (&before.holder, before.epoch) != (&lease.holder, lease.epoch))
+            .map(|before| (before.holder, before.epoch));
+        let holder = lease.holder.clone();
+        let of_lease = lease.agent_id.clone();
+        self.leases.insert(Arc::clone(&volume), Known { lease: lease.clone(), written });
+        let is_new = !self.holders.contains_key(&holder);
+        let holding = self.holders.entry(holder.clone()).or_insert_with(|| Holding {
+            listed: Listed::NotAsked,
+            answering: Answering::NotAsked,
+            ..Holding::default()
+        });
         holding.volumes.insert(Arc::clone(&volume));
-        events.push(Event::Held { volume, lease, agent });
+        let agent = self.agent_of(&holder, of_lease);
+        let event = Event::Held { what, volume, lease, agent, taken_from };
+        told.push(Told { event, place: Place::Written { at: written, seen }, logged: true });
+        if is_new {
+            self.tell_agent(&holder, told);
+        }
     }
 
-    fn remove_lease(&mut self, volume: &VolumeId) -> Option<(Arc<VolumeId>, Lease)> {
-        let (volume, lease) = self.leases.remove_entry(volume)?;
-        if let Some(holding) = self.holders.get_mut(&lease.holder) {
+    fn remove_lease(&mut self, volume: &VolumeId) -> Option<(Arc<VolumeId>, Known)> {
+        let (volume, known) = self.leases.remove_entry(volume)?;
+        if let Some(holding) = self.holders.get_mut(&known.lease.holder) {
             holding.volumes.remove(&volume);
             if holding.volumes.is_empty() {
-                self.holders.remove(&lease.holder);
+                self.holders.remove(&known.lease.holder);
             }
         }
-        Some((volume, lease))
+        Some((volume, known))
     }
 
-    fn lease_deleted(&mut self, volume: &VolumeId, events: &mut Vec<Event>) {
-        if let Some((volume, lease)) = self.remove_lease(volume) {
-            events.push(Event::Deleted { volume, holder: lease.holder });
+    fn lease_deleted(&mut self, volume: &VolumeId, at: Revision, seen: Seen, told: &mut Vec<Told>) {
+        if let Some((volume, Known { lease, written })) = self.remove_lease(volume) {
+            let of = Some((lease.epoch, lease.token));
+            let event = Event::Deleted { volume, holder: lease.holder, of };
+            told.push(Told { event, place: Place::Deleted { at, written, seen }, logged: true });
         }
     }
 
-    fn session_written(&mut self, key: &str, entry: &Entry, events: &mut Vec<Event>) {
+    fn session_written(&mut self, key: &str, entry: &Entry, seen: Seen, told: &mut Vec<Told>) {
         let Some(holder) = self.keys.holder_of(key).filter(|holder| self.keys.session(holder) == key) else {
-            return self.tell_unreadable(key, "has a key that names no holder".to_owned(), events);
+            return self.tell_unreadable(key, "has a key that names no holder".to_owned(), entry, seen, told);
         };
         let SessionRecord { epoch, state, agent_id, .. } = match decode(&entry.value) {
             Ok(record) => record,
             Err(error) => {
                 self.sessions.remove(&holder);
-                return self.tell_unreadable(key, reason(&error), events);
+                return self.tell_unreadable(key, reason(&error), entry, seen, told);
             }
         };
         self.unreadable.remove(key);
-        let session = Session { epoch, state, agent_id };
+        let agent_id: Option<Arc<str>> = agent_id.map(Into::into);
+        let written = entry.mod_revision;
+        let session = Session { epoch, state, agent_id: agent_id.clone(), written };
         let before = self.sessions.insert(holder.clone(), session);
         if before.is_none_or(|before| (before.epoch, before.state) != (epoch, state)) {
-            events.push(Event::Session { holder: holder.clone(), epoch, state });
+            let event = Event::Session { holder: holder.clone(), epoch, state, agent_id };
+            told.push(Told { event, place: Place::Written { at: written, seen }, logged: true });
         }
-        self.tell_agent(&holder, events);
+        self.tell_agent(&holder, told);
     }
 
-    fn session_deleted(&mut self, holder: &Holder, events: &mut Vec<Event>) {
-        if self.sessions.remove(holder).is_some() {
-            events.push(Event::SessionDeleted { holder: holder.clone() });
+    fn session_deleted(&mut self, holder: &Holder, at: Revision, seen: Seen, told: &mut Vec<Told>) {
+        if let Some(Session { epoch, written, .. }) = self.sessions.remove(holder) {
+            let event = Event::SessionDeleted { holder: holder.clone(), epoch: Some(epoch) };
+            told.push(Told { event, place: Place::Deleted { at, written, seen }, logged: true });
         }
     }
 
-    /// The agent of a holder: that which its session names, else its lease, else one of that host.
-    /// An id that the master does not know gives way to a host that it does: an agent that lost its
-    /// working directory comes back under another id.
-    fn agent_of(&self, holder: &Holder, of_lease: Option<&str>) -> AgentView {
-        let of_session = self.sessions.get(holder).and_then(|session| session.agent_id.as_deref());
-        let named = of_session.or(of_lease);
-        let Some(agents) = &self.agents else {
-            return AgentView { id: named.map(str::to_owned), standing: Standing::NotAsked };
-        };
-        let by_id = named.and_then(|id| agents.by_id.get_key_value(id));
-        let by_host = || agents.by_id.get_key_value(agents.by_host.get(holder.as_str())?);
-        match by_id.or_else(by_host) {
-            None => AgentView { id: named.map(str::to_owned), standing: Standing::Missing },
-            Some((id, registration)) => {
-                let standing = match registration {
-                    Registration::Active => Standing::Active,
-                    Registration::Inactive => Standing::Inactive,
-                    Registration::Recovered => Standing::Recovered,
-                };
-                AgentView { id: Some(id.clone()), standing }
+    /// Records of which events say that they were there, and that the first read did not show.
+    fn tell_missing(&mut self, prefix: &str, snapshot: &Snapshot, told: &mut Vec<Told>) {
+        let (here, rest) = std::mem::take(&mut self.remembered)
+            .into_iter()
+            .partition::<BTreeMap<_, _>, _>(|(key, _)| key.starts_with(prefix));
+        self.remembered = rest;
+        for (key, (written, event)) in here {
+            if snapshot.entries.contains_key(&key) {
+                continue;
             }
+            let event = match (self.keys.volume_of(&key), event.holder) {
+                (Some(volume), Some(holder)) => {
+                    let of = event.epoch.zip(event.token);
+                    Event::Deleted { volume: Arc::new(volume), holder, of }
+                }
+                (None, Some(holder)) => Event::SessionDeleted { holder, epoch: event.epoch },
+                (_, None) => continue,
+            };
+            let place = Place::Deleted { at: snapshot.revision, written, seen: Seen::ByALaterRead };
+            told.push(Told { event, place, logged: true });
         }
     }
 
-    fn tell_agent(&mut self, holder: &Holder, events: &mut Vec<Event>) {
-        let Some(holding) = self.holders.get(holder) else { return };
-        let Some(volume) = holding.volumes.first().cloned() else { return };
-        let of_lease = self.leases.get(&volume).and_then(|lease| lease.agent_id.as_deref());
-        let agent = self.agent_of(holder, of_lease);
-        let (before, more) = (holding.told, holding.volumes.len() - 1);
-        if before == agent.standing {
-            return;
-        }
-        if let Some(holding) = self.holders.get_mut(holder) {
-            holding.told = agent.standing;
-        }
-        // That an agent is as it should be is no news at the first poll.
-        if (before, agent.standing) != (Standing::NotAsked, Standing::Active) {
-            events.push(Event::Agent { holder: holder.clone(), volume, more, agent, before });
-        }
-    }
-
-    fn tell_unreadable(&mut self, key: &str, reason: String, events: &mut Vec<Event>) {
+    fn tell_unreadable(
+        &mut self,
+        key: &str,
+        reason: String,
+        entry: &Entry,
+        seen: Seen,
+        told: &mut Vec<Told>,
+    ) {
         if self.unreadable.get(key) == Some(&reason) {
             return;
         }
         if self.unreadable.len() >= UNREADABLE_NAMED && !self.unreadable.contains_key(key) {
             if !std::mem::replace(&mut self.more_unreadable, true) {
-                events.push(Event::MoreUnreadable);
+                told.push(for_log(Event::MoreUnreadable));
             }
             return;
         }
         self.unreadable.insert(key.to_owned(), reason.clone());
-        events.push(Event::Unreadable { key: key.to_owned(), reason });
+        let event = Event::Unreadable { key: key.to_owned(), reason };
+        told.push(Told { event, place: Place::Written { at: entry.mod_revision, seen }, logged: true });
     }
 
     fn forget_unreadable_but(&mut self, prefix: &str, snapshot: &Snapshot) {
         self.unreadable.retain(|key, _| !key.starts_with(prefix) || snapshot.entries.contains_key(key));
+    }
+}
+
+fn for_log(event: Event) -> Told {
+    Told { event, place: Place::LogAlone, logged: true }
+}
+
+fn outside(event: Event) -> Told {
+    Told { event, place: Place::Outside, logged: true }
+}
+
+/// The revision of the oldest record of a read that may still make an event, if only the newest `most`
+/// may.
+fn oldest_found(snapshot: &Snapshot, most: usize) -> Revision {
+    let mut revisions: Vec<_> = snapshot.entries.values().map(|entry| entry.mod_revision).collect();
+    match revisions.len().checked_sub(most) {
+        None | Some(0) => Revision::ABSENT,
+        Some(older) => Revision(revisions.select_nth_unstable(older - 1).1.0 + 1),
     }
 }
 
@@ -352,3 +468,7 @@ fn reason(error: &RecordError) -> String {
 #[cfg(test)]
 #[path = "view_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "view_agent_tests.rs"]
+mod agent_tests;

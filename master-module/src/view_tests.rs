@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use shared::store::Revision;
 
 use super::*;
+use crate::mesos::Agent;
 
 /// The view and the last revision of an etcd that plays along.
 struct Scene {
@@ -12,12 +13,12 @@ struct Scene {
     revision: i64,
 }
 
-fn lines(events: &[Event]) -> Vec<String> {
-    events.iter().map(ToString::to_string).collect()
+fn lines(told: &[Told]) -> Vec<String> {
+    told.iter().filter(|one| one.logged).map(|one| one.event.to_string()).collect()
 }
 
 fn agent(id: &str, hostname: &str, registration: Registration) -> Agent {
-    Agent { id: id.to_owned(), hostname: hostname.to_owned(), registration }
+    Agent { id: id.to_owned(), hostname: hostname.to_owned(), registration, address: None }
 }
 
 fn lease(state: &str, holder: &str, containers: &[&str]) -> Value {
@@ -37,7 +38,7 @@ fn session(epoch: u64, state: &str, agent_id: Option<&str>) -> Value {
 impl Scene {
     fn new() -> Self {
         let keys = Keys::default();
-        Self { view: View::new(keys.clone()), keys, revision: 1 }
+        Self { view: View::new(keys.clone(), 5_000), keys, revision: 1 }
     }
 
     /// A view that has read an etcd without leases and sessions, and a master with agent S0.
@@ -84,11 +85,25 @@ impl Scene {
     }
 
     fn delete(&mut self, key: String) -> Vec<String> {
-        lines(&self.view.changed(&[Change::Delete { key }]))
+        self.revision += 1;
+        lines(&self.view.changed(&[Change::Delete { key, at: Revision(self.revision) }]))
+    }
+
+    /// A round of polling, with a registry that says this of those that are not listed.
+    fn polled_with(&mut self, agents: &[Agent], unreachable: &[&str], gone: &[&str]) -> Vec<String> {
+        self.view.listed(agents.to_vec());
+        let mut told = self.view.polled(None);
+        let asked = self.view.unlisted();
+        if !asked.is_empty() {
+            let set = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect();
+            let registry = Registry { asked, unreachable: set(unreachable), gone: set(gone) };
+            told.extend(self.view.polled(Some(registry)));
+        }
+        lines(&told)
     }
 
     fn polled(&mut self, agents: &[Agent]) -> Vec<String> {
-        lines(&self.view.polled(agents.to_vec()))
+        self.polled_with(agents, &[], &[])
     }
 }
 
@@ -201,8 +216,10 @@ fn a_holder_is_matched_by_its_sessions_agent_then_its_leases_then_its_host_name(
         let mut scene = Scene::new();
         scene.polled(&agents);
         assert_eq!(scene.read_sessions(&sessions), NOTHING);
-        let told = scene.read_leases(&[("ebs/v", record)]);
-        assert!(told[1].contains(&format!("({agent};")), "{agent}: {told:?}");
+        scene.read_leases(&[("ebs/v", record.clone())]);
+        scene.polled(&agents);
+        let told = scene.put_lease("ebs/w", &record);
+        assert!(told[0].contains(&format!("({agent};")), "{agent}: {told:?}");
     }
 }
 
@@ -316,8 +333,10 @@ fn a_round_over_ten_thousand_agents_with_a_hundred_thousand_leases_is_short() {
     let agents: Vec<_> =
         (0..AGENTS).map(|n| agent(&format!("S{n}"), &format!("agent-{n}"), Registration::Active)).collect();
     let begin = std::time::Instant::now();
-    let _ = scene.view.polled(agents.clone());
-    let again = scene.view.polled(agents);
+    scene.view.listed(agents.clone());
+    let _ = scene.view.polled(None);
+    scene.view.listed(agents);
+    let again = scene.view.polled(None);
     let took = begin.elapsed();
     eprintln!("{AGENTS} agents: two rounds in {took:?}");
     assert!(again.is_empty());

@@ -11,21 +11,25 @@ use std::time::{Duration, Instant};
 use master_module::MasterModule;
 use shared::testing::{EtcdCluster, wait_until};
 use support::log::Log;
-use support::master::{Answer, Master};
+use support::master::{Agent, AgentAnswer, Answer, Master};
 use support::{nowhere, put_lease, start};
 
 const HELD: &str =
     "volume ebs/vol-7b: attached to agent-1 (agent S0, active; epoch 3, token 42; containers c1)";
 
-fn leader() -> Answer {
-    Answer::Leader(vec![("S0", "agent-1", true)])
+/// An agent that answers, and the list of a leader that has it.
+fn leader() -> (Agent, Answer) {
+    let agent = Agent::start(AgentAnswer::Id("S0"));
+    let listed = Answer::Leader(vec![agent.listed("S0", "agent-1", true)]);
+    (agent, listed)
 }
 
 #[test]
 fn etcd_a_volumes_way_is_told_line_by_line() {
     let log = Log::begin();
     let cluster = EtcdCluster::start(1);
-    let leading = Master::start(leader());
+    let (agent, listed) = leader();
+    let leading = Master::start(listed.clone());
     let standby = Master::start(Answer::Redirect(leading.address.clone()));
     put_lease(&cluster, "ebs/vol-7b", "attached");
     cluster.etcdctl(&["put", "/extvol/v1/leases/ebs/broken", "{"]);
@@ -37,9 +41,9 @@ fn etcd_a_volumes_way_is_told_line_by_line() {
     );
     assert!(standby.requests() > 0 && leading.requests() > 0);
 
-    leading.now(Answer::Leader(vec![("S0", "agent-1", false)]));
+    leading.now(Answer::Leader(vec![agent.listed("S0", "agent-1", false)]));
     log.wait_for("holder agent-1 of ebs/vol-7b: agent S0 is no longer active");
-    leading.now(leader());
+    leading.now(listed);
     log.wait_for("holder agent-1 of ebs/vol-7b: agent S0 is active again");
     put_lease(&cluster, "ebs/vol-7b", "detaching");
     log.wait_for("volume ebs/vol-7b: detaching from agent-1");
@@ -53,7 +57,8 @@ fn etcd_a_volumes_way_is_told_line_by_line() {
 fn etcd_that_is_away_at_the_start_and_later_is_told_and_waited_for() {
     let log = Log::begin();
     let mut cluster = EtcdCluster::start(1);
-    let master = Master::start(leader());
+    let (_agent, listed) = leader();
+    let master = Master::start(listed);
     put_lease(&cluster, "ebs/vol-7b", "attached");
     cluster.kill(0);
     let _module = start(&cluster.endpoints(), Some(&master.address), nowhere);
@@ -81,7 +86,7 @@ fn etcd_a_master_that_cannot_say_is_told_by_its_fault_and_polled_on() {
     // Leases are told all the same.
     log.wait_for("volume ebs/vol-7b: attached to agent-1 (agent S0, not asked for yet; epoch 3");
     master.now(Answer::Garbage);
-    log.wait_for("is not a list of agents");
+    log.wait_for("is not what was asked for: it is not a JSON object");
     master.now(Answer::Hang);
     log.wait_for("cannot be asked: ");
     master.now(Answer::Redirect(master.address.clone()));
@@ -98,7 +103,8 @@ static OWN: OnceLock<String> = OnceLock::new();
 fn etcd_without_a_master_parameter_its_own_address_is_asked_once_it_is_known() {
     let log = Log::begin();
     let cluster = EtcdCluster::start(1);
-    let master = Master::start(leader());
+    let (_agent, listed) = leader();
+    let master = Master::start(listed);
     put_lease(&cluster, "ebs/vol-7b", "attached");
     let _module = start(&cluster.endpoints(), None, || OWN.get().cloned());
     log.wait_for("the address of this master is not known yet");
@@ -127,7 +133,8 @@ fn etcd_a_panic_stays_in_the_thread_and_the_module_begins_again() {
 fn etcd_restored_from_a_backup_is_told_and_watched_on() {
     let log = Log::begin();
     let mut cluster = EtcdCluster::start(1);
-    let master = Master::start(leader());
+    let (_agent, listed) = leader();
+    let master = Master::start(listed);
     put_lease(&cluster, "ebs/vol-7b", "attached");
     cluster.save_snapshot("backup");
     put_lease(&cluster, "ebs/vol-8c", "attached");

@@ -23,7 +23,7 @@ use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use etcd_client::{Compare as EtcdCompare, CompareOp, Error as ClientError, Txn, TxnOp};
+use etcd_client::{Compare as EtcdCompare, CompareOp, DeleteOptions, Error as ClientError, Txn, TxnOp};
 use futures::Stream;
 use tokio::time::{Instant, timeout_at};
 
@@ -31,7 +31,7 @@ pub use self::fault::EtcdFault;
 use self::history::{History, SeenAtSend};
 use self::member::{Clients, Member};
 use crate::parameters;
-use crate::store::{Change, Compare, LeaseStore, Revision, Snapshot, StoreError, Transaction};
+use crate::store::{Change, Compare, KeyRange, LeaseStore, Revision, Snapshot, StoreError, Transaction};
 
 /// Silence after which an open watch asks its member for a sign of life, and so the sooner half of
 /// the time in which a hung one is noticed. Short enough for etcd's rule on keep-alive pings
@@ -193,8 +193,12 @@ fn etcd_txn(transaction: &Transaction) -> Txn {
     };
     let compares: Vec<_> = transaction.compares().iter().map(compare).collect();
     let put = |(key, value): &(String, Vec<u8>)| TxnOp::put(key.as_str(), value.as_slice(), None);
-    let puts: Vec<_> = transaction.puts().iter().map(put).collect();
-    Txn::new().when(compares).and_then(puts)
+    let delete = |KeyRange { from, to }: &KeyRange| {
+        TxnOp::delete(from.as_str(), Some(DeleteOptions::new().with_range(to.as_str())))
+    };
+    let puts = transaction.puts().iter().map(put);
+    let writes: Vec<_> = puts.chain(transaction.deletions().iter().map(delete)).collect();
+    Txn::new().when(compares).and_then(writes)
 }
 
 impl LeaseStore for EtcdStore {

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures::{Stream, stream};
 use tokio::sync::watch;
 
-use crate::store::{Change, Compare, Entry, LeaseStore, Revision, Snapshot, StoreError, Transaction};
+use crate::store::{
+    Change, Compare, Entry, KeyRange, LeaseStore, Revision, Snapshot, StoreError, Transaction,
+};
 
 /// What happens to the next commit instead of a plain answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,15 +32,9 @@ pub enum MemoryFault {
     /// The test switched this on.
     #[error("switched on by a test")]
     Switched,
-    /// A transaction that writes a key twice, which etcd refuses.
+    /// A transaction that writes a key twice, or writes and deletes one, which etcd refuses.
     #[error("refused, as it will be again: a transaction that writes a key twice")]
     DuplicateKey,
-    /// The history that a watch asked for is no longer there.
-    #[error("the history after revision {after} is compacted")]
-    Compacted {
-        /// The revision after which the watch wanted it.
-        after: Revision,
-    },
 }
 
 /// What was stored at some moment: see [`MemoryStore::restore`].
@@ -78,19 +74,30 @@ impl Server {
         if !transaction.compares().iter().all(|compare| self.holds(compare)) {
             return None;
         }
-        if !transaction.puts().is_empty() {
-            self.write(transaction.puts());
-        }
+        self.write(transaction.puts(), transaction.deletions());
         Some(Revision(self.revision))
     }
 
-    fn write(&mut self, puts: &[(String, Vec<u8>)]) {
+    /// As in etcd, what writes nothing and deletes nothing that exists makes no revision.
+    fn write(&mut self, puts: &[(String, Vec<u8>)], deletions: &[KeyRange]) {
+        let deleted: Vec<_> = deletions
+            .iter()
+            .flat_map(|KeyRange { from, to }| self.entries.range(from.clone()..to.clone()))
+            .map(|(key, _)| key.clone())
+            .collect();
+        if puts.is_empty() && deleted.is_empty() {
+            return;
+        }
         self.revision += 1;
         let mut changes = Vec::new();
         for (key, value) in puts {
             let entry = Entry { value: value.clone(), mod_revision: Revision(self.revision) };
             self.entries.insert(key.clone(), entry.clone());
             changes.push(Change::Put { key: key.clone(), entry });
+        }
+        for key in deleted {
+            self.entries.remove(&key);
+            changes.push(Change::Delete { key, at: Revision(self.revision) });
         }
         self.history.push((self.revision, changes));
     }
@@ -172,19 +179,14 @@ impl MemoryStore {
 
     /// Writes `key`, whatever it holds: what only a person does.
     pub fn plant(&self, key: &str, value: impl Into<Vec<u8>>) {
-        self.server().write(&[(key.to_owned(), value.into())]);
+        self.server().write(&[(key.to_owned(), value.into())], &[]);
         self.changed.send_replace(());
     }
 
     /// Deletes `key`: what only a person does.
     pub fn delete(&self, key: &str) {
-        let mut server = self.server();
-        if server.entries.remove(key).is_some() {
-            server.revision += 1;
-            let revision = server.revision;
-            server.history.push((revision, vec![Change::Delete { key: key.to_owned() }]));
-        }
-        drop(server);
+        let range = KeyRange { from: key.to_owned(), to: format!("{key}\0") };
+        self.server().write(&[], &[range]);
         self.changed.send_replace(());
     }
 
@@ -244,7 +246,10 @@ impl MemoryStore {
         transaction.check_size().map_err(|error| StoreError::Unavailable(Box::new(error)))?;
         let mut server = self.server();
         let keys: BTreeSet<_> = transaction.puts().iter().map(|(key, _)| key).collect();
-        if keys.len() < transaction.puts().len() {
+        let deleted = |key: &String| {
+            transaction.deletions().iter().any(|range| (&range.from..&range.to).contains(&key))
+        };
+        if keys.len() < transaction.puts().len() || keys.into_iter().any(deleted) {
             return unavailable(MemoryFault::DuplicateKey);
         }
         match server.faults.pop_front() {
@@ -332,17 +337,14 @@ impl Watching<'_> {
         // The revision of the compaction itself is still there, as in etcd. etcd also spares a watch
         // that is up to date though its reader is not; this one does not.
         if self.after + 1 < server.compacted {
-            let fault = MemoryFault::Compacted { after: Revision(self.after) };
-            return Err(StoreError::Unavailable(Box::new(fault)));
+            return Err(StoreError::Compacted { after: Revision(self.after) });
         }
         for (revision, changes) in &server.history {
             if *revision <= self.after {
                 continue;
             }
             self.after = *revision;
-            let concerns = |change: &&Change| match change {
-                Change::Put { key, .. } | Change::Delete { key } => key.starts_with(&self.prefix),
-            };
+            let concerns = |change: &&Change| change.key().starts_with(&self.prefix);
             let changes: Vec<_> = changes.iter().filter(concerns).cloned().collect();
             if !changes.is_empty() {
                 return Ok(Some(changes));

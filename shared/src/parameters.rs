@@ -122,6 +122,23 @@ impl Parameters {
         Ok(self.parsed(name, parse)?.unwrap_or(default))
     }
 
+    /// A whole number, `default` when it is not given.
+    ///
+    /// # Errors
+    /// [`ParameterError::Invalid`] when it is none, or not within `bounds`.
+    pub fn count(
+        &mut self,
+        name: &'static str,
+        default: usize,
+        bounds: RangeInclusive<usize>,
+    ) -> Result<usize, ParameterError> {
+        let parse = |text: &str| match text.parse::<usize>() {
+            Ok(count) if bounds.contains(&count) => Ok(count),
+            _ => Err(format!("is not a whole number from {} to {}", bounds.start(), bounds.end())),
+        };
+        Ok(self.parsed(name, parse)?.unwrap_or(default))
+    }
+
     /// A comma list of etcd endpoints: at least one, and none twice.
     ///
     /// # Errors

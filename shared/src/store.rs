@@ -77,22 +77,34 @@ pub const OPERATIONS_MAX: usize = 128;
 /// A transaction that etcd would refuse for its size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "a transaction with {compares} compares and {puts} writes: etcd takes at most {OPERATIONS_MAX} of each"
+    "a transaction with {compares} compares and {writes} writes: etcd takes at most {OPERATIONS_MAX} of each"
 )]
 pub struct TooManyOperations {
     /// How many conditions it has.
     pub compares: usize,
-    /// How many writes it has.
-    pub puts: usize,
+    /// How many writes it has; a deletion of a range counts as one.
+    pub writes: usize,
 }
 
-/// A transaction: all compares hold, then all puts happen; or nothing does.
+/// All keys from `from` up to, and without, `to`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyRange {
+    /// The first key.
+    pub from: String,
+    /// The first key that is not in it.
+    pub to: String,
+}
+
+/// A transaction: all compares hold, then all puts and deletions happen; or nothing does.
 ///
-/// There is no blind put: [`Transaction::put`] adds the compare of the key that it writes.
+/// There is no blind put: [`Transaction::put`] adds the compare of the key that it writes. A range
+/// cannot be compared key by key: who deletes one compares a record that every writer of a key in it
+/// compares as well.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Transaction {
     compares: Vec<Compare>,
     puts: Vec<(String, Vec<u8>)>,
+    deletions: Vec<KeyRange>,
 }
 
 impl Transaction {
@@ -123,16 +135,29 @@ impl Transaction {
         self
     }
 
+    /// Deletes every key of a range. Not a key that this transaction puts: etcd refuses that.
+    #[must_use]
+    pub fn delete_range(mut self, range: KeyRange) -> Self {
+        self.deletions.push(range);
+        self
+    }
+
     /// The conditions.
     #[must_use]
     pub fn compares(&self) -> &[Compare] {
         &self.compares
     }
 
-    /// The writes.
+    /// The keys that are written, with their values.
     #[must_use]
     pub fn puts(&self) -> &[(String, Vec<u8>)] {
         &self.puts
+    }
+
+    /// The ranges that are deleted.
+    #[must_use]
+    pub fn deletions(&self) -> &[KeyRange] {
+        &self.deletions
     }
 
     /// Whether etcd takes a transaction of this size.
@@ -140,9 +165,9 @@ impl Transaction {
     /// # Errors
     /// With its size, when it has more than [`OPERATIONS_MAX`] compares or writes.
     pub fn check_size(&self) -> Result<(), TooManyOperations> {
-        let (compares, puts) = (self.compares.len(), self.puts.len());
-        if compares.max(puts) > OPERATIONS_MAX {
-            return Err(TooManyOperations { compares, puts });
+        let (compares, writes) = (self.compares.len(), self.puts.len() + self.deletions.len());
+        if compares.max(writes) > OPERATIONS_MAX {
+            return Err(TooManyOperations { compares, writes });
         }
         Ok(())
     }
@@ -162,7 +187,28 @@ pub enum Change {
     Delete {
         /// The key.
         key: String,
+        /// The revision that deleted it.
+        at: Revision,
     },
+}
+
+impl Change {
+    /// The key that was written or deleted.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Put { key, .. } | Self::Delete { key, .. } => key,
+        }
+    }
+
+    /// The revision that wrote or deleted it.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        match self {
+            Self::Put { entry, .. } => entry.mod_revision,
+            Self::Delete { at, .. } => *at,
+        }
+    }
 }
 
 /// Why a store operation has no plain answer. One variant for each different reaction.
@@ -178,6 +224,12 @@ pub enum StoreError {
     /// A read got no answer, or a write was certainly not done. Try again, later.
     #[error("etcd is unavailable")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The history that a watch asked for is no longer kept. Read everything, and watch from there.
+    #[error("etcd no longer has its history after revision {after}")]
+    Compacted {
+        /// The revision after which it was asked for.
+        after: Revision,
+    },
     /// What etcd holds cannot be right: stop, tell a person.
     #[error("etcd holds what cannot be right: {what}")]
     Corrupt {
@@ -209,8 +261,9 @@ pub trait LeaseStore: Send + Sync + 'static {
     /// Any [`StoreError`]. After [`StoreError::Unknown`] nothing may be concluded from a read alone.
     fn commit(&self, transaction: Transaction) -> impl Future<Output = Result<Revision, StoreError>> + Send;
 
-    /// Follows all writes to keys that begin with `prefix`, after revision `after`. The stream ends
-    /// with an error (compacted history, a lost connection); the caller reads again and watches on.
+    /// Follows all writes to keys that begin with `prefix`, after revision `after`; an item holds whole
+    /// revisions. The stream ends with an error: after [`StoreError::Compacted`] the caller reads again
+    /// and watches on; after another, it may also watch on from the last revision that it was told.
     /// A silent watch proves nothing.
     fn watch(
         &self,

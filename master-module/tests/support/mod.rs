@@ -1,5 +1,8 @@
-//! What the module's tests share: a master of a few lines, and the log.
+//! What the module's tests share: masters and agents of a few lines, the log, and the events.
 
+#![expect(dead_code, reason = "each test program uses its part of it")]
+
+pub(crate) mod events;
 pub(crate) mod log;
 pub(crate) mod master;
 
@@ -14,11 +17,22 @@ pub(crate) fn start(
     master: Option<&str>,
     own_address: fn() -> Option<String>,
 ) -> MasterModule {
+    start_with(endpoints, master, own_address, &[])
+}
+
+/// The same, with further parameters.
+pub(crate) fn start_with(
+    endpoints: &[String],
+    master: Option<&str>,
+    own_address: fn() -> Option<String>,
+    more: &[(&str, &str)],
+) -> MasterModule {
     let mut parameters = vec![
         ("etcd_endpoints".to_owned(), endpoints.join(",")),
         ("poll_interval".to_owned(), "100ms".to_owned()),
         ("request_timeout".to_owned(), "500ms".to_owned()),
     ];
+    parameters.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     parameters.extend(master.map(|url| ("master".to_owned(), url.to_owned())));
     let begin = std::time::Instant::now();
     let module = MasterModule::start(&parameters, own_address).unwrap();
@@ -29,6 +43,11 @@ pub(crate) fn start(
 /// No address yet.
 pub(crate) fn nowhere() -> Option<String> {
     None
+}
+
+/// Makes the installation's record, as the first keeper does.
+pub(crate) fn found(cluster: &EtcdCluster) {
+    cluster.etcdctl(&["put", "/extvol/v1/cluster", r#"{"version":1,"id":"test"}"#]);
 }
 
 /// Writes a held lease, as a keeper would.

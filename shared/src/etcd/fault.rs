@@ -146,6 +146,7 @@ impl EtcdFault {
     pub(super) fn of_read(self) -> StoreError {
         match self {
             Self::AnotherHistory { .. } | Self::Damaged { .. } => corrupt(self),
+            Self::Compacted { at, .. } => StoreError::Compacted { after: at },
             other => StoreError::Unavailable(Box::new(other)),
         }
     }

@@ -93,7 +93,7 @@ impl<'s> Open<'s> {
                 let Some(kv) = event.kv else { continue };
                 let key = key_text(kv.key);
                 self.fragments.push(if event.r#type == EventType::Delete as i32 {
-                    Change::Delete { key }
+                    Change::Delete { key, at: Revision(kv.mod_revision) }
                 } else {
                     let entry = Entry { value: kv.value, mod_revision: Revision(kv.mod_revision) };
                     Change::Put { key, entry }

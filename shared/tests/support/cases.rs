@@ -1,7 +1,9 @@
 //! The cases of the contract.
 
 use futures::StreamExt;
-use shared::store::{Change, Compare, LeaseStore, OPERATIONS_MAX, Revision, StoreError, Transaction};
+use shared::store::{
+    Change, Compare, KeyRange, LeaseStore, OPERATIONS_MAX, Revision, StoreError, Transaction,
+};
 
 use super::next;
 use crate::Subject;
@@ -158,7 +160,10 @@ pub(crate) async fn a_watch_sees_every_write_after_its_revision_in_order(subject
     }
     let key = |change: &Change| match change {
         Change::Put { key, .. } => format!("put {key}"),
-        Change::Delete { key } => format!("delete {key}"),
+        Change::Delete { key, at } => {
+            assert!(revisions[0] < *at && *at < revisions[1], "the revision that deleted it: {at}");
+            format!("delete {key}")
+        }
     };
     let expected = ["put /w/a", "delete /w/a", "put /w/b", "put /w/c"];
     let expected: Vec<_> = expected.into_iter().chain(["put /w/d"; 5]).map(str::to_owned).collect();
@@ -182,13 +187,43 @@ pub(crate) async fn a_watch_on_compacted_history_ends_with_an_error(subject: &mu
     let store = subject.store();
     let mut watch = store.watch("/w/", first);
     let end = next(&mut watch).await;
-    assert!(matches!(end, Err(StoreError::Unavailable(_))), "{end:?}");
+    assert!(matches!(end, Err(StoreError::Compacted { after }) if after == first), "{end:?}");
     assert!(watch.next().await.is_none());
     // What is left can be watched, and everything can be read.
     let mut watch = store.watch("/w/", last);
     put(store, "/w/a", "4").await;
     assert_eq!(next(&mut watch).await.unwrap().len(), 1);
     assert_eq!(store.get_prefix("/w/").await.unwrap().entries["/w/a"].value, b"4");
+}
+
+pub(crate) async fn a_range_is_deleted_whole_with_its_transaction_and_nothing_beside_it(
+    subject: &mut impl Subject,
+) {
+    let store = subject.store();
+    let range = |from: &str, to: &str| KeyRange { from: from.to_owned(), to: to.to_owned() };
+    let mut last = Revision::ABSENT;
+    for key in ["/e/1", "/e/2", "/e/2/x", "/e/3", "/f"] {
+        last = put(store, key, key).await;
+    }
+    // A compare that fails deletes nothing.
+    let refused = Transaction::new().unchanged("/f", Revision(1)).delete_range(range("/e/", "/e/3"));
+    assert!(matches!(store.commit(refused).await, Err(StoreError::Conflict)));
+    let mut watch = store.watch("/e/", last);
+    let trim = Transaction::new().put("/trimmed", Revision::ABSENT, b"3".to_vec());
+    let at = store.commit(trim.delete_range(range("/e/", "/e/3"))).await.unwrap();
+    let snapshot = store.get_prefix("/").await.unwrap();
+    assert_eq!(snapshot.entries.keys().collect::<Vec<_>>(), ["/e/3", "/f", "/trimmed"]);
+    assert_eq!((snapshot.revision, snapshot.mod_revision("/trimmed")), (at, at));
+    let mut seen = Vec::new();
+    while seen.len() < 3 {
+        seen.extend(next(&mut watch).await.unwrap());
+    }
+    let deleted = |key: &str| Change::Delete { key: key.to_owned(), at };
+    assert_eq!(seen, ["/e/1", "/e/2", "/e/2/x"].map(deleted));
+    // A range without keys makes no revision; a key that is written again is as new.
+    let empty = Transaction::new().delete_range(range("/none/", "/none0"));
+    assert_eq!(store.commit(empty).await.unwrap(), at);
+    store.commit(Transaction::new().put("/e/1", Revision::ABSENT, Vec::new())).await.unwrap();
 }
 
 pub(crate) async fn too_large_and_contradictory_transactions_are_refused_undone(subject: &mut impl Subject) {
@@ -206,6 +241,12 @@ pub(crate) async fn too_large_and_contradictory_transactions_are_refused_undone(
         b"2".to_vec(),
     );
     let error = store.commit(twice).await.unwrap_err();
+    let StoreError::Unavailable(cause) = error else { panic!("{error:?}") };
+    assert!(cause.to_string().contains("as it will be again"), "{cause}");
+
+    let range = KeyRange { from: "/k".to_owned(), to: "/l".to_owned() };
+    let both = Transaction::new().put("/k", Revision::ABSENT, b"1".to_vec()).delete_range(range);
+    let error = store.commit(both).await.unwrap_err();
     let StoreError::Unavailable(cause) = error else { panic!("{error:?}") };
     assert!(cause.to_string().contains("as it will be again"), "{cause}");
     assert!(store.get_prefix("/").await.unwrap().entries.is_empty());

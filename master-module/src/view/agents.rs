@@ -1,0 +1,191 @@
+//! How the agents of holders stand: in the eyes of the leading master, and by their own answers.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use shared::event::{Answering, Listed, StandingRecord};
+use shared::volume::Holder;
+
+use super::{Agents, Holding, View, outside};
+use crate::agents::{Answer, Target};
+use crate::event::{AgentView, Event, Told, Whose};
+use crate::mesos::{Agent, Registration, Registry};
+
+/// Failures in a row after which an agent is called silent: one lost packet, or an agent that is
+/// being restarted, is no news.
+const SILENT_AFTER: u32 = 2;
+
+impl View {
+    /// The leading master was asked for its agents. What it does not list is told only when its
+    /// registry was asked as well: see [`View::unlisted`].
+    pub(crate) fn listed(&mut self, agents: Vec<Agent>) {
+        let mut known = Agents::default();
+        for Agent { id, hostname, registration, address } in agents {
+            let id: Arc<str> = id.into();
+            let active = registration == Registration::Active;
+            if active || !known.by_host.contains_key(&hostname) {
+                known.by_host.insert(hostname, Arc::clone(&id));
+            }
+            known.by_id.insert(id, (registration, address));
+        }
+        self.agents = Some(known);
+        self.registry = None;
+    }
+
+    /// Agents of holders that the leading master does not list: the registry may know what became of
+    /// them.
+    #[must_use]
+    pub(crate) fn unlisted(&self) -> BTreeSet<Arc<str>> {
+        let Some(agents) = &self.agents else { return BTreeSet::new() };
+        let named = |(holder, holding): (&Holder, &Holding)| {
+            let named = self.named(holder, self.agent_of_first_lease(holding))?;
+            (!agents.by_id.contains_key(&named) && !agents.by_host.contains_key(holder.as_str()))
+                .then_some(named)
+        };
+        self.holders.iter().filter_map(named).collect()
+    }
+
+    /// The leading master's registry was asked, or needed not be.
+    #[must_use]
+    pub(crate) fn polled(&mut self, registry: Option<Registry>) -> Vec<Told> {
+        self.registry = registry;
+        let holders: Vec<_> = self.holders.keys().cloned().collect();
+        let mut told = Vec::new();
+        for holder in holders {
+            self.tell_agent(&holder, &mut told);
+        }
+        told
+    }
+
+    /// The agents to ask: those of holders whose address is known.
+    #[must_use]
+    pub(crate) fn targets(&self) -> Vec<Target> {
+        let target = |(holder, holding): (&Holder, &Holding)| {
+            let (agent_id, address) = holding.seen_at.clone()?;
+            let verified = holding.verified && holding.listed == Listed::Active;
+            Some(Target { holder: holder.clone(), agent_id, address, verified })
+        };
+        self.holders.iter().filter_map(target).collect()
+    }
+
+    /// Agents answered, or did not.
+    #[must_use]
+    pub(crate) fn answered(&mut self, answers: Vec<Answer>) -> Vec<Told> {
+        let mut told = Vec::new();
+        for Answer { holder, agent_id, address, answering, why } in answers {
+            let Some(holding) = self.holders.get_mut(&holder) else { continue };
+            // Meanwhile it may be another agent's.
+            if holding.seen_at.as_ref().is_none_or(|seen| *seen != (agent_id, address)) {
+                continue;
+            }
+            holding.verified = answering == Answering::Answers;
+            if answering == Answering::Silent {
+                holding.failures = holding.failures.saturating_add(1);
+                if holding.failures < SILENT_AFTER {
+                    continue;
+                }
+            } else {
+                holding.failures = 0;
+            }
+            holding.answering = answering;
+            let standing = self.standings.get(&holder).cloned().unwrap_or_default();
+            if standing.answering == answering {
+                continue;
+            }
+            let Some(whose) = self.whose(&holder) else { continue };
+            self.standings.insert(holder, StandingRecord { answering, ..standing });
+            told.push(outside(Event::Answering { whose, answering, why }));
+        }
+        told
+    }
+
+    pub(super) fn agent_of_first_lease(&self, holding: &Holding) -> Option<Arc<str>> {
+        self.leases.get(holding.volumes.first()?)?.lease.agent_id.clone()
+    }
+
+    /// The agent's id that a holder's session names, else its lease.
+    pub(super) fn named(&self, holder: &Holder, of_lease: Option<Arc<str>>) -> Option<Arc<str>> {
+        self.sessions.get(holder).and_then(|session| session.agent_id.clone()).or(of_lease)
+    }
+
+    /// The agent of a holder: that which its session names, else its lease, else one of that host.
+    /// An id that the master does not know gives way to a host that it does: an agent that lost its
+    /// working directory comes back under another id.
+    pub(super) fn agent_of(&self, holder: &Holder, of_lease: Option<Arc<str>>) -> AgentView {
+        let answering = self.holders.get(holder).map_or(Answering::NotAsked, |holding| holding.answering);
+        let named = self.named(holder, of_lease);
+        let Some(agents) = &self.agents else {
+            return AgentView { id: named, listed: Listed::NotAsked, answering };
+        };
+        let by_id = named.as_ref().and_then(|id| agents.by_id.get_key_value(id));
+        let by_host = || agents.by_id.get_key_value(agents.by_host.get(holder.as_str())?);
+        if let Some((id, (registration, _))) = by_id.or_else(by_host) {
+            let listed = match registration {
+                Registration::Active => Listed::Active,
+                Registration::Inactive => Listed::Inactive,
+                Registration::Recovered => Listed::Recovered,
+            };
+            return AgentView { id: Some(Arc::clone(id)), listed, answering };
+        }
+        let listed = match (&named, &self.registry) {
+            (None, _) => Listed::Unknown,
+            // What the registry says is not known yet: what was known of it before still holds.
+            (Some(id), registry) if registry.as_ref().is_none_or(|r| !r.asked.contains(id)) => {
+                match self.holders.get(holder).map(|holding| holding.listed) {
+                    Some(before @ (Listed::Unreachable | Listed::Gone | Listed::Unknown)) => before,
+                    _ => Listed::NotAsked,
+                }
+            }
+            (Some(id), Some(registry)) if registry.gone.contains(&**id) => Listed::Gone,
+            (Some(id), Some(registry)) if registry.unreachable.contains(&**id) => Listed::Unreachable,
+            (Some(_), _) => Listed::Unknown,
+        };
+        AgentView { id: named, listed, answering }
+    }
+
+    pub(super) fn whose(&self, holder: &Holder) -> Option<Whose> {
+        let holding = self.holders.get(holder)?;
+        let volume = Arc::clone(holding.volumes.first()?);
+        let known = self.leases.get(&volume)?;
+        let agent_id = match &holding.seen_at {
+            Some((id, _)) => Some(Arc::clone(id)),
+            None => self.named(holder, known.lease.agent_id.clone()),
+        };
+        let (epoch, more) = (Some(known.lease.epoch), holding.volumes.len() - 1);
+        Some(Whose { holder: holder.clone(), epoch, volume, more, agent_id })
+    }
+
+    /// Looks how a holder's agent is listed, and tells what is new in that.
+    pub(super) fn tell_agent(&mut self, holder: &Holder, told: &mut Vec<Told>) {
+        let Some(holding) = self.holders.get(holder) else { return };
+        let agent = self.agent_of(holder, self.agent_of_first_lease(holding));
+        if agent.listed == Listed::NotAsked {
+            return;
+        }
+        let address = agent.id.as_ref().and_then(|id| self.agents.as_ref()?.by_id.get(id)?.1.clone());
+        let Some(holding) = self.holders.get_mut(holder) else { return };
+        match (&agent.id, address) {
+            (Some(id), Some(address)) => {
+                let seen_at = Some((Arc::clone(id), address));
+                if holding.seen_at != seen_at {
+                    (holding.seen_at, holding.verified) = (seen_at, false);
+                }
+            }
+            // Another agent than the one whose address is known.
+            (id, None) if holding.seen_at.as_ref().is_some_and(|(known, _)| Some(known) != id.as_ref()) => {
+                (holding.seen_at, holding.verified) = (None, false);
+            }
+            _ => {}
+        }
+        let before = std::mem::replace(&mut holding.listed, agent.listed);
+        let standing = self.standings.get(holder).cloned().unwrap_or_default();
+        if standing.listed == agent.listed {
+            return;
+        }
+        let Some(whose) = self.whose(holder) else { return };
+        let whose = Whose { agent_id: agent.id, ..whose };
+        self.standings.insert(holder.clone(), StandingRecord { listed: agent.listed, ..standing });
+        let before = (before != Listed::NotAsked).then_some(before);
+        told.push(outside(Event::Listed { whose, listed: agent.listed, before }));
+    }
+}
