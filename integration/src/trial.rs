@@ -222,14 +222,20 @@ impl Trial {
         Ok(())
     }
 
+    /// The directory of a container's freezer cgroup on a host.
+    #[must_use]
+    pub fn cgroup_of(&self, host: usize, container: &str) -> String {
+        let (cluster, host) = (self.cluster.id(), self.cluster.host(host).name());
+        format!("/sys/fs/cgroup/freezer/extvol_{cluster}_{host}/{container}")
+    }
+
     /// The processes in a container's freezer cgroup on a host, as the host numbers them.
     ///
     /// # Errors
     /// When the host is down, or the container has no cgroup.
     pub fn processes_of(&self, host: usize, container: &str) -> Result<Vec<String>> {
-        let on = self.cluster.host(host);
-        let cgroup = format!("/sys/fs/cgroup/freezer/extvol_{}_{}/{container}", self.cluster.id(), on.name());
-        let found = on.run(&["cat", &format!("{cgroup}/cgroup.procs")])?;
+        let procs = format!("{}/cgroup.procs", self.cgroup_of(host, container));
+        let found = self.cluster.host(host).run(&["cat", &procs])?;
         Ok(found.split_whitespace().map(str::to_owned).collect())
     }
 
