@@ -110,10 +110,13 @@ impl Drop for NoMoreThreads {
 
 #[test]
 fn root_at_the_limit_of_threads_launches_fail_and_no_watch_ends() {
-    let directory = tempfile::tempdir().unwrap();
-    let agent = Agent::start_in(directory, &[("prepare_timeout", "1secs"), ("keeper", "/bin/false")]);
+    // Connected at first: whatever a start needs is not there yet.
+    let (agent, keeper) = Agent::with_keeper(&[("prepare_timeout", "1secs"), ("keeper", "/bin/false")]);
+    let connection = keeper.connected();
     let watch = agent.watch(&id("w"));
     let limited = NoMoreThreads::now();
+    std::fs::remove_file(agent.directory.path().join("keeper.sock")).unwrap();
+    drop((connection, keeper));
     let path = [("extvol.name", "a"), ("extvol.container_path", "/tmp")];
     let no_thread = agent.prepare(&id("c1"), &config(&path, &[])).answer().unwrap_err();
     assert!(no_thread.contains("a thread could not be started"), "{no_thread}");
