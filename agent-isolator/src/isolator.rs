@@ -172,7 +172,11 @@ impl Isolator {
         match RawContainerId::decode(container) {
             Ok(raw) => match raw.name() {
                 Ok(container) => self.send(Command::Watch { container, done }),
-                Err(_) => drop(self.containers().unnamed.insert(raw, done)),
+                Err(_) => {
+                    let older = self.containers().unnamed.insert(raw, done);
+                    // Not under the lock: who waits for it may call back.
+                    drop(older);
+                }
             },
             Err(fault) => done(Err(fault)),
         }
@@ -187,8 +191,7 @@ impl Isolator {
         };
         let Ok(container) = raw.name() else {
             let watch = self.containers().unnamed.remove(&raw);
-            // Not under the lock: who waits for it may call back.
-            drop(watch);
+            drop(watch); // Nor here.
             return done(Ok(()));
         };
         self.send(Command::Unwatch { container: container.clone() });

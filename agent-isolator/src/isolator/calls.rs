@@ -70,8 +70,7 @@ impl Calls {
                 text.len()
             );
             tracing::error!("{why}: it is not made");
-            let is_notice = matches!(wait, Wait::Delivery { .. });
-            finish(if is_notice { Ok((Answer::Done, Targets::new())) } else { Err(why) });
+            finish(Err(why));
             return None;
         }
         let id = CallId(self.last);

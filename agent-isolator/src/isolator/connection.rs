@@ -39,7 +39,7 @@ pub(super) enum Command {
     Prepare { call: Call, targets: Option<(String, Make)>, done: Done<Option<Vec<u8>>> },
     /// A call whose refusal counts.
     Ask { call: Call, done: Done<()> },
-    /// Something the keeper is told: until it has it, whatever Mesos was answered.
+    /// Something the keeper is told: until it has it. Never fails.
     Notify { call: Call, done: Done<()> },
     /// Complete when the container must end.
     Watch { container: ContainerId, done: Done<Vec<u8>> },
@@ -160,7 +160,14 @@ impl Connection {
                     _ => {}
                 }
                 let by = Instant::now() + NOTIFY_TIMEOUT;
-                self.add(call, Wait::Delivery { by }, Box::new(|answer| done(answer.map(drop))));
+                let finish: Finish = Box::new(|answer| {
+                    // A failed recover would stop the agent, a failed cleanup keep the container for ever.
+                    if let Err(refused) = answer {
+                        tracing::error!("the keeper refuses what it is told: {refused}");
+                    }
+                    done(Ok(()));
+                });
+                self.add(call, Wait::Delivery { by }, finish);
             }
             Command::Watch { container, done } => self.watches.watch(container, done),
             Command::Unwatch { container } => self.watches.forget(&container),

@@ -209,6 +209,17 @@ fn a_notice_lets_mesos_go_on_at_its_deadline_and_is_told_to_a_later_keeper() {
 }
 
 #[test]
+fn a_keeper_that_refuses_what_it_is_told_fails_neither_recover_nor_cleanup() {
+    let (agent, keeper) = Agent::with_keeper(&[]);
+    let mut connection = keeper.connected();
+    for told in [agent.recover(&[], &[]), agent.cleanup(&id("c"))] {
+        let call = connection.next();
+        connection.refuse(call.id, "no");
+        assert_eq!(told.answer(), Ok(()));
+    }
+}
+
+#[test]
 fn a_line_of_the_keeper_that_is_too_long_ends_the_connection_and_no_call() {
     let (agent, keeper) = Agent::with_keeper(&[]);
     let mut connection = keeper.connected();
