@@ -194,7 +194,9 @@ mod tests {
 
     #[test]
     fn a_program_that_does_not_end_is_killed() {
+        let began = std::time::Instant::now();
         let error = run(shell("echo $$ >&2; exec sleep 60"), Duration::from_millis(500)).unwrap_err();
+        assert!(began.elapsed() < START_TIMEOUT, "{:?}", began.elapsed());
         let (text, pid) = error.split_once("; it said: ").unwrap();
         assert_eq!(text, "it did not end within 500ms, and was killed");
         assert!(!Path::new("/proc").join(pid).exists(), "{pid}");

@@ -160,11 +160,15 @@ mod tests {
         assert_eq!(apart.unwrap().len(), 2);
     }
 
+    async fn next(made: &mut mpsc::UnboundedReceiver<Made>) -> Made {
+        tokio::time::timeout(std::time::Duration::from_secs(20), made.recv()).await.unwrap().unwrap()
+    }
+
     #[tokio::test]
     async fn a_thread_that_panics_or_waits_for_ever_holds_no_other_up() {
         let (mut makers, mut made) = Makers::new();
         makers.make(CallId(1), Box::new(|| panic!("on purpose")));
-        let end = made.recv().await.unwrap();
+        let end = next(&mut made).await;
         assert!(end.id == CallId(1) && end.targets.unwrap_err().contains("has failed"));
         makers.ended(|_| true);
         let (release, held) = std::sync::mpsc::channel::<()>();
@@ -184,10 +188,10 @@ mod tests {
         assert!(made.try_recv().is_err());
         drop(release);
         for _ in 0..THREADS_MAX {
-            assert_eq!(made.recv().await.unwrap().targets.unwrap().len(), 0);
+            assert_eq!(next(&mut made).await.targets.unwrap().len(), 0);
         }
         makers.ended(|id| id == CallId(101));
-        let end = made.recv().await.unwrap();
+        let end = next(&mut made).await;
         assert!(end.id == CallId(101) && end.targets.unwrap().len() == 1);
     }
 }
