@@ -39,9 +39,9 @@ fn has_processes(cgroup: &Path) -> bool {
         _ => return true,
     }
     match fs::read_dir(cgroup) {
-        Ok(nested) => nested
-            .flatten()
-            .any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()) && has_processes(&entry.path())),
+        Ok(nested) => nested.flatten().any(|entry| {
+            entry.file_type().is_ok_and(|kind| kind.is_dir()) && has_processes(&entry.path())
+        }),
         Err(error) => error.kind() != io::ErrorKind::NotFound,
     }
 }
