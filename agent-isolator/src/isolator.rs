@@ -4,11 +4,14 @@
 //! talks to the keeper (`connection`) and completes what Mesos waits for. Nothing here blocks, and
 //! an agent that is killed at any point loses nothing: the keeper has all that counts.
 
+mod calls;
 mod connection;
+mod link;
 mod starter;
+mod targets;
+mod watches;
 
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
 use prost::Message;
@@ -16,13 +19,14 @@ use shared::volume::ContainerId;
 use tokio::sync::mpsc;
 
 use self::connection::Command;
+use self::targets::{Make, Targets, targets};
+use crate::kernel;
 use crate::mesos::container_config::ContainerClass;
 use crate::mesos::{
-    self, BIND, ContainerConfig, ContainerLaunchInfo, ContainerMountInfo, ContainerState,
-    NEW_MOUNT_NAMESPACE, READ_ONLY,
+    ContainerConfig, ContainerLaunchInfo, ContainerMountInfo, ContainerState, NEW_MOUNT_NAMESPACE,
+    RawContainerId,
 };
 use crate::parameters::IsolatorParameters;
-use crate::target::{self, Places};
 use crate::task::{self, TaskVolume};
 use crate::wire::{Answer, Call, VolumeCall};
 
@@ -42,6 +46,9 @@ pub struct Isolator {
 struct Containers {
     with_volumes: BTreeSet<ContainerId>,
     without_volumes: BTreeSet<ContainerId>,
+    /// The watches of containers whose ids are no names, and which therefore have no volumes: nothing
+    /// ends them here, and an answer, even a failed one, would have Mesos kill them.
+    unnamed: BTreeMap<RawContainerId, Done<Vec<u8>>>,
 }
 
 impl Isolator {
@@ -54,6 +61,7 @@ impl Isolator {
         parameters: &[(String, String)],
         agent_address: fn() -> Option<String>,
     ) -> Result<Self, String> {
+        kernel::check()?;
         let parameters = IsolatorParameters::read(parameters).map_err(|error| error.to_string())?;
         let sandbox_directory = parameters.sandbox_directory.clone();
         starter::check(&parameters)?;
@@ -85,12 +93,14 @@ impl Isolator {
         let state = |bytes: Vec<u8>| {
             let state = ContainerState::decode(bytes.as_slice())
                 .map_err(|error| format!("not a ContainerState: {error}"))?;
-            mesos::named(&state.container_id)
+            Ok(RawContainerId::of(&state.container_id))
         };
-        let known = containers.into_iter().map(state).collect::<Result<_, _>>();
-        let orphans = orphans.iter().map(|bytes| mesos::container_id(bytes)).collect::<Result<_, _>>();
+        let known = containers.into_iter().map(state).collect::<Result<Vec<_>, String>>();
+        let orphans =
+            orphans.iter().map(|bytes| RawContainerId::decode(bytes)).collect::<Result<Vec<_>, _>>();
         match (known, orphans) {
             (Ok(known), Ok(orphans)) => {
+                let (known, orphans) = (named(&known), named(&orphans));
                 let call = Call::Recover { agent: self.agent(), known, orphans };
                 self.send(Command::Notify { call, done });
             }
@@ -102,47 +112,50 @@ impl Isolator {
     /// configuration (serialized `mesos.slave.ContainerConfig`). The answer is a serialized
     /// `mesos.slave.ContainerLaunchInfo`; none without volumes.
     pub fn prepare(&self, container: &[u8], config: &[u8], done: Done<Option<Vec<u8>>>) {
-        let read = mesos::container_id(container).and_then(|container| {
+        let read = RawContainerId::decode(container).and_then(|container| {
             let config =
                 ContainerConfig::decode(config).map_err(|error| format!("not a ContainerConfig: {error}"))?;
             // A debug container lives in its parent's mount namespace, and sees its volumes.
             let debug = config.container_class == Some(ContainerClass::Debug.into());
             let volumes = if debug { Vec::new() } else { task::volumes(&config)? };
-            Ok((container, config, volumes))
+            match container.name() {
+                Err(fault) if !volumes.is_empty() => Err(fault),
+                name => Ok((name.ok(), config, volumes)),
+            }
         });
         let (container, config, volumes) = match read {
             Ok(read) => read,
             Err(fault) => return done(Err(fault)),
         };
+        let Some(container) = container else { return done(Ok(None)) };
         if volumes.is_empty() {
             self.containers().without_volumes.insert(container);
             return done(Ok(None));
         }
         self.containers().with_volumes.insert(container.clone());
-        let sandbox_directory = self.sandbox_directory.clone();
-        let agent = self.agent();
-        let begin = move || {
-            // Before anything is leased: a path that cannot be needs no undoing.
-            let targets = targets(&config, &volumes, &sandbox_directory)?;
-            let asked = |volume: &TaskVolume| VolumeCall {
-                volume: volume.volume.clone(),
-                create: volume.create.clone(),
-            };
-            let call = Call::Prepare {
-                container,
-                agent,
-                agent_id: agent_id(&config.directory),
-                volumes: volumes.iter().map(asked).collect(),
-            };
-            Ok((call, targets))
+        let asked =
+            |volume: &TaskVolume| VolumeCall { volume: volume.volume.clone(), create: volume.create.clone() };
+        let call = Call::Prepare {
+            container,
+            agent: self.agent(),
+            agent_id: agent_id(&String::from_utf8_lossy(&config.directory)),
+            volumes: volumes.iter().map(asked).collect(),
         };
-        self.send(Command::Prepare { begin: Box::new(begin), done });
+        // Before anything is leased: a path that cannot be needs no undoing.
+        let targets = container_paths(&volumes).map(|what| {
+            let sandbox_directory = self.sandbox_directory.clone();
+            let make: Make = Box::new(move || targets(&config, &volumes, &sandbox_directory));
+            (what, make)
+        });
+        self.send(Command::Prepare { call, targets, done });
     }
 
     /// The container's first process exists: may it go on?
     pub fn isolate(&self, container: &[u8], pid: i32, done: Done<()>) {
-        let container = match mesos::container_id(container) {
-            Ok(container) => container,
+        let container = match RawContainerId::decode(container).map(|container| container.name()) {
+            Ok(Ok(container)) => container,
+            // It has no volumes.
+            Ok(Err(_)) => return done(Ok(())),
             Err(fault) => return done(Err(fault)),
         };
         if !self.containers().with_volumes.contains(&container) {
@@ -158,8 +171,15 @@ impl Isolator {
 
     /// Completes with a serialized `mesos.slave.ContainerLimitation` when the container must end.
     pub fn watch(&self, container: &[u8], done: Done<Vec<u8>>) {
-        match mesos::container_id(container) {
-            Ok(container) => self.send(Command::Watch { container, done }),
+        match RawContainerId::decode(container) {
+            Ok(raw) => match raw.name() {
+                Ok(container) => self.send(Command::Watch { container, done }),
+                Err(_) => {
+                    let older = self.containers().unnamed.insert(raw, done);
+                    // Not under the lock: who waits for it may call back.
+                    drop(older);
+                }
+            },
             Err(fault) => done(Err(fault)),
         }
     }
@@ -167,9 +187,14 @@ impl Isolator {
     /// Gives the container's volumes back. Never fails for the keeper's sake: a failed cleanup would
     /// leave the container for ever; the keeper is told as soon as it can be.
     pub fn cleanup(&self, container: &[u8], done: Done<()>) {
-        let container = match mesos::container_id(container) {
-            Ok(container) => container,
+        let raw = match RawContainerId::decode(container) {
+            Ok(raw) => raw,
             Err(fault) => return done(Err(fault)),
+        };
+        let Ok(container) = raw.name() else {
+            let watch = self.containers().unnamed.remove(&raw);
+            drop(watch); // Nor here.
+            return done(Ok(()));
         };
         self.send(Command::Unwatch { container: container.clone() });
         let mut containers = self.containers();
@@ -183,29 +208,24 @@ impl Isolator {
     }
 }
 
-/// The launch helper's mounts: where the volume goes in the container, if anywhere, and how.
-type Targets = Vec<Option<ContainerMountInfo>>;
+/// The containers that have names, and so may have volumes.
+fn named(containers: &[RawContainerId]) -> BTreeSet<ContainerId> {
+    let name = |container: &RawContainerId| match container.name() {
+        Ok(name) => Some(name),
+        Err(fault) => {
+            tracing::warn!("a container is left alone, for it can have no volumes: {fault}");
+            None
+        }
+    };
+    containers.iter().filter_map(name).collect()
+}
 
-fn targets(
-    config: &ContainerConfig,
-    volumes: &[TaskVolume],
-    sandbox_directory: &str,
-) -> Result<Targets, String> {
-    let places = Places {
-        sandbox: Path::new(&config.directory),
-        rootfs: config.rootfs.as_deref().map(Path::new),
-        sandbox_in_image: sandbox_directory,
-    };
-    let target = |volume: &TaskVolume| {
-        let Some(path) = &volume.container_path else { return Ok(None) };
-        let target =
-            target::resolve(path, &places).map_err(|fault| format!("volume {}: {fault}", volume.volume))?;
-        let target = target.into_os_string().into_string();
-        let target = target.map_err(|t| format!("volume {}: {} is not UTF-8", volume.volume, t.display()))?;
-        let flags = BIND | if volume.read_only { READ_ONLY } else { 0 };
-        Ok(Some(ContainerMountInfo { target, source: None, flags: Some(flags) }))
-    };
-    volumes.iter().map(target).collect()
+/// What targets are to be made, for a sentence; none when no volume has a container path.
+fn container_paths(volumes: &[TaskVolume]) -> Option<String> {
+    let paths = volumes.iter().filter_map(|v| Some((&v.volume, v.container_path.as_deref()?)));
+    let paths: Vec<_> =
+        paths.map(|(volume, path)| format!("container path {path:?} of volume {volume}")).collect();
+    (!paths.is_empty()).then(|| paths.join(", "))
 }
 
 /// The answer to Mesos, from the keeper's.
@@ -234,6 +254,7 @@ fn agent_id(sandbox: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mesos::BIND;
 
     #[test]
     fn a_tasks_sandbox_tells_the_agents_id() {

@@ -1,5 +1,7 @@
 //! Mesos's messages, as far as the isolator reads and writes them.
 
+use std::fmt::{self, Display};
+
 use prost::Message;
 use shared::volume::ContainerId as ContainerName;
 
@@ -18,41 +20,73 @@ pub const READ_ONLY: u32 = 0x1;
 /// `CLONE_NEWNS`.
 pub const NEW_MOUNT_NAMESPACE: i32 = 0x0002_0000;
 
-/// The container that `bytes` (a `mesos.ContainerID`) name: its ids from the outermost to the
-/// innermost, joined by dots, as Mesos prints them.
-///
-/// # Errors
-/// A sentence; Mesos gives no such bytes unless its ABI is another one.
-pub fn container_id(bytes: &[u8]) -> Result<ContainerName, String> {
-    let id = ContainerId::decode(bytes).map_err(|error| format!("not a ContainerID: {error}"))?;
-    named(&id)
+/// A container as Mesos names it: its ids from the outermost to the innermost, joined by dots, as
+/// Mesos prints them. Ids may hold any bytes from 0x80 up and have 242 bytes each, and containers
+/// are nested: not every such id is a name that volumes are leased under ([`RawContainerId::name`]).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RawContainerId(Vec<u8>);
+
+impl RawContainerId {
+    /// The container that `bytes` (a `mesos.ContainerID`) name.
+    ///
+    /// # Errors
+    /// A sentence; Mesos gives no such bytes unless its ABI is another one.
+    pub fn decode(bytes: &[u8]) -> Result<Self, String> {
+        let id = ContainerId::decode(bytes).map_err(|error| format!("not a ContainerID: {error}"))?;
+        Ok(Self::of(&id))
+    }
+
+    /// As [`RawContainerId::decode`], of a message that was decoded already.
+    #[must_use]
+    pub fn of(id: &ContainerId) -> Self {
+        let mut parts = vec![id.value.as_slice()];
+        let mut inner = id;
+        while let Some(parent) = inner.parent.as_deref() {
+            parts.push(&parent.value);
+            inner = parent;
+        }
+        parts.reverse();
+        Self(parts.join(&b'.'))
+    }
+
+    /// The name that keeper and leases know the container by.
+    ///
+    /// # Errors
+    /// A sentence, when the id is none: such a container has no volumes.
+    pub fn name(&self) -> Result<ContainerName, String> {
+        let refused = |why: &dyn Display| format!("the container id {:?} {why}", self.to_string());
+        let text = std::str::from_utf8(&self.0).map_err(|_| refused(&"is not UTF-8"))?;
+        ContainerName::new(text).map_err(|error| refused(&error))
+    }
 }
 
-/// As [`container_id`], of a message that was decoded already.
-///
-/// # Errors
-/// A sentence, when a part of the id is no name.
-pub fn named(id: &ContainerId) -> Result<ContainerName, String> {
-    let mut parts = vec![id.value.as_str()];
-    let mut inner = id;
-    while let Some(parent) = inner.parent.as_deref() {
-        parts.push(&parent.value);
-        inner = parent;
+impl Display for RawContainerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(&self.0))
     }
-    parts.reverse();
-    let joined = parts.join(".");
-    ContainerName::new(joined.clone()).map_err(|error| format!("the container id {joined:?} {error}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn nested(parent: &[u8], value: &[u8]) -> RawContainerId {
+        let parent = ContainerId { value: parent.to_vec(), parent: None };
+        let id = ContainerId { value: value.to_vec(), parent: Some(Box::new(parent)) };
+        RawContainerId::decode(&id.encode_to_vec()).unwrap()
+    }
+
     #[test]
     fn a_nested_container_is_named_from_the_outside_in() {
-        let parent = ContainerId { value: "p".into(), parent: None };
-        let id = ContainerId { value: "c".into(), parent: Some(Box::new(parent)) };
-        assert_eq!(container_id(&id.encode_to_vec()).unwrap().as_str(), "p.c");
-        assert!(container_id(b"\xff").is_err());
+        assert_eq!(nested(b"p", b"c").name().unwrap().as_str(), "p.c");
+        assert!(RawContainerId::decode(b"\xff").is_err());
+    }
+
+    #[test]
+    fn an_id_that_is_no_name_is_still_an_id() {
+        let long = nested(&[b'p'; 36], &[b'c'; 230]).name().unwrap_err();
+        assert!(long.contains("has 267 bytes, more than 255"), "{long}");
+        let bytes = nested(b"p", b"c\xff").name().unwrap_err();
+        assert!(bytes.starts_with("the container id \"p.c\u{fffd}\" is not UTF-8"), "{bytes}");
     }
 }

@@ -1,7 +1,11 @@
 //! Which volumes a task names, by labels or by the environment variables of mesos-module-dvdi.
-//! Values come from users: everything is checked here, and an error names label and value.
+//! Values come from users: everything is checked here, and an error names label and value. What other
+//! labels and variables hold is nobody's business here, be it UTF-8 or not.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::path::Path;
 
 use shared::transaction::VOLUMES_MAX;
 use shared::volume::{Driver, VolumeId, VolumeName};
@@ -11,12 +15,24 @@ use crate::mesos::{ContainerConfig, Environment, Labels};
 /// The driver of a volume that names none, as mesos-module-dvdi has it.
 const DEFAULT_DRIVER: &str = "rexray";
 
+/// The longest options of one volume, in bytes. All volumes of a task go to the keeper in one line, in
+/// which a byte may take six: 20 volumes, as many as labels and variables can name, stay far below
+/// [`LINE_BYTES_MAX`](crate::wire::LINE_BYTES_MAX).
+const OPTIONS_BYTES_MAX: usize = 4096;
+
+/// The longest container path, in bytes: Linux's PATH_MAX without the NUL.
+const PATH_BYTES_MAX: usize = 4095;
+
+/// How much of a label or a value an error shows, in bytes.
+const SHOWN_BYTES_MAX: usize = 200;
+
 /// A volume that a task names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskVolume {
     /// Driver and name as given.
     pub volume: VolumeId,
-    /// Where the container sees it; without one it is mounted on the host alone.
+    /// Where the container sees it, without empty and `.` segments; without one it is mounted on the
+    /// host alone.
     pub container_path: Option<String>,
     /// Whether the container may only read.
     pub read_only: bool,
@@ -55,19 +71,34 @@ pub fn volumes(config: &ContainerConfig) -> Result<Vec<TaskVolume>, String> {
     if volumes.len() > VOLUMES_MAX {
         return Err(format!("the task names {} volumes; at most {VOLUMES_MAX} are allowed", volumes.len()));
     }
-    for (i, volume) in volumes.iter().enumerate() {
-        let same = |other: &&TaskVolume| {
-            other.container_path.is_some() && other.container_path == volume.container_path
-        };
-        if let Some(other) = volumes[..i].iter().find(same) {
-            let path = volume.container_path.as_deref().unwrap_or_default();
-            return Err(format!(
-                "volumes {} and {} both want the container path {path:?}",
-                other.volume, volume.volume
-            ));
+    check_apart(volumes.iter().filter_map(|v| Some((&v.volume, v.container_path.as_deref()?))))?;
+    Ok(volumes)
+}
+
+/// No volume may hide another one, nor need a directory that only another one holds: the launch
+/// helper would find that out late, and say it badly. `paths` are either all the paths as tasks write
+/// them, or all as they are on the host.
+///
+/// # Errors
+/// A sentence that names both.
+pub fn check_apart<'a, P: AsRef<Path> + Debug + ?Sized + 'a>(
+    paths: impl Iterator<Item = (&'a VolumeId, &'a P)>,
+) -> Result<(), String> {
+    let paths: Vec<_> = paths.collect();
+    for (i, (volume, path)) in paths.iter().enumerate() {
+        for (other, another) in &paths[..i] {
+            if path.as_ref() == another.as_ref() {
+                return Err(format!("volumes {other} and {volume} both want the container path {path:?}"));
+            }
+            if path.as_ref().starts_with(another) || another.as_ref().starts_with(path) {
+                return Err(format!(
+                    "volumes {other} and {volume} want the container paths {another:?} and {path:?}, one inside \
+                     the other"
+                ));
+            }
         }
     }
-    Ok(volumes)
+    Ok(())
 }
 
 /// One volume's settings as they were found: each with the name under which the user wrote it.
@@ -85,11 +116,13 @@ struct Settings {
 fn from_labels(labels: &Labels) -> Result<Vec<TaskVolume>, String> {
     let mut found: BTreeMap<u8, Settings> = BTreeMap::new();
     for label in &labels.labels {
-        let Some(rest) = label.key.strip_prefix("extvol.") else { continue };
+        let Some(_) = label.key.strip_prefix(b"extvol.") else { continue };
+        let key = String::from_utf8_lossy(&label.key);
+        let rest = &key["extvol.".len()..];
         let (number, field) = match rest.split_once('.') {
             Some((digit, field)) => match digit.as_bytes() {
                 [digit @ b'1'..=b'9'] => (digit - b'0', field),
-                _ => return Err(unknown_label(&label.key)),
+                _ => return Err(unknown_label(&key)),
             },
             None => (0, rest),
         };
@@ -100,18 +133,36 @@ fn from_labels(labels: &Labels) -> Result<Vec<TaskVolume>, String> {
             "container_path" => &mut settings.container_path,
             "mode" => &mut settings.mode,
             "options" => &mut settings.options,
-            _ => return Err(unknown_label(&label.key)),
+            _ => return Err(unknown_label(&key)),
         };
         if slot.is_some() {
-            return Err(format!("label {} is given twice", label.key));
+            return Err(format!("label {key} is given twice"));
         }
-        *slot = Some((format!("label {}", label.key), label.value.clone().unwrap_or_default()));
+        let key = format!("label {key}");
+        let value = text(&key, label.value.as_deref())?;
+        *slot = Some((key, value));
     }
     let prefix = |number: u8| if number == 0 { "extvol.".into() } else { format!("extvol.{number}.") };
     found.into_iter().map(|(number, s)| s.volume(&format!("label {}name", prefix(number)))).collect()
 }
 
+/// The value of a label or variable that is ours, named `key`.
+fn text(key: &str, value: Option<&[u8]>) -> Result<String, String> {
+    let value = value.unwrap_or_default();
+    let refused = |_| format!("{key}={:?}: the value is not UTF-8", shown(&String::from_utf8_lossy(value)));
+    String::from_utf8(value.to_vec()).map_err(refused)
+}
+
+/// As much of a user's text as an error shows.
+fn shown(text: &str) -> Cow<'_, str> {
+    if text.len() <= SHOWN_BYTES_MAX {
+        return text.into();
+    }
+    format!("{}...", &text[..text.floor_char_boundary(SHOWN_BYTES_MAX)]).into()
+}
+
 fn unknown_label(key: &str) -> String {
+    let key = shown(key);
     format!(
         "label {key} is unknown; a volume has extvol.name, extvol.driver, extvol.container_path, extvol.mode \
          and extvol.options, further ones extvol.1.name to extvol.9.name and so on"
@@ -122,7 +173,8 @@ fn unknown_label(key: &str) -> String {
 fn from_environment(environment: &Environment) -> Result<Vec<TaskVolume>, String> {
     let mut found: BTreeMap<u8, Settings> = BTreeMap::new();
     for variable in &environment.variables {
-        let Some(rest) = variable.name.strip_prefix("DVDI_VOLUME_") else { continue };
+        let Ok(name) = std::str::from_utf8(&variable.name) else { continue };
+        let Some(rest) = name.strip_prefix("DVDI_VOLUME_") else { continue };
         let (field, number) = match rest.as_bytes().split_last() {
             Some((digit @ b'0'..=b'9', _)) => (&rest[..rest.len() - 1], digit - b'0'),
             _ => (rest, 0),
@@ -140,9 +192,11 @@ fn from_environment(environment: &Environment) -> Result<Vec<TaskVolume>, String
             _ => continue,
         };
         if slot.is_some() {
-            return Err(format!("variable {} is given twice, with and without the digit 0", variable.name));
+            return Err(format!("variable {name} is given twice, with and without the digit 0"));
         }
-        *slot = Some((format!("variable {}", variable.name), variable.value.clone().unwrap_or_default()));
+        let key = format!("variable {name}");
+        let value = text(&key, variable.value.as_deref())?;
+        *slot = Some((key, value));
     }
     found.retain(|_, settings| {
         settings.name.is_some() || settings.driver.is_some() || settings.container_path.is_some()
@@ -160,43 +214,49 @@ impl Settings {
         let Some((key, name)) = self.name else {
             return Err(format!("{name_key} is missing, while other settings of that volume are given"));
         };
-        let name =
-            VolumeName::new(name.as_str()).map_err(|e| format!("{key}={name:?}: the volume name {e}"))?;
+        let name = VolumeName::new(name.as_str())
+            .map_err(|e| format!("{key}={:?}: the volume name {e}", shown(&name)))?;
         let driver = match self.driver {
-            Some((key, driver)) => {
-                Driver::new(driver.as_str()).map_err(|e| format!("{key}={driver:?}: the driver name {e}"))?
-            }
+            Some((key, driver)) => Driver::new(driver.as_str())
+                .map_err(|e| format!("{key}={:?}: the driver name {e}", shown(&driver)))?,
             None => Driver::new(DEFAULT_DRIVER).map_err(|e| format!("the default driver {e}"))?,
         };
         let read_only = match &self.mode {
             None => false,
             Some((_, mode)) if mode == "rw" => false,
             Some((_, mode)) if mode == "ro" => true,
-            Some((key, mode)) => return Err(format!("{key}={mode:?}: the mode is rw or ro")),
+            Some((key, mode)) => return Err(format!("{key}={:?}: the mode is rw or ro", shown(mode))),
         };
         let container_path = self.container_path.filter(|(_, path)| !path.is_empty());
         if let Some((key, path)) = &container_path {
-            check_path(path).map_err(|fault| format!("{key}={path:?}: the container path {fault}"))?;
+            check_path(path)
+                .map_err(|fault| format!("{key}={:?}: the container path {fault}", shown(path)))?;
         }
         let must_exist = match &self.must_exist {
             None => false,
             Some((_, value)) if value.is_empty() || value == "false" => false,
             Some((_, value)) if value == "true" => true,
-            Some((key, value)) => return Err(format!("{key}={value:?}: the value is true or false")),
+            Some((key, value)) => {
+                return Err(format!("{key}={:?}: the value is true or false", shown(value)));
+            }
         };
         let create = match self.options {
             Some(_) if must_exist => None,
-            Some((key, options)) => {
-                Some(parse_options(&options).map_err(|fault| format!("{key}={options:?}: {fault}"))?)
-            }
+            Some((key, options)) => Some(
+                parse_options(&options).map_err(|fault| format!("{key}={:?}: {fault}", shown(&options)))?,
+            ),
             None => None,
         };
         let volume = VolumeId { driver, name };
-        Ok(TaskVolume { volume, container_path: container_path.map(|(_, path)| path), read_only, create })
+        let container_path = container_path.map(|(_, path)| plain(&path));
+        Ok(TaskVolume { volume, container_path, read_only, create })
     }
 }
 
 fn check_path(path: &str) -> Result<(), &'static str> {
+    if path.len() > PATH_BYTES_MAX {
+        return Err("has more than 4095 bytes");
+    }
     if path.contains('\0') {
         return Err("holds a NUL");
     }
@@ -209,15 +269,25 @@ fn check_path(path: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// The path without empty and `.` segments.
+fn plain(path: &str) -> String {
+    let root = if path.starts_with('/') { "/" } else { "" };
+    let segments = path.split('/').filter(|segment| !matches!(*segment, "" | "."));
+    root.to_owned() + &segments.collect::<Vec<_>>().join("/")
+}
+
 /// `key=value,key=value`; an empty text has none.
 fn parse_options(text: &str) -> Result<BTreeMap<String, String>, String> {
+    if text.len() > OPTIONS_BYTES_MAX {
+        return Err(format!("the options have {} bytes, more than {OPTIONS_BYTES_MAX}", text.len()));
+    }
     let mut options = BTreeMap::new();
     for pair in text.split(',').filter(|pair| !pair.is_empty()) {
         let Some((key, value)) = pair.split_once('=').filter(|(key, _)| !key.is_empty()) else {
-            return Err(format!("the option {pair:?} is not of the form key=value"));
+            return Err(format!("the option {:?} is not of the form key=value", shown(pair)));
         };
         if options.insert(key.to_owned(), value.to_owned()).is_some() {
-            return Err(format!("the option {key:?} is given twice"));
+            return Err(format!("the option {:?} is given twice", shown(key)));
         }
     }
     Ok(options)
@@ -313,6 +383,72 @@ mod tests {
             ("extvol.1.container_path", "d"),
         ];
         assert!(read(&task(&paths, &[])).contains("both want the container path \"d\""));
+    }
+
+    #[test]
+    fn two_spellings_of_one_container_path_are_the_same_path() {
+        let both = |a, b| {
+            let a = [("extvol.name", "a"), ("extvol.container_path", a)];
+            let b = [("extvol.1.name", "b"), ("extvol.1.container_path", b)];
+            read(&task(&[a, b].concat(), &[]))
+        };
+        for (a, b) in [("data", "./data"), ("data/", "data"), ("/x//y", "/x/./y/")] {
+            let error = both(a, b);
+            assert!(error.contains("volumes rexray/a and rexray/b both want the container path"), "{error}");
+        }
+        for (a, b) in [("data", "data/sub"), ("./data/sub", "data"), ("/x", "/x/y/z")] {
+            let error = both(a, b);
+            assert!(error.contains("one inside the other"), "{error}");
+        }
+        assert_eq!(both("data", "data2"), "rexray/a data rw must exist\nrexray/b data2 rw must exist");
+        assert_eq!(both("./x", "/x"), "rexray/a x rw must exist\nrexray/b /x rw must exist");
+    }
+
+    #[test]
+    fn long_values_are_refused_by_name_and_are_not_repeated_whole() {
+        let long = "k=".to_owned() + &"\u{1}".repeat(1 << 20);
+        let table = [
+            ("extvol.options", "label extvol.options=", "the options have 1048578 bytes, more than 4096"),
+            ("extvol.container_path", "label extvol.container_path=", "has more than 4095 bytes"),
+            ("extvol.driver", "label extvol.driver=", "the driver name has 1048578 bytes"),
+            ("extvol.mode", "label extvol.mode=", "the mode is rw or ro"),
+        ];
+        for (key, named, why) in table {
+            let error = read(&task(&[("extvol.name", "a"), (key, long.as_str())], &[]));
+            assert!(error.contains(named) && error.contains(why), "{key}: {}", &error[..300]);
+            assert!(error.len() < 2000, "{key}: {}", error.len());
+        }
+        let opts = read(&task(&[], &[("DVDI_VOLUME_NAME", "a"), ("DVDI_VOLUME_OPTS", long.as_str())]));
+        assert!(opts.contains("variable DVDI_VOLUME_OPTS=") && opts.contains("more than 4096"), "{opts}");
+        let key = format!("extvol.{long}");
+        assert!(read(&task(&[(key.as_str(), "")], &[])).len() < 2000);
+        let longest = "k=".to_owned() + &"v".repeat(OPTIONS_BYTES_MAX - 2);
+        assert!(
+            read(&task(&[("extvol.name", "a"), ("extvol.options", longest.as_str())], &[]))
+                .starts_with("rexray/a")
+        );
+    }
+
+    #[test]
+    fn only_our_own_labels_and_variables_must_be_utf8() {
+        let mut config = task(&[("extvol.name", "a")], &[("DVDI_VOLUME_NAME1", "b")]);
+        let bytes = |config: &mut ContainerConfig, key: &[u8], variable: &[u8]| {
+            let task = config.task_info.as_mut().unwrap();
+            let label = Label { key: key.to_vec(), value: Some(b"\xff".to_vec()) };
+            task.labels.as_mut().unwrap().labels.push(label);
+            let variables = &mut task.command.as_mut().unwrap().environment.as_mut().unwrap().variables;
+            variables.push(Variable { name: variable.to_vec(), value: Some(b"\xff".to_vec()) });
+        };
+        bytes(&mut config, b"else\xff", b"LANG\xff");
+        bytes(&mut config, b"else", b"DVDI_VOLUME_\xff");
+        assert_eq!(read(&config), "rexray/a - rw must exist\nrexray/b - rw {}");
+        let (mut label, mut variable) = (config.clone(), config);
+        bytes(&mut label, b"extvol.mode", b"LANG");
+        assert!(read(&label).contains("label extvol.mode=\"\u{fffd}\": the value is not UTF-8"));
+        bytes(&mut variable, b"else", b"DVDI_VOLUME_DRIVER1");
+        assert!(
+            read(&variable).contains("variable DVDI_VOLUME_DRIVER1=\"\u{fffd}\": the value is not UTF-8")
+        );
     }
 
     #[test]

@@ -20,8 +20,14 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
 /// The protocol's version, compared in `hello`: agent and keeper are upgraded one at a time.
 pub const VERSION: u32 = 1;
 
-/// The longest line, in bytes. A call names at most 40 volumes; nothing comes near it.
+/// The longest line, in bytes, its end included. The isolator sends no longer one; a task's options
+/// are bounded where they are read, and texts and mount points from drivers where they are sent, so
+/// that nothing comes near it.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
+
+/// The longest text for people that the keeper sends, in bytes: drivers may answer any text, and
+/// what is longer is cut. No framework shows as much.
+pub const TEXT_BYTES_MAX: usize = 16 << 10;
 
 /// A call from the isolator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +112,7 @@ pub enum KeeperLine {
         /// The call's.
         id: u64,
         /// For the user to read.
+        #[serde(serialize_with = "cut")]
         refused: String,
     },
     /// A container must end.
@@ -134,7 +141,17 @@ pub struct Limit {
     /// The container.
     pub container: ContainerId,
     /// For the framework to show.
+    #[serde(serialize_with = "cut")]
     pub message: String,
+}
+
+/// At most [`TEXT_BYTES_MAX`] of a text, and a note of what was left out.
+fn cut<S: serde::Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    if text.len() <= TEXT_BYTES_MAX {
+        return serializer.serialize_str(text);
+    }
+    let head = &text[..text.floor_char_boundary(TEXT_BYTES_MAX - 64)];
+    serializer.serialize_str(&format!("{head}... (cut; the text has {} bytes)", text.len()))
 }
 
 /// The next line, read to its end; `None` when the other side has closed the connection.
@@ -180,5 +197,28 @@ mod tests {
             assert_eq!(serde_json::to_string(&line).unwrap(), text);
             assert_eq!(serde_json::from_str::<KeeperLine>(text).unwrap(), line);
         }
+    }
+
+    #[tokio::test]
+    async fn a_text_of_megabytes_is_cut_and_its_line_can_be_read() {
+        // Each of these characters takes six bytes in JSON.
+        let refused = "é".repeat(3) + &"\u{1}".repeat(5 << 20);
+        let sent = line(&KeeperLine::Refused { id: 7, refused: refused.clone() });
+        assert!(sent.len() <= 6 * TEXT_BYTES_MAX + 64, "{}", sent.len());
+        let read = read_line(&mut sent.as_bytes()).await.unwrap().unwrap();
+        let KeeperLine::Refused { id: 7, refused: read } = serde_json::from_str(&read).unwrap() else {
+            panic!("{read}");
+        };
+        assert!(read.len() <= TEXT_BYTES_MAX && read.ends_with("... (cut; the text has 5242886 bytes)"));
+        let whole = line(&KeeperLine::Refused { id: 7, refused: "é".repeat(TEXT_BYTES_MAX / 2) });
+        assert!(!whole.contains("(cut;"));
+    }
+
+    #[tokio::test]
+    async fn a_line_may_have_the_longest_length_and_no_more() {
+        let longest = "x".repeat(LINE_BYTES_MAX - 1) + "\n";
+        assert_eq!(read_line(&mut longest.as_bytes()).await.unwrap().unwrap().len(), LINE_BYTES_MAX - 1);
+        let longer = format!("x{longest}");
+        assert!(read_line(&mut longer.as_bytes()).await.is_err());
     }
 }

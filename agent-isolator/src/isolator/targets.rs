@@ -1,0 +1,197 @@
+//! Making the mount targets of containers. That walks paths that users give, which may lead to a file
+//! system that does not answer: each container's are made by a thread of its own, and nothing else
+//! waits for it.
+
+use std::collections::VecDeque;
+use std::path::Path;
+
+use tokio::sync::mpsc;
+
+use super::calls::CallId;
+use crate::mesos::{BIND, ContainerConfig, ContainerMountInfo, READ_ONLY};
+use crate::target::{self, Places};
+use crate::task::{self, TaskVolume};
+
+/// Threads at once. As many containers may wait for a file system that does not answer before others
+/// wait for them; usually a thread lives for less than a millisecond.
+const THREADS_MAX: usize = 64;
+
+/// The launch helper's mounts: where each volume goes in the container, if anywhere, and how.
+pub(super) type Targets = Vec<Option<ContainerMountInfo>>;
+
+/// Makes a container's targets; may block for ever.
+pub(super) type Make = Box<dyn FnOnce() -> Result<Targets, String> + Send>;
+
+/// What a thread tells at its end; it is told of each.
+pub(super) struct Made {
+    pub(super) id: CallId,
+    pub(super) targets: Result<Targets, String>,
+}
+
+/// The threads.
+pub(super) struct Makers {
+    running: usize,
+    waiting: VecDeque<(CallId, Make)>,
+    made: mpsc::UnboundedSender<Made>,
+}
+
+impl Makers {
+    pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<Made>) {
+        let (made, receiver) = mpsc::unbounded_channel();
+        (Self { running: 0, waiting: VecDeque::new(), made }, receiver)
+    }
+
+    /// Has targets made: now, or when a thread is free.
+    pub(super) fn make(&mut self, id: CallId, make: Make) {
+        if self.running == THREADS_MAX {
+            self.waiting.push_back((id, make));
+        } else {
+            self.start(id, make);
+        }
+    }
+
+    /// A thread has ended: the next that is still wanted may begin.
+    pub(super) fn ended(&mut self, is_wanted: impl Fn(CallId) -> bool) {
+        self.running -= 1;
+        while let Some((id, make)) = self.waiting.pop_front() {
+            if is_wanted(id) {
+                return self.start(id, make);
+            }
+        }
+    }
+
+    fn start(&mut self, id: CallId, make: Make) {
+        let end = End { made: self.made.clone(), id, targets: bug() };
+        let run = move || end.tell(make());
+        self.running += 1;
+        if let Err(error) = std::thread::Builder::new().name("extvol-targets".into()).spawn(run) {
+            // What it would have run was dropped, and has told its end.
+            tracing::error!("a thread for a container's mount targets could not be started: {error}");
+        }
+    }
+}
+
+fn bug() -> Result<Targets, String> {
+    Err("the container paths could not be made: a thread could not be started, or has failed".into())
+}
+
+/// Tells the end of a thread, also of one that panicked or never was.
+struct End {
+    made: mpsc::UnboundedSender<Made>,
+    id: CallId,
+    targets: Result<Targets, String>,
+}
+
+impl End {
+    fn tell(mut self, targets: Result<Targets, String>) {
+        self.targets = targets;
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let targets = std::mem::replace(&mut self.targets, Ok(Targets::new()));
+        // Nobody waits any more when the isolator is gone.
+        let _ = self.made.send(Made { id: self.id, targets });
+    }
+}
+
+/// Makes the targets of a container's volumes.
+///
+/// # Errors
+/// A sentence that names the volume and its path.
+pub(super) fn targets(
+    config: &ContainerConfig,
+    volumes: &[TaskVolume],
+    sandbox_directory: &str,
+) -> Result<Targets, String> {
+    let places = Places {
+        sandbox: path(&config.directory),
+        rootfs: config.rootfs.as_deref().map(path),
+        sandbox_in_image: sandbox_directory,
+    };
+    let target = |volume: &TaskVolume| {
+        let Some(path) = &volume.container_path else { return Ok(None) };
+        let target =
+            target::resolve(path, &places).map_err(|fault| format!("volume {}: {fault}", volume.volume))?;
+        let target = target.into_os_string().into_string();
+        let target = target.map_err(|t| format!("volume {}: {} is not UTF-8", volume.volume, t.display()))?;
+        let flags = BIND | if volume.read_only { READ_ONLY } else { 0 };
+        Ok(Some(ContainerMountInfo { target, source: None, flags: Some(flags) }))
+    };
+    let targets = volumes.iter().map(target).collect::<Result<Targets, String>>()?;
+    // Links, and an absolute path into the sandbox, may lead to one place.
+    let places = volumes.iter().zip(&targets);
+    task::check_apart(places.filter_map(|(volume, t)| Some((&volume.volume, t.as_ref()?.target.as_str()))))?;
+    Ok(targets)
+}
+
+fn path(bytes: &[u8]) -> &Path {
+    use std::os::unix::ffi::OsStrExt;
+    Path::new(std::ffi::OsStr::from_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::volume::{Driver, VolumeId, VolumeName};
+
+    fn volume(name: &str, path: &str) -> TaskVolume {
+        let volume = VolumeId { driver: Driver::new("ebs").unwrap(), name: VolumeName::new(name).unwrap() };
+        TaskVolume { volume, container_path: Some(path.into()), read_only: false, create: None }
+    }
+
+    #[test]
+    fn two_paths_that_lead_to_one_place_are_refused() {
+        let host = tempfile::tempdir().unwrap();
+        for directory in ["sandbox", "image/var"] {
+            std::fs::create_dir_all(host.path().join(directory)).unwrap();
+        }
+        std::os::unix::fs::symlink("var", host.path().join("image/link")).unwrap();
+        let at = |name: &str| host.path().join(name).into_os_string().into_encoded_bytes();
+        let config =
+            ContainerConfig { directory: at("sandbox"), rootfs: Some(at("image")), ..Default::default() };
+        for (a, b) in [("/var/db", "/link/db"), ("data", "/mnt/mesos/sandbox/data")] {
+            let both = targets(&config, &[volume("a", a), volume("b", b)], "/mnt/mesos/sandbox");
+            let error = both.unwrap_err();
+            assert!(error.contains("volumes ebs/a and ebs/b both want the container path"), "{error}");
+        }
+        let apart = targets(&config, &[volume("a", "/var/db"), volume("b", "db")], "/mnt/mesos/sandbox");
+        assert_eq!(apart.unwrap().len(), 2);
+    }
+
+    async fn next(made: &mut mpsc::UnboundedReceiver<Made>) -> Made {
+        tokio::time::timeout(std::time::Duration::from_secs(20), made.recv()).await.unwrap().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_panics_or_waits_for_ever_holds_no_other_up() {
+        let (mut makers, mut made) = Makers::new();
+        makers.make(CallId(1), Box::new(|| panic!("on purpose")));
+        let end = next(&mut made).await;
+        assert!(end.id == CallId(1) && end.targets.unwrap_err().contains("has failed"));
+        makers.ended(|_| true);
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let held = std::sync::Arc::new(std::sync::Mutex::new(held));
+        for id in 1..=THREADS_MAX as u64 {
+            let held = held.clone();
+            makers.make(
+                CallId(id),
+                Box::new(move || {
+                    let _ = held.lock().unwrap().recv();
+                    Ok(vec![])
+                }),
+            );
+        }
+        makers.make(CallId(100), Box::new(|| Err("not wanted any more".into())));
+        makers.make(CallId(101), Box::new(|| Ok(vec![None])));
+        assert!(made.try_recv().is_err());
+        drop(release);
+        for _ in 0..THREADS_MAX {
+            assert_eq!(next(&mut made).await.targets.unwrap().len(), 0);
+        }
+        makers.ended(|id| id == CallId(101));
+        let end = next(&mut made).await;
+        assert!(end.id == CallId(101) && end.targets.unwrap().len() == 1);
+    }
+}
