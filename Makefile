@@ -3,7 +3,7 @@
 LIBRARY := target/extvol/libextvol.so
 MESOS := target/mesos/libmesos.so
 
-.PHONY: help demo test cluster cluster-down build setup check
+.PHONY: help demo test cluster cluster-down build setup sanitize check
 
 help:
 	@echo "make demo          the main job, on a cluster of real Mesos hosts on this machine"
@@ -11,11 +11,12 @@ help:
 	@echo "make cluster       a cluster of two agents to play with; make cluster-down ends it"
 	@echo "make check         formats, lints, documentation, C++ under two compilers"
 	@echo "make build         target/extvol/libextvol.so and target/release/extvol-keeper"
+	@echo "make sanitize      the same library with sanitizers, target/extvol-sanitized, which the tests run"
 
 demo: build
 	@target/release/extvol-demo
 
-test: build
+test: build sanitize
 	@cargo nextest run --release --workspace --all-features
 
 cluster: build
@@ -31,6 +32,9 @@ build: setup
 	@test -e target/release/extvol-keeper || echo "build: compiling; the first time takes some minutes"
 	@cargo build --quiet --release
 	@cxx-glue/link --mesos $(MESOS) target/release/libcxx_glue.a $(LIBRARY)
+
+sanitize: build
+	@integration/sanitize
 
 check: build
 	cargo fmt --all --check

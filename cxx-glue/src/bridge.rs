@@ -5,7 +5,7 @@
 
 use cxx::UniquePtr;
 
-use crate::guard::Completion;
+use crate::guard::{self, Completion};
 use crate::isolator::{IsolatorHandle, start_isolator};
 use crate::master::{MasterHandle, start_master_module};
 
@@ -60,9 +60,9 @@ mod ffi {
         fn succeed_without(self: Pin<&mut LaunchCompletion>);
         fn fail(self: Pin<&mut LaunchCompletion>, sentence: &str);
 
+        // Has no `fail`: see its header.
         type LimitationCompletion;
         fn succeed(self: Pin<&mut LimitationCompletion>, limitation: &[u8]);
-        fn fail(self: Pin<&mut LimitationCompletion>, sentence: &str);
 
         include!("cxx-glue/src/master_shim.hpp");
 
@@ -109,6 +109,29 @@ impl Completion for UniquePtr<LaunchCompletion> {
     }
 }
 
+/// Completes a call that only tells the isolator something (`recover`, `cleanup`). That it was not told is no reason
+/// to fail: a failed recover stops the agent each time it starts, and a failed cleanup leaves the container for ever.
+/// The keeper sees by itself which containers run, and until then keeps the lease.
+pub(crate) struct Notice(pub(crate) UniquePtr<NothingCompletion>);
+
+impl Completion for Notice {
+    type Answer = ();
+
+    fn succeed(&mut self, (): ()) {
+        self.0.succeed(());
+    }
+
+    fn fail(&mut self, sentence: &str) {
+        self.0.fail(sentence);
+    }
+
+    fn give_up(&mut self, sentence: &str) {
+        guard::tell(sentence);
+        self.0.succeed(());
+    }
+}
+
+/// A watch never fails, since Mesos destroys a container whose watch does: without a limitation it stays pending.
 impl Completion for UniquePtr<LimitationCompletion> {
     type Answer = Vec<u8>;
 
@@ -117,6 +140,6 @@ impl Completion for UniquePtr<LimitationCompletion> {
     }
 
     fn fail(&mut self, sentence: &str) {
-        self.pin_mut().fail(sentence);
+        guard::tell(&format!("extvol: a container is not watched: {sentence}"));
     }
 }

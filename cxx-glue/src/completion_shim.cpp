@@ -94,6 +94,16 @@ void LaunchCompletion::succeed(rust::Slice<const uint8_t> launchInfo) noexcept
 }
 
 
+void LimitationCompletion::fail(const string& sentence) noexcept
+{
+  try {
+    std::cerr << "extvol: a container is not watched: " << sentence << std::endl;
+  } catch (...) {
+    // Nobody is left to be told.
+  }
+}
+
+
 void LimitationCompletion::succeed(
     rust::Slice<const uint8_t> limitation) noexcept
 {
@@ -101,7 +111,8 @@ void LimitationCompletion::succeed(
   if (parse(limitation, &message)) {
     complete(message);
   } else {
-    fail(string("extvol: bug: the answer of watch is no ContainerLimitation"));
+    Completion::fail(
+        string("extvol: bug: the answer of watch is no ContainerLimitation"));
   }
 }
 

@@ -1,11 +1,19 @@
 // The other end of a future that Mesos waits for.
 //
 // Each call into Rust that answers later hands over one of these, by
-// unique_ptr. It is completed on whichever thread has the answer, and Mesos's
-// callbacks run on that thread. It is used by one thread at a time, which its
-// single owner sees to. Exactly one completion reaches Mesos: the first; and a
-// completion that is dropped without an answer fails its future, so that
-// nothing waits for ever.
+// unique_ptr. It is completed on whichever thread has the answer. It is used by
+// one thread at a time, which its single owner sees to. Exactly one completion
+// reaches Mesos: the first; and a completion that is dropped without an answer
+// fails its future, so that nothing waits for ever. A watch is the exception.
+//
+// Mesos's callbacks run inside, on the completing thread, and where Mesos goes
+// from one isolator to the next, so does that one's `prepare` or `cleanup`.
+// Mesos's own isolators only post it to an actor. Another module might block,
+// and with it the thread that has our answers. A thread in between would not
+// help: the answers behind would wait in its queue instead. One thread for each
+// answer would, and could not be had at the limit of threads, just when it
+// counts. And the same module blocks the actor itself when it comes first: its
+// own promise not to block is what keeps an agent going.
 //
 // A future that Mesos has discarded stays pending until it is completed here,
 // so an answer that comes after a discard is as good as any other.
@@ -45,6 +53,8 @@ public:
 protected:
   void complete(const T& answer) noexcept;
 
+  void leavePending() noexcept { completed = true; }
+
 private:
   process::Promise<T> promise;
   bool completed = false;
@@ -69,11 +79,20 @@ public:
 };
 
 
+// Mesos destroys a container whose watch fails. So this is never failed for want
+// of an answer: dropped, it leaves its future pending (and abandoned, as is what
+// Mesos's own isolators without a limit answer).
 class LimitationCompletion
   : public Completion<mesos::slave::ContainerLimitation>
 {
 public:
-  // Fails the future when these are not the bytes of a ContainerLimitation.
+  ~LimitationCompletion() { leavePending(); }
+
+  // Only tells it on stderr.
+  void fail(const std::string& sentence) noexcept;
+
+  // Fails the future when these are not the bytes of a ContainerLimitation:
+  // that the container has to end was said all the same.
   void succeed(rust::Slice<const uint8_t> limitation) noexcept;
 };
 

@@ -222,7 +222,17 @@ string serializeNothing(const Nothing&) { return ""; }
 string serializeLaunchInfo(
     const Option<mesos::slave::ContainerLaunchInfo>& launchInfo)
 {
-  return launchInfo.isNone() ? "none" : launchInfo.get().SerializeAsString();
+  if (launchInfo.isNone()) {
+    return "none";
+  }
+  // Where the host's Option is laid out otherwise, there is no message here, and
+  // its functions must not be called.
+  const void* table;
+  memcpy(&table, static_cast<const void*>(&launchInfo.get()), sizeof(table));
+  if (table != measure<mesos::slave::ContainerLaunchInfo>().table) {
+    return "not a message";
+  }
+  return launchInfo.get().SerializeAsString();
 }
 
 

@@ -38,6 +38,19 @@ namespace extvol {
 
 namespace {
 
+// What is being thrown; only for a handler.
+string thrown() noexcept
+{
+  try {
+    throw;
+  } catch (const std::exception& e) {
+    return string("extvol: ") + e.what();
+  } catch (...) {
+    return "extvol: an unknown exception";
+  }
+}
+
+
 // The translator: gives `call` a completion and Mesos its future. Whatever is
 // thrown on the way fails the future. `noexcept` leaves one way to die: no
 // memory even for the future, where Mesos itself would give up too.
@@ -50,27 +63,29 @@ auto answerLater(F&& call) noexcept -> decltype(std::declval<C>().future())
 {
   unique_ptr<C> completion(new C());
   auto future = completion->future();
-  string sentence = "extvol: ";
   try {
     call(completion);
-    return future;
-  } catch (const std::exception& e) {
-    sentence += e.what();
   } catch (...) {
-    sentence += "an unknown exception";
-  }
-  if (completion != nullptr) {
-    completion->fail(sentence);
+    const string sentence = thrown();
+    if (completion != nullptr) {
+      completion->fail(sentence);
+    }
   }
   return future;
 }
 
 
-template <typename T>
-Future<T> answerNow(const T& answer)
+// The same for an answer that C++ has at once. Nobody has the future yet, so no
+// callback of Mesos's runs inside.
+template <typename T, typename F>
+Future<T> answerNow(F&& make) noexcept
 {
   process::Promise<T> promise;
-  promise.set(answer);
+  try {
+    promise.set(make());
+  } catch (...) {
+    promise.fail(thrown());
+  }
   return promise.future();
 }
 
@@ -90,9 +105,8 @@ public:
   VolumeIsolator(rust::Box<IsolatorHandle> _rust, const HostLayout& _layout)
     : rust(std::move(_rust)), layout(_layout) {}
 
-  // Drop order: Mesos deletes its isolators after their actor has ended, so
-  // the futures that Rust fails while it is dropped (each `watch`, for one)
-  // find nobody to kill a container for it.
+  // Drop order: Mesos deletes its isolators after the containerizer's actor has
+  // ended, so the futures that Rust completes while it is dropped find nobody.
   ~VolumeIsolator() override = default;
 
   bool supportsNesting() override { return true; }
@@ -155,22 +169,24 @@ public:
       const Resources&,
       const google::protobuf::Map<string, Value::Scalar>&) override
   {
-    return answerNow(Nothing());
+    return answerNow<Nothing>([] { return Nothing(); });
   }
 
   // Mesos merges the answers of all isolators, and sets the time itself; but
   // the field is required.
   Future<ResourceStatistics> usage(const ContainerID&) override
   {
-    ResourceStatistics statistics;
-    statistics.ParseFromString(timestampedStatistics(now()));
-    return answerNow(statistics);
+    return answerNow<ResourceStatistics>([] {
+      ResourceStatistics statistics;
+      statistics.ParseFromString(timestampedStatistics(now()));
+      return statistics;
+    });
   }
 
   // A task does not become TASK_RUNNING before this is answered.
   Future<ContainerStatus> status(const ContainerID&) override
   {
-    return answerNow(ContainerStatus());
+    return answerNow<ContainerStatus>([] { return ContainerStatus(); });
   }
 
 private:

@@ -1,8 +1,10 @@
 // The isolator that Mesos sees. It holds no state and decides nothing: each
 // call becomes bytes and a completion, and goes to Rust.
 //
-// All functions run on the containerizer's own actor thread, one at a time, and
-// come back at once: the answers that take time come through a completion.
+// Its functions are called on any thread, and several at once: most on the
+// containerizer's actor, but `prepare` and `cleanup` on the thread on which the
+// isolator before has answered. They come back at once: the answers that take
+// time come through a completion.
 
 #ifndef EXTVOL_ISOLATOR_SHIM_HPP
 #define EXTVOL_ISOLATOR_SHIM_HPP

@@ -4,7 +4,8 @@
 //! module. Nothing is decided here. What this crate owes to both sides:
 //!
 //! - no panic leaves Rust and no C++ exception leaves C++ (`guard`);
-//! - every future that Mesos was given is completed, exactly once, whatever happens to the call;
+//! - every future that Mesos was given is completed, exactly once, whatever happens to the call; but `watch` only
+//!   when the container has to end;
 //! - a Mesos that is not laid out as the C++ half believes is refused before the first call
 //!   (`host_check_shim.cpp`).
 //!
