@@ -3,12 +3,13 @@
 LIBRARY := target/extvol/libextvol.so
 MESOS := target/mesos/libmesos.so
 
-.PHONY: help demo test cluster cluster-down build setup sanitize check
+.PHONY: help demo test cluster cluster-down build setup sanitize check bench
 
 help:
 	@echo "make demo          the main job, on a cluster of real Mesos hosts on this machine"
 	@echo "make test          all tests"
 	@echo "make cluster       a cluster of two agents to play with; make cluster-down ends it"
+	@echo "make bench         what it costs; BENCH=--short takes fewer samples"
 	@echo "make check         formats, lints, documentation, C++ under two compilers"
 	@echo "make build         target/extvol/libextvol.so and target/release/extvol-keeper"
 	@echo "make sanitize      the same library with sanitizers, target/extvol-sanitized, which the tests run"
@@ -24,6 +25,10 @@ cluster: build
 
 cluster-down:
 	@target/release/extvol-cluster down
+
+bench: build
+	@target/release/extvol-bench-agent $(BENCH)
+	@target/release/extvol-bench-master $(BENCH)
 
 setup:
 	@integration/setup

@@ -13,6 +13,7 @@ mod watches;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use prost::Message;
 use shared::volume::ContainerId;
@@ -147,7 +148,7 @@ impl Isolator {
             let make: Make = Box::new(move || targets(&config, &volumes, &sandbox_directory));
             (what, make)
         });
-        self.send(Command::Prepare { call, targets, done });
+        self.send(Command::Prepare { call, targets, done: timed(done) });
     }
 
     /// The container's first process exists: may it go on?
@@ -206,6 +207,15 @@ impl Isolator {
         drop(containers);
         self.send(Command::Notify { call: Call::Cleanup { agent: self.agent(), container }, done });
     }
+}
+
+/// Logs how long a prepare took, for whoever wants to know.
+fn timed(done: Done<Option<Vec<u8>>>) -> Done<Option<Vec<u8>>> {
+    let began = Instant::now();
+    Box::new(move |answer| {
+        tracing::debug!("prepared in {} us", began.elapsed().as_micros());
+        done(answer);
+    })
 }
 
 /// The containers that have names, and so may have volumes.

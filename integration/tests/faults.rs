@@ -213,6 +213,27 @@ fn mesos_a_container_that_ends_while_its_agent_is_down_gives_its_volume_back() -
     trial.nothing_is_left()
 }
 
+/// Agent, keeper, container and the keeper's table are gone at once; the mount is left.
+#[test]
+fn mesos_a_mount_that_a_crashed_life_left_is_cleaned_up() -> Result<()> {
+    let trial = trial(&[])?;
+    trial.create_volume("vol-1")?;
+    trial.run(once(app_with("writer", "agent-1", "vol-1", &counting("data", "0.02"))?))?;
+    trial.wait_written(0, "vol-1", 0)?;
+    trial.wait_lease("ebs/vol-1", "is attached", |lease| matches!(lease, Some(LeaseRecord::Attached(_))))?;
+    let processes = trial.processes_of(0, &container(&trial)?)?;
+    let host = trial.cluster.host(0);
+    host.kill_agent()?;
+    trial.kill_keeper(0)?;
+    host.run(&[&["kill".to_owned(), "-KILL".to_owned()][..], &processes].concat())?;
+    host.run(&["rm", "/run/extvol/table.json"])?;
+    assert_eq!(trial.mounted(0)?, ["/var/lib/rexray/volumes/vol-1"]);
+    host.start_agent()?;
+    trial.wait_free("ebs/vol-1")?;
+    trial.nothing_is_left()?;
+    another_host_goes_on(&trial)
+}
+
 /// Without checkpointing a killed agent means TASK_LOST and a replacement at once. The executor ends itself when its agent
 /// is gone, if it can: here it cannot, and is an orphan when the agent comes back.
 #[test]

@@ -116,8 +116,11 @@ fn number(device: u64) -> String {
     format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device))
 }
 
+/// One entry for each block device of this kernel.
+const SYS_BLOCK: &str = "/sys/dev/block";
+
 fn in_sys(number: &str) -> PathBuf {
-    Path::new("/sys/dev/block").join(number)
+    Path::new(SYS_BLOCK).join(number)
 }
 
 /// The kernel's sequence number of a disk, or of a partition's disk.
@@ -204,7 +207,8 @@ fn prove_device_idle(device: &BlockDevice, mounted: &MountedVolume, table: &[Mou
     // Another disk has that number, or none: the one that was mounted is gone, and nothing holds it, for
     // the kernel gives no number away while a file system does.
     let replaced = device.disk_sequence.is_some() && now.is_some() && device.disk_sequence != now;
-    if replaced || !in_sys(&device.number).exists() {
+    let listed = fs::read_dir(SYS_BLOCK).is_ok_and(|mut all| all.next().is_some());
+    if replaced || (listed && !in_sys(&device.number).exists()) {
         return Idleness::Proved;
     }
     let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NONBLOCK;
