@@ -229,14 +229,23 @@ impl Trial {
         format!("/sys/fs/cgroup/freezer/extvol_{cluster}_{host}/{container}")
     }
 
-    /// The processes in a container's freezer cgroup on a host, as the host numbers them.
+    /// Kills all processes of a container on a host, as a crash of its executor would; back when they are gone.
     ///
     /// # Errors
     /// When the host is down, or the container has no cgroup.
-    pub fn processes_of(&self, host: usize, container: &str) -> Result<Vec<String>> {
-        let procs = format!("{}/cgroup.procs", self.cgroup_of(host, container));
-        let found = self.cluster.host(host).run(&["cat", &procs])?;
-        Ok(found.split_whitespace().map(str::to_owned).collect())
+    pub fn kill_container(&self, host: usize, container: &str) -> Result<()> {
+        // Frozen, so that none is started meanwhile; the kill acts after the thaw.
+        let script = "cd \"$1\" && echo FROZEN >freezer.state && kill -KILL $(cat cgroup.procs) && echo THAWED >freezer.state";
+        let cgroup = self.cgroup_of(host, container);
+        let on = self.cluster.host(host);
+        on.run(&["sh", "-c", script, "sh", &cgroup])?;
+        Ok(self.cluster.wait_for("the end of a container", SOON, || {
+            match on.exec(&["cat", &format!("{cgroup}/cgroup.procs")]) {
+                Ok(output) if output.stdout.is_empty() => Ok(()),
+                Ok(output) => Err(output.stdout),
+                Err(error) => Err(error.to_string()),
+            }
+        })?)
     }
 
     /// The process ids of a host's programs of this name, as the host numbers them.

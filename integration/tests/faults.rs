@@ -201,10 +201,10 @@ fn mesos_a_container_that_ends_while_its_agent_is_down_gives_its_volume_back() -
     trial.run(once(app_with("writer", "agent-1", "vol-1", &counting("data", "0.02"))?))?;
     trial.wait_written(0, "vol-1", 0)?;
     trial.wait_lease("ebs/vol-1", "is attached", |lease| matches!(lease, Some(LeaseRecord::Attached(_))))?;
-    let processes = trial.processes_of(0, &container(&trial)?)?;
     let host = trial.cluster.host(0);
+    let container = container(&trial)?;
     host.kill_agent()?;
-    host.run(&[&["kill".to_owned(), "-KILL".to_owned()][..], &processes].concat())?;
+    trial.kill_container(0, &container)?;
     trial.wait_free("ebs/vol-1")?;
     another_host_goes_on(&trial)?;
     host.start_agent()?;
@@ -221,11 +221,11 @@ fn mesos_a_mount_that_a_crashed_life_left_is_cleaned_up() -> Result<()> {
     trial.run(once(app_with("writer", "agent-1", "vol-1", &counting("data", "0.02"))?))?;
     trial.wait_written(0, "vol-1", 0)?;
     trial.wait_lease("ebs/vol-1", "is attached", |lease| matches!(lease, Some(LeaseRecord::Attached(_))))?;
-    let processes = trial.processes_of(0, &container(&trial)?)?;
     let host = trial.cluster.host(0);
+    let container = container(&trial)?;
     host.kill_agent()?;
     trial.kill_keeper(0)?;
-    host.run(&[&["kill".to_owned(), "-KILL".to_owned()][..], &processes].concat())?;
+    trial.kill_container(0, &container)?;
     host.run(&["rm", "/run/extvol/table.json"])?;
     assert_eq!(trial.mounted(0)?, ["/var/lib/rexray/volumes/vol-1"]);
     host.start_agent()?;

@@ -88,7 +88,7 @@ fn times(amounts: &Amounts) -> Result<Vec<Option<Report>>, Failure> {
     config.agent_env.insert("EXTVOL_LOG".into(), "info,agent_isolator::isolator=debug".into());
     let cluster = Cluster::start(config)?;
     start_plugin(&cluster)?;
-    let keeper = resident(&cluster, "extvol-keeper")?;
+    let keeper = memory_of(&cluster, "extvol-keeper")?.resident;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let agent = Agent { url: format!("{}/api/v1", cluster.agent_url(0)), client: client()? };
     let log = cluster.logs().join("agent-1-agent.log");
@@ -123,7 +123,7 @@ fn times(amounts: &Amounts) -> Result<Vec<Option<Report>>, Failure> {
     let inside = inside.collect();
     let transaction = Report::new("etcd-transaction", "ms", transactions[3..].to_vec(), None);
     let goal = transaction.as_ref().map(|report| Goal::Median(3.0 * report.p50 + OWN_MILLISECONDS));
-    let after = resident(&cluster, "extvol-keeper")?;
+    let after = memory_of(&cluster, "extvol-keeper")?.resident;
     let [waves_without, waves_with] = waves;
     drop((agent, runtime));
     cluster.stop()?;
@@ -231,7 +231,7 @@ fn memory(amounts: &Amounts) -> Result<Vec<Option<Report>>, Failure> {
     let folder = tempfile::tempdir()?;
     let panicking = folder.path().join("libextvol.so");
     link_panicking(&panicking)?;
-    let (mut added, mut after_panic) = (Vec::new(), Vec::new());
+    let (mut added, mut after_panic) = (Vec::<Memory>::new(), Vec::<Memory>::new());
     for _ in 0..amounts.starts {
         let plain = {
             let mut config = ClusterConfig::complete(1, &["ebs"])?;
@@ -250,18 +250,37 @@ fn memory(amounts: &Amounts) -> Result<Vec<Option<Report>>, Failure> {
             let trial = Trial::with(config, SchedulerConfig::default())?;
             used(&trial, true)?
         };
-        added.push(with - plain);
-        after_panic.push(after - plain);
+        added.push(with.above(plain));
+        after_panic.push(after.above(plain));
     }
     let goal = Some(Goal::Median(MODULE_MEBIBYTES));
+    let of = |samples: &[Memory], which: fn(&Memory) -> f64| samples.iter().map(which).collect::<Vec<_>>();
     Ok(vec![
-        Report::new("agent-module-resident", "MiB", added, goal),
-        Report::new("agent-module-resident-after-panic", "MiB", after_panic, goal),
+        Report::new("agent-module-private", "MiB", of(&added, |m| m.private), goal),
+        Report::new("agent-module-private-after-panic", "MiB", of(&after_panic, |m| m.private), goal),
+        Report::new("agent-module-resident", "MiB", of(&added, |m| m.resident), None),
+        Report::new("agent-module-resident-after-panic", "MiB", of(&after_panic, |m| m.resident), None),
     ])
 }
 
+/// A process's memory, in MiB.
+#[derive(Clone, Copy)]
+struct Memory {
+    /// What no other process can share, and only swap could take: anonymous pages.
+    private: f64,
+    /// With the pages of mapped files. The kernel maps 64 kB of code for each byte that is touched, as long as it is in
+    /// its cache anyhow: this number says how scattered code is, not what it costs.
+    resident: f64,
+}
+
+impl Memory {
+    fn above(self, other: Self) -> Self {
+        Self { private: self.private - other.private, resident: self.resident - other.resident }
+    }
+}
+
 /// The resident memory of an agent that has run a few tasks.
-fn used(trial: &Trial, panics: bool) -> Result<f64, Failure> {
+fn used(trial: &Trial, panics: bool) -> Result<Memory, Failure> {
     for n in 0..3 {
         // Without a volume: the agent does the same in all three cases.
         let bug: &[_] = if panics && n == 2 { &[("example.bug", "panic-in-prepare")] } else { &[] };
@@ -270,7 +289,7 @@ fn used(trial: &Trial, panics: bool) -> Result<f64, Failure> {
             return Err(format!("job-{n} ended {}: {:?}", ended.state, ended.message).into());
         }
     }
-    resident(&trial.cluster, "mesos-node")
+    memory_of(&trial.cluster, "mesos-node")
 }
 
 fn link_panicking(output: &Path) -> Result<(), Failure> {
@@ -281,12 +300,16 @@ fn link_panicking(output: &Path) -> Result<(), Failure> {
     if done.status.success() { Ok(()) } else { Err(said.into()) }
 }
 
-/// The resident memory of the one program of this name on the agent's host, in MiB.
-fn resident(cluster: &Cluster, program: &str) -> Result<f64, Failure> {
-    let script = "grep VmRSS /proc/$(pgrep -o -x \"$1\")/status";
-    let line = cluster.host(0).run(&["sh", "-c", script, "sh", program])?;
-    let kilobytes = line.split_whitespace().nth(1).and_then(|number| number.parse::<f64>().ok());
-    Ok(kilobytes.ok_or("no VmRSS")? / 1024.0)
+/// The memory of the oldest program of this name on the agent's host.
+fn memory_of(cluster: &Cluster, program: &str) -> Result<Memory, Failure> {
+    let script = "cat /proc/$(pgrep -o -x \"$1\")/status";
+    let status = cluster.host(0).run(&["sh", "-c", script, "sh", program])?;
+    let mebibytes = |field: &str| -> Result<f64, Failure> {
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
+        let kilobytes = line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
+        Ok(kilobytes.ok_or_else(|| format!("no {field} in the status of {program}"))? / 1024.0)
+    };
+    Ok(Memory { private: mebibytes("RssAnon:")?, resident: mebibytes("VmRSS:")? })
 }
 
 fn start_plugin(cluster: &Cluster) -> Result<(), Failure> {
