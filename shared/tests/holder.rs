@@ -302,7 +302,7 @@ fn what_is_mounted_where_it_cannot_be_used_is_unmounted_and_proved_idle_as_what_
     let op = op_of(&host.only());
     let mounted = Some(mount("elsewhere"));
     let why = "not below mount_roots".into();
-    host.give(Input::Mounted(op, Err(MountFault::Unusable { why, mounted: mounted.clone() })));
+    host.give(Input::Mounted(op, Err(MountFault::Unusable { why, mounted: mounted.clone().map(Box::new) })));
     let outputs = host.outputs();
     let refused =
         |o: &Output| matches!(o, Output::Reply(r, Err(why)) if *r == request && why.contains("below"));

@@ -51,7 +51,7 @@ pub struct Unusable {
     /// A sentence.
     pub why: String,
     /// What is mounted where the driver said.
-    pub mounted: Option<MountedVolume>,
+    pub mounted: Option<Box<MountedVolume>>,
 }
 
 /// What is mounted at `mount_point`, a driver's answer. It must lie below one of `roots`.
@@ -77,7 +77,7 @@ pub fn identify(mount_point: &str, roots: &[PathBuf]) -> Result<MountedVolume, U
         return Err(nothing(format!("{said}, where nothing is mounted: that is the host's own file system")));
     }
     let mounted = of(&mount, mount_point);
-    let unusable = |why: String| Unusable { why, mounted: Some(mounted.clone()) };
+    let unusable = |why: String| Unusable { why, mounted: Some(Box::new(mounted.clone())) };
     if root.is_none() {
         let roots = roots.iter().map(|root| root.display().to_string()).collect::<Vec<_>>().join(",");
         let why =

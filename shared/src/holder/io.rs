@@ -49,7 +49,7 @@ pub enum MountFault {
         /// What is wrong.
         why: String,
         /// What is mounted where the driver says, if that can be told.
-        mounted: Option<MountedVolume>,
+        mounted: Option<Box<MountedVolume>>,
     },
 }
 

@@ -102,7 +102,7 @@ impl Core {
             Err(MountFault::Unreachable(why)) if volume.unresolved => (why, None),
             Err(MountFault::Refused(why)) if volume.settled_at.is_some() => (why, None),
             Err(MountFault::Refused(why) | MountFault::Unreachable(why)) => (why, Some(None)),
-            Err(MountFault::Unusable { why, mounted }) => (why, Some(mounted)),
+            Err(MountFault::Unusable { why, mounted }) => (why, Some(mounted.map(|mounted| *mounted))),
         };
         let mut worth_a_line = true;
         match undo {
