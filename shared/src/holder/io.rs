@@ -181,7 +181,7 @@ pub enum Input {
     Seen(Op, Sight),
     /// The result of [`Output::ProveIdle`].
     Idle(Op, Idleness),
-    /// Time has passed: see [`Core::next_deadline`].
+    /// Time has passed: see [`super::Core::next_deadline`].
     Tick,
 }
 
