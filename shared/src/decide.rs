@@ -115,7 +115,9 @@ pub fn claim<'a>(
         return if held.epoch == epoch { Claim::Mine(held) } else { Claim::MineBefore(held) };
     }
     match owner_session {
-        Some(session) if session.state == SessionState::Dead || session.epoch > held.epoch => {
+        Some(session) if session.state == SessionState::Dead => Claim::LeftBehind(held),
+        // That host takes it over itself in a moment; only what had no driver call under way is free to others.
+        Some(session) if session.epoch > held.epoch && matches!(lease, Some(LeaseRecord::Attached(_))) => {
             Claim::LeftBehind(held)
         }
         _ => Claim::Held(held),

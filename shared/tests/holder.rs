@@ -212,6 +212,82 @@ fn an_unanswered_mount_is_asked_again_until_it_is_answered_each_time_under_a_con
     assert!(seen.iter().any(|o| matches!(o, Output::ProveIdle { .. })), "{seen:?}");
     assert!(!seen.iter().any(|o| matches!(o, Output::Release { .. })), "{seen:?}");
     host.later(SETTLE);
+    // That call may have mounted it again meanwhile: unmounted and proved once more.
+    let seen = host.until_quiet();
+    let place = |wanted: fn(&Output) -> bool| seen.iter().position(wanted).unwrap();
+    let unmount = place(|o| matches!(o, Output::Unmount { .. }));
+    let prove = place(|o| matches!(o, Output::ProveIdle { .. }));
+    assert!(unmount < prove && prove < place(|o| matches!(o, Output::Release { .. })), "{seen:?}");
+    assert!(host.core.volumes().is_empty());
+}
+
+#[test]
+fn a_container_that_is_never_isolated_does_not_keep_its_volume() {
+    let mut host = Host::new();
+    host.prepared("c1", &["a"]);
+    let table = host.core.table();
+    host.later(Duration::from_secs(14 * 60));
+    assert_eq!(host.core.containers().len(), 1);
+    host.later(Duration::from_secs(60));
+    host.until_quiet();
+    assert!(host.core.containers().is_empty() && host.core.volumes().is_empty());
+    // A restart gives it the whole time again, and not more.
+    let mut host = Host::restored(table.clone(), found(true, false));
+    host.later(Duration::from_secs(15 * 60));
+    host.until_quiet();
+    assert!(host.core.volumes().is_empty());
+    // One that was isolated stays as long as it likes.
+    let mut host = Host::restored(table, found(true, false));
+    let (request, agent, cgroup) = (Request(70), AGENT.to_owned(), Some("/m/c1".to_owned()));
+    host.give(Input::Isolate { request, agent, container: container("c1"), pid: 4, cgroup });
+    host.until_quiet();
+    host.later(Duration::from_secs(100 * 3600));
+    assert_eq!(host.core.containers().len(), 1);
+}
+
+#[test]
+fn a_volume_whose_container_seems_to_have_ended_is_looked_for_elsewhere_before_it_is_unmounted() {
+    let mut host = Host::new();
+    host.prepared("c1", &["a"]);
+    host.give(Input::Ended { container: container("c1") });
+    for _ in 0..3 {
+        let look = host.only();
+        assert!(matches!(look, Output::Look { .. }), "{look:?}");
+        let elsewhere = Some("process 77 (sh)".to_owned());
+        host.give(Input::Seen(op_of(&look), Sight::Mounted { elsewhere }));
+        host.later(Duration::from_secs(20));
+    }
+    host.until_quiet();
+    assert!(host.core.volumes().is_empty());
+}
+
+#[test]
+fn a_found_volume_that_could_not_be_looked_at_is_looked_for_before_the_driver_is_asked() {
+    let mut found = found(false, true);
+    found.get_mut(&volume("a")).unwrap().containers.clear();
+    let mut host = Host::restored(Table::default(), found);
+    let find = host.only();
+    assert!(matches!(&find, Output::Find { mount_point, .. } if mount_point == "/mnt/a/data"), "{find:?}");
+    host.give(Input::Found(op_of(&find), Err("no answer".into())));
+    host.later(Duration::from_secs(20));
+    let find = host.only();
+    host.give(Input::Found(op_of(&find), Ok(Some((Box::new(mount("a")), true)))));
+    let look = host.only();
+    assert!(matches!(look, Output::Look { .. }), "{look:?}");
+}
+
+#[test]
+fn a_volume_of_this_boot_without_a_note_is_not_released_because_the_driver_refuses_it() {
+    let mut found = found(false, false);
+    found.get_mut(&volume("a")).unwrap().same_boot = true;
+    let mut host = Host::restored(Table::default(), found);
+    for _ in 0..3 {
+        let confirm = host.only();
+        host.succeed(confirm);
+        let op = op_of(&host.only());
+        host.give(Input::Mounted(op, Err(MountFault::Refused("resource not found".into()))));
+        host.later(Duration::from_secs(20));
+    }
     host.until_quiet();
     assert!(host.core.volumes().is_empty());
 }
@@ -402,6 +478,8 @@ fn found(mounted: bool, in_use: bool) -> BTreeMap<shared::volume::VolumeId, Foun
     let lease = FoundLease {
         token: Token(Revision(7)),
         calling: false,
+        same_boot: in_use,
+        mount_point: Some("/mnt/a/data".into()),
         containers,
         mounted: mounted.then(|| mount("a")),
         in_use,

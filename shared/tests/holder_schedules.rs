@@ -59,6 +59,7 @@ impl Watched {
                 assert!(self.confirmed.remove(asked), "an unmount without a fresh look at the lease");
                 asked.clone()
             }
+            Output::Find { .. } => panic!("nothing was found here"),
             Output::ProveIdle { asked, .. } => asked.clone(),
             Output::Release { volume, .. } => {
                 assert!(

@@ -158,8 +158,9 @@ fn run(parameters: KeeperParameters) -> Result<(), String> {
         }
         let keys = Keys::new(&parameters.etcd_prefix);
         let leases = Leases::new(store, keys, identity);
-        let keeper = Keeper::start(parameters, checkpoint, leases, DockerPlugins::default())
-            .map_err(|error| sentence(&error))?;
+        let plugins = DockerPlugins::new(parameters.naming.driver_aliases.clone());
+        let keeper =
+            Keeper::start(parameters, checkpoint, leases, plugins).map_err(|error| sentence(&error))?;
         tokio::spawn(server::serve(listener, keeper.events()));
         keeper.run().await;
         Ok(())

@@ -1,8 +1,9 @@
 //! Whether anything of a container still runs. Mesos never calls `cleanup` for a container whose processes it could
 //! not kill in time, and not before its agent is back; the keeper sees for itself when they are gone.
 //!
-//! This only ever ends a container's use of its volumes, never the container. Were it wrong, the driver's umount would
-//! fail as busy, and the device would not be proved idle.
+//! Only an empty freezer cgroup tells: of a container without one nothing is said here. The answer must be right: a
+//! task sees its volume as a bind mount in its own namespace, which does not keep the host's mount busy. So a volume is
+//! looked for in all namespaces once more before it is unmounted on this word (`holder::Input::Ended`).
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -12,26 +13,39 @@ use shared::volume::ContainerId;
 /// Where the freezer hierarchy is mounted, as Mesos has it.
 const FREEZER: &str = "/sys/fs/cgroup/freezer";
 
-/// The freezer cgroup of a process, as its path below the hierarchy's root.
+/// The freezer cgroup of a process, as its path below the hierarchy's root; none for the root itself, or where this
+/// program sees the hierarchy otherwise than the process's own entry tells.
 #[must_use]
 pub fn freezer_cgroup(pid: u32) -> Option<String> {
     let table = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    table.lines().find_map(|line| {
+    let path = table.lines().find_map(|line| {
         let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
-        controllers.split(',').any(|controller| controller == "freezer").then(|| path.to_owned())
+        controllers.split(',').any(|controller| controller == "freezer").then_some(path)
+    })?;
+    let path = path.trim_matches('/');
+    let processes = fs::read_to_string(Path::new(FREEZER).join(path).join("cgroup.procs")).ok()?;
+    let listed = processes.lines().any(|line| line.parse() == Ok(pid));
+    (listed && !path.is_empty()).then(|| format!("/{path}"))
+}
+
+/// Whether a process is in a freezer cgroup of its own: that of a container, most likely.
+#[must_use]
+pub fn is_contained(pid: u32) -> bool {
+    let table = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    table.lines().any(|line| {
+        let parts = line.split_once(':').and_then(|(_, rest)| rest.split_once(':'));
+        parts.is_some_and(|(controllers, path)| {
+            controllers.split(',').any(|controller| controller == "freezer") && path != "/"
+        })
     })
 }
 
-/// Whether a container's first process, or any in its cgroup or one nested in it, is there. What cannot be read counts
-/// as there, and so does a container of which neither is known: it has not been isolated yet.
+/// Whether a process is in a container's freezer cgroup, or in one nested in it. What cannot be read counts as there.
 #[must_use]
-pub fn is_alive(pid: Option<u32>, cgroup: Option<&str>) -> bool {
-    // The root is no container's: one without a cgroup of its own is known by its first process alone.
-    match (cgroup.map(|path| path.trim_matches('/')).filter(|path| !path.is_empty()), pid) {
-        (Some(path), _) => has_processes(&PathBuf::from(FREEZER).join(path)),
-        (None, Some(pid)) => Path::new(&format!("/proc/{pid}")).exists(),
-        (None, None) => true,
-    }
+pub fn is_alive(cgroup: &str) -> bool {
+    let root = Path::new(FREEZER);
+    // Without the hierarchy a missing cgroup means nothing.
+    !root.join("cgroup.procs").exists() || has_processes(&root.join(cgroup.trim_matches('/')))
 }
 
 /// The freezer cgroup in which processes of a container run, found by its name alone: `<root>/<id>`, nested
@@ -93,11 +107,10 @@ mod tests {
     }
 
     #[test]
-    fn a_process_without_a_cgroup_of_its_own_is_known_by_its_number() {
+    fn a_process_in_the_root_cgroup_is_in_no_containers() {
         let own = std::process::id();
-        assert!(is_alive(Some(own), None) && is_alive(Some(own), Some("/")) && is_alive(None, None));
-        let mut ended = std::process::Command::new("true").spawn().unwrap();
-        ended.wait().unwrap();
-        assert!(!is_alive(Some(ended.id()), None));
+        let contained = is_contained(own);
+        assert_eq!(freezer_cgroup(own).is_some(), contained);
+        assert!(!is_alive("/extvol-no-such-cgroup") || !Path::new(FREEZER).join("cgroup.procs").exists());
     }
 }

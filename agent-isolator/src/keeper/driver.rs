@@ -118,6 +118,16 @@ pub trait VolumeDriver {
 pub struct DockerPlugins {
     sockets: PathBuf,
     specifications: Vec<PathBuf>,
+    /// Other names of the plugins, for volumes of which only the leased name is known.
+    aliases: BTreeMap<Driver, Driver>,
+}
+
+impl DockerPlugins {
+    /// As they are found on this host; `aliases` are other names of them.
+    #[must_use]
+    pub fn new(aliases: BTreeMap<Driver, Driver>) -> Self {
+        Self { aliases, ..Self::default() }
+    }
 }
 
 impl Default for DockerPlugins {
@@ -125,6 +135,7 @@ impl Default for DockerPlugins {
         Self {
             sockets: "/run/docker/plugins".into(),
             specifications: vec!["/etc/docker/plugins".into(), "/usr/lib/docker/plugins".into()],
+            aliases: BTreeMap::new(),
         }
     }
 }
@@ -135,9 +146,24 @@ enum Endpoint {
 }
 
 impl DockerPlugins {
-    /// Where a plugin listens, by Docker's own rules of discovery.
+    /// Where a plugin listens, under its own name or else under another one of it.
     fn find(&self, driver: &Driver) -> Result<Endpoint, DriverError> {
+        let found = self.find_named(driver);
+        if !matches!(found, Err(DriverError::NotFound { .. })) {
+            return found;
+        }
+        let others = self.aliases.iter().filter(|(_, of)| *of == driver);
+        let mut others = others.filter_map(|(alias, _)| self.find_named(alias).ok());
+        others.next().map_or(found, Ok)
+    }
+
+    /// By Docker's own rules of discovery.
+    fn find_named(&self, driver: &Driver) -> Result<Endpoint, DriverError> {
         let name = driver.as_str();
+        // A long name has no socket of its own: see driver_aliases.
+        if name.contains('/') {
+            return Err(DriverError::NotFound { driver: driver.clone(), looked_for: String::new() });
+        }
         let sockets =
             [self.sockets.join(format!("{name}.sock")), self.sockets.join(name).join(format!("{name}.sock"))];
         let mut looked_for = Vec::new();
@@ -313,6 +339,9 @@ impl VolumeDriver for DockerPlugins {
         let answer = self.call(&asked.driver, "Unmount", &body, UNMOUNT_TIMEOUT).await;
         answer.map(drop).map_err(|error| match error {
             DriverError::NoAnswer { .. } => UnmountFault::Unresolved(error.sentence()),
+            DriverError::NotFound { .. } | DriverError::Unreachable { .. } => {
+                UnmountFault::Unreachable(error.sentence())
+            }
             _ => UnmountFault::Refused(error.sentence()),
         })
     }
@@ -343,7 +372,8 @@ mod tests {
                 }
             }
         });
-        let plugins = DockerPlugins { sockets: directory.path().to_owned(), specifications: vec![] };
+        let aliases = BTreeMap::from([(Driver::new("ebs").unwrap(), Driver::new("canonical").unwrap())]);
+        let plugins = DockerPlugins { sockets: directory.path().to_owned(), specifications: vec![], aliases };
         (directory, plugins)
     }
 
@@ -429,10 +459,18 @@ mod tests {
             let kind = match plugins.unmount(&volume(), Token(Revision(7))).await {
                 Ok(()) => "done",
                 Err(UnmountFault::Refused(_)) => "refused",
+                Err(UnmountFault::Unreachable(_)) => "unreachable",
                 Err(UnmountFault::Unresolved(_)) => "unresolved",
             };
             assert_eq!(kind, expected);
         }
+    }
+
+    #[tokio::test]
+    async fn a_plugin_is_found_under_another_name_of_it() {
+        let (_directory, plugins) = plugin(vec![http("200 OK", r#"{"Mountpoint":"/m"}"#)]);
+        let leased = VolumeId { driver: Driver::new("canonical").unwrap(), ..volume() };
+        assert_eq!(plugins.mount(&leased, None, Token(Revision(7))).await, Ok("/m".into()));
     }
 
     #[tokio::test]

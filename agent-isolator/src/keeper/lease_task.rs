@@ -88,7 +88,8 @@ pub(super) async fn keep_leases<S: LeaseStore>(
         }
     };
     let mut found = BTreeMap::new();
-    for (volume, Mine { token, calling, lease }) in mine {
+    for (volume, Mine { token, calling, same_boot, lease }) in mine {
+        let mount_point = lease.mount_point.clone();
         let (mounted, in_use) = look_up(lease.mount_point, &roots).await;
         let cgroup = |id: ContainerId| Some((id.clone(), alive::find_cgroup(&id)?));
         // Of volumes in the table the core knows better.
@@ -96,7 +97,10 @@ pub(super) async fn keep_leases<S: LeaseStore>(
             true => BTreeMap::new(),
             false => lease.containers.into_iter().filter_map(cgroup).collect(),
         };
-        found.insert(volume, FoundLease { token, calling, containers, mounted, in_use });
+        found.insert(
+            volume,
+            FoundLease { token, calling, same_boot, mount_point, containers, mounted, in_use },
+        );
     }
     if events.send(Event::Opened { cluster: leases.cluster_id(), found }).is_err() {
         return;

@@ -176,7 +176,13 @@ impl<S: LeaseStore> Leases<S> {
                     self.leases.extend(rewrites.into_iter().map(|r| (r.volume, (r.record, at))));
                     return Ok(Token(at));
                 }
-                Err(StoreError::Conflict) => self.read_session().await.map_err(text)?,
+                Err(StoreError::Conflict) => match (self.read_session().await, &mut uncertain) {
+                    (Err(LeaseFault::Unavailable(why)), Some(waiting)) => {
+                        waiting.pause(&why).await;
+                        tries = 0..TRIES;
+                    }
+                    (read, _) => read.map_err(text)?,
+                },
                 Err(StoreError::Unknown(error)) => {
                     tracing::warn!("an acquire got no answer, and is closed by a barrier: {error}");
                     self.barrier().await.map_err(text)?;
@@ -201,7 +207,11 @@ impl<S: LeaseStore> Leases<S> {
         container: &ContainerId,
         agent_id: Option<&str>,
     ) -> Result<Vec<Rewrite>, NoClaim> {
-        let text = |error: StoreError| NoClaim::Unavailable(sentence(&error));
+        let text = |error: StoreError| match error {
+            // Not what this keeper wrote: nothing of it is waited for.
+            StoreError::Corrupt { .. } => NoClaim::Held(sentence(&error)),
+            _ => NoClaim::Unavailable(sentence(&error)),
+        };
         let (session, _) = self.session().map_err(text)?;
         let keys: Vec<String> = volumes.iter().map(|volume| self.keys.lease(volume)).collect();
         let snapshot = self.store.get(&keys).await.map_err(text)?;
@@ -333,7 +343,7 @@ impl<S: LeaseStore> Leases<S> {
 
 /// Why leases cannot be claimed.
 enum NoClaim {
-    /// Somebody else holds one.
+    /// Somebody else holds one, or may: its record cannot be read.
     Held(String),
     /// etcd did not say.
     Unavailable(String),

@@ -346,10 +346,10 @@ impl<D: VolumeDriver + Clone + Send + Sync + 'static> Keeper<D> {
                 self.carry_out(output);
             }
         } else {
-            // A refusal promises nothing, and needs no note.
-            let (now, later) = std::mem::take(&mut self.held)
-                .into_iter()
-                .partition(|output| matches!(output, Output::Reply(_, Err(_)) | Output::Warn(_)));
+            // A refusal promises nothing, and needs no note; nor does the end of a container.
+            let (now, later) = std::mem::take(&mut self.held).into_iter().partition(|output| {
+                matches!(output, Output::Reply(_, Err(_)) | Output::Warn(_) | Output::Limit { .. })
+            });
             self.held = later;
             let now: VecDeque<Output> = now;
             now.into_iter().for_each(|output| self.carry_out(output));
@@ -407,6 +407,14 @@ impl<D: VolumeDriver + Clone + Send + Sync + 'static> Keeper<D> {
                     tell(Input::Seen(op, blocking(move || mounts::look(&mounted)).await));
                 });
             }
+            Output::Find { op, mount_point } => {
+                let roots = self.parameters.mount_roots.clone();
+                tokio::spawn(async move {
+                    let found = blocking(move || mounts::look_up(&mount_point, &roots)).await;
+                    let found = found.map(|found| found.map(|(mounted, in_use)| (Box::new(mounted), in_use)));
+                    tell(Input::Found(op, found.map_err(|error| error.to_string())));
+                });
+            }
             Output::ProveIdle { op, asked, mounted } => {
                 let roots = self.parameters.mount_roots.clone();
                 tokio::spawn(async move {
@@ -435,11 +443,11 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     }
 }
 
-/// Whether something of a container has run, as far as is known.
+/// Whether something of a container has run, and can be told to have ended.
 fn has_run(container: &Container) -> bool {
-    container.pid.is_some() || container.cgroup.is_some()
+    container.cgroup.is_some()
 }
 
 fn is_alive(container: &Container) -> bool {
-    alive::is_alive(container.pid, container.cgroup.as_deref())
+    container.cgroup.as_deref().is_none_or(alive::is_alive)
 }

@@ -84,11 +84,11 @@ pub(super) struct Witness {
     pub(super) mount_point: PathBuf,
 }
 
-/// A process of another mount namespace whose table has a mount for which `wanted` holds.
+/// A process of another mount namespace, and a mount in its table, for which `wanted` holds.
 ///
 /// # Errors
 /// When a namespace could not be read: then nothing is known of it.
-pub(super) fn elsewhere(wanted: impl Fn(&Mount) -> bool) -> io::Result<Option<Witness>> {
+pub(super) fn elsewhere(wanted: impl Fn(u32, &Mount) -> bool) -> io::Result<Option<Witness>> {
     let own_name = fs::read_link("/proc/self/ns/mnt")?;
     let own_ids: BTreeSet<u64> = own()?.into_iter().map(|mount| mount.id).collect();
     for _ in 0..SCANS {
@@ -97,16 +97,22 @@ pub(super) fn elsewhere(wanted: impl Fn(&Mount) -> bool) -> io::Result<Option<Wi
             if namespace == Namespace::Named(own_name.clone()) {
                 continue;
             }
-            let Some((pid, table)) = any_table(&pids)? else {
+            let Some(table) = any_table(&pids)? else {
                 unread = true;
                 continue;
             };
             // A mount's id is its own in the whole kernel: a copy in another namespace has another one.
             let is_own = table.first().is_some_and(|mount| own_ids.contains(&mount.id));
-            if let Some(mount) = table.into_iter().find(&wanted).filter(|_| !is_own) {
+            if is_own {
+                continue;
+            }
+            // Any process of the namespace may be the one that is looked for; all show the same table.
+            let found =
+                pids.iter().find_map(|pid| Some((*pid, table.iter().find(|mount| wanted(*pid, mount))?)));
+            if let Some((pid, mount)) = found {
                 let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
                 let name = String::from_utf8_lossy(&name).trim().to_owned();
-                return Ok(Some(Witness { pid, name, mount_point: mount.mount_point }));
+                return Ok(Some(Witness { pid, name, mount_point: mount.mount_point.clone() }));
             }
         }
         if !unread {
@@ -126,10 +132,10 @@ enum Namespace {
 }
 
 /// The table that any of these processes of one namespace shows; none when all have ended.
-fn any_table(pids: &[u32]) -> io::Result<Option<(u32, Vec<Mount>)>> {
+fn any_table(pids: &[u32]) -> io::Result<Option<Vec<Mount>>> {
     for pid in pids {
         match fs::read(format!("/proc/{pid}/mountinfo")) {
-            Ok(table) => return Ok(Some((*pid, parse(&table)))),
+            Ok(table) => return Ok(Some(parse(&table))),
             Err(error) if is_end(&error) => {}
             Err(error) => return Err(error),
         }
@@ -206,10 +212,10 @@ mod tests {
         let mut output = io::BufReader::new(child.stdout.as_mut().unwrap());
         io::BufRead::read_line(&mut output, &mut line).unwrap();
         assert_eq!(line, "ready\n");
-        let witness = elsewhere(|mount| mount.source == "extvol-witness").unwrap().unwrap();
+        let witness = elsewhere(|_, mount| mount.source == "extvol-witness").unwrap().unwrap();
         assert_eq!(witness.mount_point, Path::new("/mnt"));
         drop(child.stdin.take());
         child.wait().unwrap();
-        assert_eq!(elsewhere(|mount| mount.source == "extvol-witness").unwrap(), None);
+        assert_eq!(elsewhere(|_, mount| mount.source == "extvol-witness").unwrap(), None);
     }
 }

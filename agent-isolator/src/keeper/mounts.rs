@@ -19,6 +19,7 @@ use rustix::io::Errno;
 use shared::holder::{BlockDevice, Idleness, MountedVolume, Sight};
 use shared::volume::VolumeId;
 
+use super::alive;
 use super::mount_table::{self, Mount, Witness};
 
 /// Whether new mounts below `root` reach containers and leave them again when they are unmounted.
@@ -61,10 +62,16 @@ pub struct Unusable {
 pub fn identify(mount_point: &str, roots: &[PathBuf]) -> Result<MountedVolume, Unusable> {
     let said = format!("the driver answered the mount point {mount_point:?}");
     let nothing = |why: String| Unusable { why, mounted: None };
-    let mount = mount_table::showing(Path::new(mount_point))
-        .map_err(|error| nothing(format!("{said}, which cannot be opened: {error}")))?;
-    let real = Path::new(mount_point).canonicalize();
-    let real = real.map_err(|error| nothing(format!("{said}, which cannot be opened: {error}")))?;
+    let opened = mount_table::showing(Path::new(mount_point))
+        .and_then(|mount| Ok((mount, Path::new(mount_point).canonicalize()?)));
+    let (mount, real) = match opened {
+        Ok(opened) => opened,
+        // What is mounted above it is remembered all the same.
+        Err(error) => {
+            let above = mount_above(mount_point, roots).map(|mount| Box::new(of(&mount, mount_point)));
+            return Err(Unusable { why: format!("{said}, which cannot be opened: {error}"), mounted: above });
+        }
+    };
     let below = |root: &&PathBuf| root.canonicalize().is_ok_and(|root| real.starts_with(root));
     let root = roots.iter().find(below);
     let of_root = root.and_then(|root| mount_table::showing(root).ok());
@@ -89,6 +96,17 @@ pub fn identify(mount_point: &str, roots: &[PathBuf]) -> Result<MountedVolume, U
         check_shared(parent, &real).map_err(unusable)?;
     }
     Ok(mounted)
+}
+
+/// Of the mounts above a path that cannot be opened the deepest, if that lies below a root: by the table alone.
+fn mount_above(path: &str, roots: &[PathBuf]) -> Option<Mount> {
+    let above = |mount: &Mount| {
+        let of_volume =
+            roots.iter().any(|root| mount.mount_point != *root && mount.mount_point.starts_with(root));
+        of_volume && Path::new(path).starts_with(&mount.mount_point)
+    };
+    let table = mount_table::own().ok()?;
+    table.into_iter().filter(above).max_by_key(|mount| mount.mount_point.components().count())
 }
 
 fn of(mount: &Mount, mount_point: &str) -> MountedVolume {
@@ -143,13 +161,24 @@ fn in_words(Witness { pid, name, mount_point }: &Witness) -> String {
     format!("process {pid} ({name}), which has it at {} in its own mount namespace,", mount_point.display())
 }
 
+/// A process that may use the volume: one that sees it at another place than the host, or a container's that
+/// sees it at the same place. (The host's mounts are copied into the namespaces of services, too, and the host's umount
+/// takes those copies along.)
+fn user(mounted: &MountedVolume, on_host: &Path) -> io::Result<Option<Witness>> {
+    let bound = mount_table::elsewhere(|_, mount| is_of(mounted)(mount) && mount.mount_point != on_host)?;
+    match bound {
+        Some(witness) => Ok(Some(witness)),
+        None => mount_table::elsewhere(|pid, mount| is_of(mounted)(mount) && alive::is_contained(pid)),
+    }
+}
+
 /// Looks whether a volume is still mounted where it was, and who else sees it.
 #[must_use]
 pub fn look(mounted: &MountedVolume) -> Sight {
     let point = Path::new(&mounted.mount_point).display();
     let instead = match mount_table::showing(Path::new(&mounted.mount_point)) {
         Ok(mount) if is_of(mounted)(&mount) => {
-            return match mount_table::elsewhere(is_of(mounted)) {
+            return match user(mounted, &mount.mount_point) {
                 Ok(witness) => Sight::Mounted { elsewhere: witness.as_ref().map(in_words) },
                 Err(error) => Sight::Unknown(format!("the mount tables: {error}")),
             };
@@ -182,7 +211,7 @@ pub fn look_up(mount_point: &str, roots: &[PathBuf]) -> io::Result<Option<(Mount
         return Ok(None);
     }
     let mounted = of(&mount, mount_point);
-    let in_use = mount_table::elsewhere(is_of(&mounted))?.is_some();
+    let in_use = user(&mounted, &mount.mount_point)?.is_some();
     Ok(Some((mounted, in_use)))
 }
 
@@ -196,20 +225,30 @@ pub fn prove_idle(asked: &VolumeId, mounted: Option<&MountedVolume>, roots: &[Pa
     match mounted {
         None => prove_never_mounted(asked, &table, roots),
         Some(mounted) => match &mounted.device {
-            Some(device) => prove_device_idle(device, mounted, &table),
+            Some(device) => prove_device_idle(asked, device, mounted, &table, roots),
             None => prove_unseen(mounted, &table),
         },
     }
 }
 
-fn prove_device_idle(device: &BlockDevice, mounted: &MountedVolume, table: &[Mount]) -> Idleness {
+fn prove_device_idle(
+    asked: &VolumeId,
+    device: &BlockDevice,
+    mounted: &MountedVolume,
+    table: &[Mount],
+    roots: &[PathBuf],
+) -> Idleness {
     let now = disk_sequence(&device.number);
     // Another disk has that number, or none: the one that was mounted is gone, and nothing holds it, for
     // the kernel gives no number away while a file system does.
     let replaced = device.disk_sequence.is_some() && now.is_some() && device.disk_sequence != now;
     let listed = fs::read_dir(SYS_BLOCK).is_ok_and(|mut all| all.next().is_some());
     if replaced || (listed && !in_sys(&device.number).exists()) {
-        return Idleness::Proved;
+        // A call without an answer may have attached it again, as another disk.
+        return match mount_above(&mounted.mount_point, roots) {
+            Some(_) => Idleness::Mounted,
+            None => prove_never_mounted(asked, table, roots),
+        };
     }
     let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NONBLOCK;
     match rustix::fs::open(&device.path, flags, Mode::empty()) {
@@ -241,7 +280,7 @@ fn prove_unseen(mounted: &MountedVolume, table: &[Mount]) -> Idleness {
     if table.iter().any(is_of(mounted)) {
         return Idleness::Mounted;
     }
-    match mount_table::elsewhere(is_of(mounted)) {
+    match mount_table::elsewhere(|_, mount| is_of(mounted)(mount)) {
         Ok(None) => Idleness::Proved,
         Ok(Some(witness)) => Idleness::Pinned(format!("{} still holds it", in_words(&witness))),
         Err(error) => Idleness::Unknown(format!("the mount tables: {error}")),

@@ -26,6 +26,10 @@ pub struct FoundLease {
     /// Whether a driver call may have been under way when the record was last written by an older
     /// life: it was `attaching` or `detaching`.
     pub calling: bool,
+    /// Whether it was leased in the present boot: then what was done for it may still be there.
+    pub same_boot: bool,
+    /// Where the record says that it is mounted.
+    pub mount_point: Option<String>,
     /// The containers that the record names and of which something runs, with their freezer cgroups.
     pub containers: BTreeMap<ContainerId, String>,
     /// Its mount on this host, if one can be seen where the record says.
@@ -56,8 +60,10 @@ pub enum MountFault {
 /// Why a driver's Unmount did not end well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UnmountFault {
-    /// The driver said no and is done with it, or the call did not reach it.
+    /// The driver said no, and is done with it.
     Refused(String),
+    /// The call did not reach the driver.
+    Unreachable(String),
     /// No answer, or one that does not mean an end: the driver may still be at it.
     Unresolved(String),
 }
@@ -179,6 +185,8 @@ pub enum Input {
     Unmounted(Op, Result<(), UnmountFault>),
     /// The result of [`Output::Look`].
     Seen(Op, Sight),
+    /// The result of [`Output::Find`]: what is mounted there, and whether it may be in use.
+    Found(Op, Result<Option<(Box<MountedVolume>, bool)>, String>),
     /// The result of [`Output::ProveIdle`].
     Idle(Op, Idleness),
     /// Time has passed: see [`super::Core::next_deadline`].
@@ -239,6 +247,13 @@ pub enum Output {
         op: Op,
         /// What was mounted.
         mounted: MountedVolume,
+    },
+    /// Find out what is mounted where a lease says.
+    Find {
+        /// Under which number the result comes.
+        op: Op,
+        /// The path.
+        mount_point: String,
     },
     /// Find out whether the device is idle.
     ProveIdle {

@@ -63,6 +63,8 @@ pub struct Core {
     waiting: BTreeMap<ContainerId, Waiting>,
     /// Acquires under way: by number, the volumes and the container.
     acquiring: BTreeMap<Op, (Vec<VolumeId>, ContainerId)>,
+    /// Until when containers must be isolated that have their volumes, or did before a restart.
+    unisolated: BTreeMap<ContainerId, Now>,
     opened: Result<(), String>,
     outputs: VecDeque<Output>,
     next_op: u64,
@@ -80,6 +82,7 @@ impl Core {
             volumes,
             waiting: BTreeMap::new(),
             acquiring: BTreeMap::new(),
+            unisolated: BTreeMap::new(),
             opened: Err("the keeper has just started".into()),
             outputs: VecDeque::new(),
             next_op: 0,
@@ -109,7 +112,8 @@ impl Core {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Now> {
         let prepares = self.waiting.values().map(|waiting| waiting.deadline);
-        prepares.chain(self.volumes.values().filter_map(|volume| volume.retry_at)).min()
+        let retries = self.volumes.values().filter_map(|volume| volume.retry_at);
+        prepares.chain(retries).chain(self.unisolated.values().copied()).min()
     }
 
     /// The volumes and who uses them, for people and tests.
@@ -148,7 +152,13 @@ impl Core {
                     self.end(&container, &why);
                 }
             }
-            Input::Ended { container } => self.end(&container, "its processes have ended"),
+            Input::Ended { container } => {
+                // Mesos has not said so: look for others who see the volume before it is unmounted.
+                for volume in self.volumes.values_mut().filter(|volume| volume.users.contains(&container)) {
+                    volume.guarded = true;
+                }
+                self.end(&container, "its processes have ended");
+            }
             Input::Recover { request, agent, known, orphans } => {
                 self.recover(&agent, &known, &orphans);
                 self.outputs.push_back(Output::Reply(request, Ok(Answer::Done)));
@@ -158,6 +168,7 @@ impl Core {
             Input::Written(op, result) => self.written(now, op, result),
             Input::Unmounted(op, result) => self.unmounted(now, op, result),
             Input::Seen(op, sight) => self.seen(now, op, sight),
+            Input::Found(op, found) => self.found(now, op, found),
             Input::Idle(op, idleness) => self.idle(now, op, idleness),
             Input::Tick => {}
         }
@@ -212,13 +223,17 @@ impl Core {
         };
         let attached = |wanted: &Wanted| {
             let volume = self.volumes.get(&wanted.volume);
-            volume.is_some_and(|volume| matches!(volume.phase, Phase::Attached { .. }) && !volume.gone)
+            volume.is_some_and(|volume| {
+                let mounted = matches!(volume.phase, Phase::Attached { .. }) && !volume.gone;
+                mounted && volume.users.contains(container)
+            })
         };
         if let Some(gone) = entry.volumes.iter().find(|wanted| !attached(wanted)) {
             return Err(format!("volume {} is no longer mounted for container {container}", gone.volume));
         }
         entry.pid = Some(pid);
         entry.cgroup = cgroup;
+        self.unisolated.remove(container);
         self.table_changed = true;
         Ok(())
     }
@@ -247,6 +262,7 @@ impl Core {
         if let Some(waiting) = self.waiting.remove(container) {
             self.outputs.push_back(Output::Reply(waiting.request, Err(why.to_owned())));
         }
+        self.unisolated.remove(container);
         if self.containers.remove(container).is_some() {
             self.table_changed = true;
             for volume in self.volumes.values_mut() {

@@ -1,9 +1,14 @@
 //! What the core does next: which prepares can be answered, and which effects can start.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::{Answer, Core, LeaseState, MountedVolume, Now, Op, Output, Phase, Step, Volume, Waiting, Wanted};
 use crate::volume::{ContainerId, VolumeId};
+
+/// Within which a container that has its volumes must reach `isolate`. Mesos's own limit, which counts from before
+/// `prepare`, is a minute by default (`executor_registration_timeout`); one that comes later is refused there.
+pub(super) const ISOLATED_WITHIN: Duration = Duration::from_secs(15 * 60);
 
 impl Core {
     fn op(&mut self) -> Op {
@@ -17,7 +22,7 @@ impl Core {
         self.expire(now);
         if self.opened.is_ok() {
             for container in self.waiting.keys().cloned().collect::<Vec<_>>() {
-                self.advance(&container);
+                self.advance(now, &container);
             }
             for id in self.volumes.keys().cloned().collect::<Vec<_>>() {
                 self.start_effect(now, &id);
@@ -46,6 +51,13 @@ impl Core {
                 format!("its volumes were not ready within {seconds} s: {}", self.waits_for(&container));
             self.end(&container, &why);
         }
+        let late = |(id, by): (&ContainerId, &Now)| (*by <= now).then(|| id.clone());
+        for container in self.unisolated.iter().filter_map(late).collect::<Vec<_>>() {
+            let warning =
+                format!("container {container} has its volumes, and was never started: they are taken back");
+            self.outputs.push_back(Output::Warn(warning));
+            self.end(&container, "it was not started in time");
+        }
     }
 
     fn waits_for(&self, container: &ContainerId) -> String {
@@ -57,6 +69,9 @@ impl Core {
             let volume = self.volumes.get(&wanted.volume)?;
             let doing = match &volume.phase {
                 Phase::Acquiring => "etcd has not answered for the lease of",
+                Phase::Mounting { .. } if !volume.confirmed && !volume.is_called() => {
+                    "etcd has not yet confirmed the lease of"
+                }
                 Phase::Mounting { .. } => "the driver has not yet mounted",
                 Phase::Attached { .. } if volume.gone => "somebody has unmounted, and others still use,",
                 Phase::Attached { .. } if !volume.seen => "it cannot be told whether it is still mounted:",
@@ -71,7 +86,7 @@ impl Core {
 
     /// Moves a waiting prepare on: joins what is there, acquires what is not, answers when all is
     /// mounted.
-    fn advance(&mut self, container: &ContainerId) {
+    fn advance(&mut self, now: Now, container: &ContainerId) {
         let Some(entry) = self.containers.get_mut(container) else { return };
         let mut missing: BTreeMap<VolumeId, Wanted> = BTreeMap::new();
         let mut mount_points = Vec::new();
@@ -100,6 +115,9 @@ impl Core {
             entry.prepared = true;
             self.table_changed = true;
             if let Some(waiting) = self.waiting.remove(container) {
+                if entry.pid.is_none() && entry.cgroup.is_none() {
+                    self.unisolated.insert(container.clone(), now + ISOLATED_WITHIN);
+                }
                 self.outputs.push_back(Output::Reply(waiting.request, Ok(Answer::Prepared { mount_points })));
             }
         } else if !blocked && !missing.is_empty() {
@@ -132,6 +150,11 @@ impl Core {
         let asked = volume.wanted.asked.clone();
         let effect = match &volume.phase {
             Phase::Acquiring | Phase::Lost { .. } => return,
+            // Nothing is asked of the driver while somebody may use it whom nobody knows.
+            Phase::Mounting { .. } if volume.guarded && volume.recorded_point.is_some() => {
+                let mount_point = volume.recorded_point.clone().unwrap_or_default();
+                Output::Find { op, mount_point }
+            }
             Phase::Mounting { .. } if !volume.confirmed => record(LeaseState::Attaching, None),
             Phase::Mounting { token } => Output::Mount { op, token: *token, wanted: volume.wanted.clone() },
             Phase::Attached { mounted, .. } if !volume.seen || volume.users.is_empty() => {

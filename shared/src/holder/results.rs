@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::progress::ISOLATED_WITHIN;
 use super::{
     Container, Core, FoundLease, Idleness, LeaseFault, MountFault, MountedVolume, Now, Op, Output, Phase,
     Sight, Step, UnmountFault, Volume,
@@ -18,6 +19,11 @@ impl Core {
         self.opened = Ok(());
         self.table_changed = true;
         let settled_at = now + self.limits.settle;
+        for (id, entry) in &self.containers {
+            if entry.pid.is_none() && entry.cgroup.is_none() && !self.waiting.contains_key(id) {
+                self.unisolated.insert(id.clone(), now + ISOLATED_WITHIN);
+            }
+        }
         // An acquire of an older life that never committed, or a release that did.
         let over =
             |phase: &Phase| matches!(phase, Phase::Acquiring | Phase::Detaching { step: Step::Release, .. });
@@ -32,7 +38,10 @@ impl Core {
             // Leased, but not in the table: that was lost, or is of an earlier boot.
             self.outputs.push_back(Output::Warn(format!(
                 "the lease of {id} is this host's, and the keeper has no note of it: {}",
-                if lease.in_use { "it may be in use, and stays until it is not" } else { "it is released" }
+                match lease.in_use || !lease.containers.is_empty() {
+                    true => "it may be in use, and stays until it is not",
+                    false => "it is released",
+                }
             )));
             for (container, cgroup) in &lease.containers {
                 let entry = || Container::found(&id, cgroup.clone());
@@ -101,6 +110,8 @@ impl Core {
             // volume attached here: the driver has to say.
             Err(MountFault::Unreachable(why)) if volume.unresolved => (why, None),
             Err(MountFault::Refused(why)) if volume.settled_at.is_some() => (why, None),
+            // An older life of this boot had it mounted, or not: its device is not known, and so not proved idle.
+            Err(MountFault::Refused(why)) if volume.unnoted => (why, None),
             Err(MountFault::Refused(why) | MountFault::Unreachable(why)) => (why, Some(None)),
             Err(MountFault::Unusable { why, mounted }) => (why, Some(mounted.map(|mounted| *mounted))),
         };
@@ -165,6 +176,11 @@ impl Core {
                 Step::Prove
             }
             Err(UnmountFault::Refused(why)) => {
+                volume.refusals += 1;
+                volume.trouble = Some(why);
+                Step::Prove
+            }
+            Err(UnmountFault::Unreachable(why)) => {
                 volume.trouble = Some(why);
                 Step::Prove
             }
@@ -227,6 +243,30 @@ impl Core {
         }
     }
 
+    pub(super) fn found(
+        &mut self,
+        now: Now,
+        op: Op,
+        found: Result<Option<(Box<MountedVolume>, bool)>, String>,
+    ) {
+        self.table_changed = true;
+        let Some((id, volume)) = self.by_op(op) else { return };
+        let Phase::Mounting { token } = volume.phase else { return };
+        match found {
+            Ok(Some((mounted, in_use))) => {
+                volume.guarded = in_use;
+                volume.enter(Phase::Attached { token, mounted: *mounted });
+            }
+            Ok(None) => volume.guarded = false,
+            Err(why) => {
+                if volume.retry(now, why.clone()) {
+                    self.outputs
+                        .push_back(Output::Warn(format!("volume {id} could not be looked at: {why}")));
+                }
+            }
+        }
+    }
+
     pub(super) fn idle(&mut self, now: Now, op: Op, idleness: Idleness) {
         let Some((id, volume)) = self.by_op(op) else { return };
         let Phase::Detaching { token, mounted, .. } = volume.phase.clone() else { return };
@@ -234,8 +274,7 @@ impl Core {
         let driver = said.as_ref().map(|said| format!(" (the driver said: {said})")).unwrap_or_default();
         let mut warning = None;
         let (step, trouble) = match idleness {
-            Idleness::ProvedAttached if said.is_some() && volume.refusals < DETACH_TRIES => {
-                volume.refusals += 1;
+            Idleness::ProvedAttached if said.is_some() && volume.refusals <= DETACH_TRIES => {
                 (Step::Announce, Some(format!("it is idle, but still attached to this host{driver}")))
             }
             Idleness::Proved | Idleness::ProvedAttached => {

@@ -48,8 +48,8 @@ pub enum Phase {
     },
 }
 
-/// How far a volume is on its way to be released. Every failure goes back to `Announce`, so that
-/// each Unmount follows a transaction that confirmed the lease (L3).
+/// How far a volume is on its way to be released. Whatever needs another Unmount goes back to
+/// `Announce`, so that each follows a transaction that confirmed the lease (L3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Step {
@@ -96,6 +96,10 @@ pub struct Volume {
     pub(super) gone: bool,
     /// Whether a Mount may have been done that nobody has heard of.
     pub(super) unresolved: bool,
+    /// Whether an older life of this boot had it, and left no note of its mount.
+    pub(super) unnoted: bool,
+    /// Where its lease said that it is mounted, for one of which there is no note.
+    pub(super) recorded_point: Option<String>,
     /// How often the driver refused to unmount or detach it, while its device was idle.
     pub(super) refusals: u32,
     pub(super) asked: bool,
@@ -123,6 +127,8 @@ impl Volume {
             seen: false,
             gone: false,
             unresolved: false,
+            unnoted: false,
+            recorded_point: None,
             refusals: 0,
             asked: notes.asked,
             guarded: notes.guarded,
@@ -143,12 +149,14 @@ impl Volume {
     /// the host that has it: then its device is known, and its release can be proved.
     pub(super) fn found(id: &VolumeId, lease: FoundLease, settled_at: Now) -> Self {
         let wanted = Wanted { volume: id.clone(), asked: id.clone(), create: None };
-        let FoundLease { token, calling, containers, mounted, in_use } = lease;
+        let FoundLease { token, calling, same_boot, mount_point, containers, mounted, in_use } = lease;
         let phase = mounted.map_or(Phase::Mounting { token }, |mounted| Phase::Attached { token, mounted });
         let notes = Notes { asked: true, unsettled: false, guarded: in_use };
         let users = containers.into_keys().collect();
         let mut volume = Self::restored(wanted, phase, users, notes);
         volume.unresolved = true;
+        volume.unnoted = same_boot;
+        volume.recorded_point = mount_point;
         volume.settled_at = calling.then_some(settled_at);
         volume
     }
@@ -156,7 +164,7 @@ impl Volume {
     /// Goes on with a lease that etcd names as ours.
     pub(super) fn adopt(&mut self, lease: &FoundLease, settled_at: Now) {
         let token = lease.token;
-        self.unresolved = true;
+        self.unresolved = self.asked;
         if std::mem::take(&mut self.unsettled_before) || self.calling {
             self.calling = false;
             self.settled_at = Some(settled_at);
@@ -193,6 +201,11 @@ impl Volume {
         self.confirmed = false;
     }
 
+    /// Whether the driver was called and has not ended it.
+    pub(super) fn is_called(&self) -> bool {
+        self.calling
+    }
+
     /// The driver has ended a call.
     pub(super) fn answered(&mut self) {
         self.calling = false;
@@ -205,9 +218,14 @@ impl Volume {
         self.settled_at = self.settled_at.max(Some(settled_at));
     }
 
-    /// Whether no call without an answer can be under way any more; answers also whether that is new.
+    /// Notes that no call without an answer can be under way any more; answers whether that is new. What
+    /// was proved before, such a call may have undone: it is proved again.
     pub(super) fn settles(&mut self, now: Now) -> bool {
-        self.settled_at.take_if(|at| *at <= now).is_some()
+        let settles = self.settled_at.take_if(|at| *at <= now).is_some();
+        if settles && let Phase::Detaching { token, mounted, step: Step::Release } = self.phase.clone() {
+            self.enter(Phase::Detaching { token, mounted, step: Step::Announce });
+        }
+        settles
     }
 
     /// Leaves a phase in which nobody needs it any more; answers whether that happened.

@@ -50,6 +50,7 @@ pub fn op_of(output: &Output) -> Op {
         | Output::Record { op, .. }
         | Output::Unmount { op, .. }
         | Output::Look { op, .. }
+        | Output::Find { op, .. }
         | Output::ProveIdle { op, .. }
         | Output::Release { op, .. } => *op,
         other => panic!("{other:?} is no effect"),
@@ -131,6 +132,7 @@ impl Host {
             Output::Record { op, .. } | Output::Release { op, .. } => self.give(Input::Written(op, Ok(()))),
             Output::Unmount { op, .. } => self.give(Input::Unmounted(op, Ok(()))),
             Output::Look { op, .. } => self.give(Input::Seen(op, Sight::Mounted { elsewhere: None })),
+            Output::Find { op, .. } => self.give(Input::Found(op, Ok(None))),
             Output::ProveIdle { op, .. } => self.give(Input::Idle(op, Idleness::Proved)),
             Output::Reply(..) | Output::Limit { .. } | Output::Warn(_) => {}
         }

@@ -64,6 +64,8 @@ pub struct Mine {
     pub token: Token,
     /// Whether an older life left it `attaching` or `detaching`.
     pub calling: bool,
+    /// Whether it was leased in the present boot.
+    pub same_boot: bool,
     /// What the record says.
     pub lease: HeldLease,
 }
@@ -217,7 +219,10 @@ impl<S: LeaseStore> Leases<S> {
             let Some(held) = lease.held().cloned() else { continue };
             let calling = !matches!(lease, LeaseRecord::Attached(_));
             if held.epoch == epoch {
-                mine.insert(volume.clone(), Mine { token: token(&held, at), calling, lease: held });
+                mine.insert(
+                    volume.clone(),
+                    Mine { token: token(&held, at), calling, same_boot: true, lease: held },
+                );
                 self.leases.insert(volume, (lease, at));
             } else {
                 let held = HeldLease { epoch, token: None, containers: BTreeSet::new(), ..held };
@@ -231,7 +236,7 @@ impl<S: LeaseStore> Leases<S> {
             let at = self.commit(transaction).await.map_err(OpenError::Store)?;
             for (calling, Rewrite { volume, record, .. }) in chunk.iter().cloned() {
                 if let Some(lease) = record.held().cloned() {
-                    mine.insert(volume.clone(), Mine { token: Token(at), calling, lease });
+                    mine.insert(volume.clone(), Mine { token: Token(at), calling, same_boot: false, lease });
                 }
                 self.leases.insert(volume, (record, at));
             }
