@@ -16,6 +16,9 @@ use shared::keys::Keys;
 /// A detached keeper's log, in its run directory.
 const LOG: &str = "keeper.log";
 
+/// So many volumes may hang before those that do not have to wait.
+const BLOCKING_THREADS: usize = 24;
+
 const USAGE: &str = "\
 usage: extvol-keeper [--detach] [--config FILE] [--NAME=VALUE ...]
 
@@ -80,6 +83,8 @@ fn start_detached(parameters: &KeeperParameters) -> Result<(), String> {
     command.args(parameters.given.iter().map(|(name, value)| format!("--{name}={value}")));
     // What is said before the log is open, or by a panic.
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    // One heap in place of one for each thread that ever ran: nothing here is in a hurry to allocate.
+    command.env("MALLOC_ARENA_MAX", "1");
     command.env("EXTVOL_DETACHED", "1").spawn().map_err(|error| error.to_string())?;
     Ok(())
 }
@@ -145,6 +150,9 @@ fn run(parameters: KeeperParameters) -> Result<(), String> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        // For looks at mounts and devices, any of which may hang: each that does takes one of these for good. Each
+        // costs memory when many launches come at once.
+        .max_blocking_threads(BLOCKING_THREADS)
         .build()
         .map_err(|error| format!("the runtime could not be made: {error}"))?;
     runtime.block_on(async {
