@@ -4,4 +4,5 @@ pub mod cluster;
 pub mod executor;
 pub mod recordio;
 pub mod scheduler;
+pub mod simulation;
 pub mod storage;

@@ -10,6 +10,7 @@ pub mod keys;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
 pub mod parameters;
+pub mod protocol;
 pub mod record;
 pub mod retry;
 pub mod store;

@@ -1,8 +1,9 @@
 //! Names of volumes, holders and containers. Each is checked once, where it enters, and has its own
-//! type from there on.
+//! type from there on. Cloning one costs a count: the protocol core hands names around freely.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -57,7 +58,7 @@ macro_rules! name {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $Name(String);
+        pub struct $Name(Arc<str>);
 
         impl $Name {
             /// Checks `name`.
@@ -67,7 +68,7 @@ macro_rules! name {
             pub fn new(name: impl Into<String>) -> Result<Self, NameError> {
                 let name = name.into();
                 check(&name, $refused)?;
-                Ok(Self(name))
+                Ok(Self(name.into()))
             }
 
             /// The name as it was given.
@@ -86,7 +87,7 @@ macro_rules! name {
 
         impl From<$Name> for String {
             fn from(name: $Name) -> String {
-                name.0
+                name.0.as_ref().to_owned()
             }
         }
 
@@ -152,7 +153,7 @@ impl NamingRules {
             volume.name.clone()
         } else {
             // Lower-casing may lengthen a name, but never adds a refused character.
-            VolumeName(volume.name.as_str().to_lowercase())
+            VolumeName(volume.name.as_str().to_lowercase().into())
         };
         VolumeId { driver, name }
     }
