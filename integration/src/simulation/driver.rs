@@ -78,7 +78,14 @@ impl World<'_> {
         let (_, call) = self.calls.remove(index);
         let volume = call.volume.clone();
         let here = self.nodes[host].powered && self.nodes[host].boot == call.boot;
-        let refused = call.refused || call.blocked;
+        // A virtual machine that was paused without knowing calls the driver under a lease that is over: there
+        // the storage alone is left, which attaches to one host, and asks who detaches (rule L20).
+        let has = |(other, node): &(usize, &super::run::Node)| {
+            *other != host && node.host.mounts.get(&volume).is_some_and(|mount| !mount.blocked)
+        };
+        let elsewhere = self.nodes.iter().enumerate().find(has).map(|(other, _)| other);
+        let stopped = self.nodes[host].lost > 0 && elsewhere.is_some();
+        let refused = call.refused || call.blocked || stopped;
         self.log(|| format!("h{host} driver call happens (here: {here}, refused: {refused}): {call:?}"));
         let mut failed = None;
         if refused {
@@ -90,10 +97,7 @@ impl World<'_> {
                 self.check_writers(&volume);
             }
         } else {
-            let has = |(other, node): &(usize, &super::run::Node)| {
-                *other != host && node.host.mounts.get(&volume).is_some_and(|mount| !mount.blocked)
-            };
-            if let Some((from, _)) = self.nodes.iter().enumerate().find(has) {
+            if let Some(from) = elsewhere {
                 return self.violated(Violation::LateUnmount { volume, by: host, from });
             }
             let used = |process: &super::host::Process| process.runs && process.volumes.contains(&volume);

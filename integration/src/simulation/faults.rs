@@ -53,6 +53,7 @@ impl World<'_> {
                 let core = new_reclaimer(std::time::Duration::ZERO);
                 self.masters[reclaimer].core = core;
                 self.masters[reclaimer].life += 1;
+                self.masters[reclaimer].wake = None;
                 let agents = self.agents();
                 self.tell_master(reclaimer, reclaimer::Input::Agents(agents));
             }
@@ -104,11 +105,13 @@ impl World<'_> {
                         self.check_writers(&volume);
                     }
                     self.with(host, |_, _, _| {});
+                    self.end_strays(host);
                     self.after(50 * MS, Event::Agents);
                 }
             }
             Fault::GiveUp { host, .. } => {
                 self.given_up.remove(&host);
+                self.end_strays(host);
                 self.nodes[host].connected = self.now;
                 self.after(50 * MS, Event::Agents);
             }
@@ -203,6 +206,7 @@ impl World<'_> {
     pub(super) fn recover_all(&mut self) {
         for host in 0..self.nodes.len() {
             self.power_on(host);
+            self.end_strays(host);
             let node = &mut self.nodes[host];
             node.cut = node.cut.min(self.now);
             node.slow = node.slow.min(self.now);

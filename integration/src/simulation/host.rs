@@ -101,8 +101,7 @@ impl Host {
             settings,
             private_mounts: false,
             worker: Some(core),
-            // Its first output starts the worker, which is there already.
-            deadman: Some(started(now)),
+            deadman: Some(Deadman::beside_worker(now)),
             shared: Deadline::default(),
             table: Table::default(),
             fences: BTreeMap::new(),
@@ -293,10 +292,10 @@ impl Host {
             return;
         }
         if self.worker.is_some() {
-            self.deadman = Some(started(now));
+            self.deadman = Some(Deadman::beside_worker(now));
         } else {
             self.deadman = Some(Deadman::new(now));
-            self.deadman(now, deadman::Input::Tick, effects);
+            self.deadman(now, deadman::Input::WorkerGone, effects);
         }
     }
 
@@ -315,7 +314,7 @@ impl Host {
     pub fn boot(&mut self, now: Now, boot: Text, effects: &mut Vec<Effect>) {
         self.settings.boot = boot;
         self.deadman = Some(Deadman::new(now));
-        self.deadman(now, deadman::Input::Tick, effects);
+        self.deadman(now, deadman::Input::WorkerGone, effects);
     }
 
     /// What looking at the device tells. `busy`: a driver call is under way, and holds it.
@@ -336,12 +335,6 @@ impl Host {
         let volumes = volumes.iter().map(|wanted| wanted.volume.clone()).collect();
         self.processes.insert(container.clone(), Process { volumes, copies, runs: false });
     }
-}
-
-fn started(now: Now) -> Deadman {
-    let mut deadman = Deadman::new(now);
-    let _ = deadman.poll_output();
-    deadman
 }
 
 /// What a mount looks like.

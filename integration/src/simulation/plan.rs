@@ -185,6 +185,11 @@ impl Plan {
                 plan.faults.push((at, fault));
             }
         }
+        // What no protocol can see over a restore (rule L21): a host that does not run, or that goes on without etcd.
+        if plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::Restore { .. })) {
+            plan.faults.retain(|(_, fault)| !matches!(fault, Fault::Suspend { .. } | Fault::KillKeeper { .. }));
+            plan.hosts.iter_mut().for_each(|host| host.never_by_time = false);
+        }
         plan.faults.sort_by_key(|(at, _)| *at);
         plan
     }

@@ -160,7 +160,7 @@ pub(super) struct Master {
     rate: i64,
     pub(super) cut: Micros,
     pub(super) life: u32,
-    wake: Option<Micros>,
+    pub(super) wake: Option<Micros>,
     pub(super) requests: u64,
 }
 

@@ -251,6 +251,18 @@ impl World<'_> {
         }
     }
 
+    /// Mesos sees the host again: the agent ends the containers that have been replaced elsewhere.
+    pub(super) fn end_strays(&mut self, host: usize) {
+        let current: BTreeSet<_> = (0..self.tasks.len())
+            .filter(|task| self.tasks[*task].host == host && self.tasks[*task].state != State::Over)
+            .map(|task| self.container_of(task))
+            .collect();
+        let boot = self.nodes[host].boot;
+        for container in self.nodes[host].host.processes.keys().filter(|c| !current.contains(c)).cloned().collect::<Vec<_>>() {
+            self.after(200 * MS, Event::Killed { host, boot, container, by_worker: false });
+        }
+    }
+
     pub(super) fn marked_gone(&mut self, agent_id: &str) {
         let host = (0..self.nodes.len()).find(|host| format!("A{host}") == agent_id);
         if let Some(host) = host

@@ -65,11 +65,17 @@ pub struct Deadman {
 }
 
 impl Deadman {
-    /// A deadman whose worker has yet to be started.
+    /// A deadman without a worker. Its shell kills and reaps every older keeper, and says so with
+    /// [`Input::WorkerGone`]: a deadline that passed meanwhile is fenced for before a worker is started.
     #[must_use]
     pub fn new(now: Now) -> Self {
-        let outputs = VecDeque::from([Output::Start]);
-        Self { ticked: now, worker: Worker::Running, fencing: Fencing::No, outputs }
+        Self { ticked: now, worker: Worker::Gone, fencing: Fencing::No, outputs: VecDeque::new() }
+    }
+
+    /// A deadman that a worker has started, in place of one that died.
+    #[must_use]
+    pub fn beside_worker(now: Now) -> Self {
+        Self { worker: Worker::Running, ..Self::new(now) }
     }
 
     /// The next thing to do.
@@ -154,7 +160,7 @@ mod tests {
     #[test]
     fn a_hung_worker_is_killed_and_started_again_without_a_fence() {
         let mut deadman = Deadman::new(at(0));
-        assert_eq!(run(&mut deadman, at(0), OPEN, Input::WorkerTicked), [Output::Start]);
+        assert_eq!(run(&mut deadman, at(0), OPEN, Input::WorkerGone), [Output::Start]);
         assert_eq!(run(&mut deadman, at(1), OPEN, Input::Tick), [Output::Kill]);
         assert_eq!(run(&mut deadman, at(2), OPEN, Input::Tick), []);
         assert_eq!(run(&mut deadman, at(2), OPEN, Input::WorkerGone), [Output::Start]);
@@ -163,7 +169,7 @@ mod tests {
     #[test]
     fn a_passed_deadline_flags_kills_reaps_fences_and_only_then_starts() {
         let mut deadman = Deadman::new(at(4));
-        assert_eq!(run(&mut deadman, at(4), OPEN, Input::Tick), [Output::Start]);
+        assert_eq!(run(&mut deadman, at(4), OPEN, Input::WorkerGone), [Output::Start]);
         assert_eq!(run(&mut deadman, at(5), OPEN, Input::Tick), [Output::Flag, Output::Kill]);
         // A late sign of life of the worker changes nothing.
         assert_eq!(run(&mut deadman, at(5), FENCED, Input::WorkerTicked), []);
@@ -175,17 +181,23 @@ mod tests {
     }
 
     #[test]
+    fn a_keeper_started_too_late_fences_before_it_starts_a_worker() {
+        let mut deadman = Deadman::new(at(6));
+        assert_eq!(run(&mut deadman, at(6), OPEN, Input::WorkerGone), [Output::Flag, Output::Fence]);
+        assert_eq!(run(&mut deadman, at(7), FENCED, Input::Fenced), [Output::Start]);
+    }
+
+    #[test]
     fn a_flag_that_the_worker_set_is_fenced_too() {
-        let mut deadman = Deadman::new(at(0));
-        assert_eq!(run(&mut deadman, at(0), FENCED, Input::Tick), [Output::Start, Output::Kill]);
+        let mut deadman = Deadman::beside_worker(at(0));
+        assert_eq!(run(&mut deadman, at(0), FENCED, Input::Tick), [Output::Kill]);
         assert_eq!(run(&mut deadman, at(0), FENCED, Input::WorkerGone), [Output::Fence]);
     }
 
     #[test]
     fn without_leases_there_is_no_deadline() {
-        let mut deadman = Deadman::new(at(0));
+        let mut deadman = Deadman::beside_worker(at(0));
         let none = Deadline::default();
-        let _ = run(&mut deadman, at(0), none, Input::Tick);
         for second in 1..100 {
             let now = at(second) - Duration::from_millis(500);
             assert_eq!(run(&mut deadman, now - Duration::from_millis(400), none, Input::WorkerTicked), []);

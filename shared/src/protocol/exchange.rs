@@ -111,6 +111,9 @@ pub struct Session {
     pub timing: Timing,
     /// Whether silence may end it.
     pub by_time: ByTime,
+    /// Leases of this and earlier epochs are unsettled though a later one was opened: that was done by
+    /// another machine, which has proved nothing about the one that held them (L19).
+    pub unsettled_through: Epoch,
     /// Why it was revoked or declared dead, for people.
     pub reason: Option<Text>,
     /// Wall clock of its beginning; `None` is filled in when it is written.

@@ -52,7 +52,7 @@ impl Core {
             return Claim::Refused(held_elsewhere(id, held, "its session is missing"));
         };
         let by_time = match owner.state {
-            _ if owner.epoch > held.epoch => false,
+            _ if owner.epoch > held.epoch => held.epoch <= owner.unsettled_through,
             _ if owner.epoch < held.epoch => {
                 return Claim::Refused(held_elsewhere(id, held, "its session is older than the lease"));
             }

@@ -334,7 +334,8 @@ impl Core {
 
     /// Takes over what earlier epochs of this holder held, as many as fit; or takes in what is ours.
     fn take_over(&mut self, now: Now, view: &View) {
-        let Some(epoch) = self.epoch() else { return };
+        let Some(mine) = &self.mine else { return };
+        let (epoch, unsettled_through) = (mine.epoch(), mine.record.unsettled_through);
         let mut found = std::collections::BTreeMap::new();
         let mut older = Vec::new();
         self.leases.clear();
@@ -345,7 +346,9 @@ impl Core {
                 found.insert(id.clone(), FoundLease { token, unsettled: held.unsettled });
             } else if older.len() < VOLUMES_MAX {
                 let stage = Stage::Detaching;
-                let held = Held { stage, epoch, token: None, containers: BTreeSet::new(), ..held.clone() };
+                let unsettled = held.unsettled || held.epoch <= unsettled_through;
+                let containers = BTreeSet::new();
+                let held = Held { stage, epoch, token: None, containers, unsettled, ..held.clone() };
                 older.push((id.clone(), Lease::Held(held)));
             }
         }

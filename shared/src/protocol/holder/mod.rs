@@ -33,7 +33,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 pub use session::Life;
-pub use table::{Container, MountedVolume, Row, Table, Wanted};
+pub use table::{Container, MountedVolume, OpenEpoch, Row, Table, Wanted};
 pub use volume::{Phase, Step, Volume};
 
 use self::lane::{Job, Lane};
@@ -351,12 +351,13 @@ impl Core {
     pub fn new(now: Now, settings: Settings, table: Table, deadline: Deadline) -> Self {
         let Table { open, refused, containers, volumes } = table;
         let holds = !volumes.is_empty() || !containers.is_empty();
-        let in_time = deadline.fence_at.map_or(!holds, |at| now < at);
+        let never = open.is_some_and(|open| open.by_time == ByTime::Never);
+        let in_time = deadline.fence_at.map_or(never || !holds, |at| now < at);
         let adopted = open.filter(|_| refused.is_none() && !deadline.fenced && in_time);
-        let beaten = adopted.zip(deadline.fence_at).map(|((_, timing), at)| at.saturating_sub(timing.fence));
+        let beaten = adopted.zip(deadline.fence_at).map(|(open, at)| at.saturating_sub(open.timing.fence));
         Self {
             life: if adopted.is_some() { Life::Open } else { Life::CLOSED },
-            mine: adopted.map(|(epoch, timing)| Mine::adopted(&settings, epoch, timing)),
+            mine: adopted.map(|open| Mine::adopted(&settings, open)),
             refused,
             obstacle: "the keeper has just started".into(),
             cluster: None,
@@ -388,7 +389,7 @@ impl Core {
     #[must_use]
     pub fn table(&self) -> Table {
         Table {
-            open: self.mine.as_ref().filter(|_| self.is_open()).map(|mine| (mine.epoch(), mine.timing())),
+            open: self.mine.as_ref().filter(|_| self.is_open()).map(Mine::open),
             refused: self.refused.clone(),
             containers: self.containers.clone(),
             volumes: self.volumes.values().map(Row::of).collect(),
@@ -411,8 +412,10 @@ impl Core {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Now> {
         let prepares = self.waiting.values().map(|waiting| waiting.deadline);
-        let retries = self.volumes.values().filter_map(|volume| volume.retry_at);
-        let endings = self.containers.values().filter_map(|container| self.end_time(container));
+        // Nothing of this is acted on while no epoch is open: a time that has passed would wake for ever.
+        let retries = self.volumes.values().filter_map(|volume| volume.retry_at.filter(|_| self.ready));
+        let open = self.is_open();
+        let endings = self.containers.values().filter_map(|container| self.end_time(container).filter(|_| open));
         let beat = (self.wants_beat() && self.beat.is_none()).then_some(self.next_beat);
         let lane = if let Lane::Pause { until } = self.lane { Some(until) } else { None };
         let check = self.check.filter(|_| self.checking.is_none());
@@ -425,7 +428,7 @@ impl Core {
     #[must_use]
     pub fn may_call_driver(&self, now: Now, op: Op) -> bool {
         self.is_open()
-            && self.fence_at().is_some_and(|at| now < at)
+            && self.fence_at().map_or_else(|| self.never_fences(), |at| now < at)
             && self.volumes.values().any(|volume| volume.awaits == Some(op))
     }
 
@@ -514,8 +517,13 @@ impl Core {
 
     /// When fencing starts, if no further beat gets through.
     pub(super) fn fence_at(&self) -> Option<Now> {
-        let mine = self.mine.as_ref().filter(|_| self.is_open() && self.armed())?;
+        let mine = self.mine.as_ref().filter(|_| self.is_open() && self.armed() && !self.never_fences())?;
         Some(self.beaten? + mine.timing().fence)
+    }
+
+    /// Whether the epoch was opened to go on without etcd: no reclaimer touches it either.
+    fn never_fences(&self) -> bool {
+        self.mine.as_ref().is_some_and(|mine| mine.record.by_time == ByTime::Never)
     }
 
     /// Tells the shared deadline what it must be, before anything that depends on it.

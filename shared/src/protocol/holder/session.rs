@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::lane::{Doing, Job, Lane};
-use super::{Core, Output, Settings};
+use super::{Core, OpenEpoch, Output, Settings};
 use crate::protocol::exchange::{
     ByTime, ClusterId, Commit, Key, Outcome, Proof, Reading, Record, Session, SessionState, View,
 };
@@ -84,9 +84,14 @@ pub(in crate::protocol) struct Beat {
 
 impl Mine {
     /// An epoch known from the table alone: its session is read and rewritten before anything else.
-    pub(super) fn adopted(settings: &Settings, epoch: Epoch, timing: Timing) -> Self {
-        let record = Session { timing, ..session(settings, epoch) };
+    pub(super) fn adopted(settings: &Settings, open: OpenEpoch) -> Self {
+        let OpenEpoch { epoch, timing, by_time } = open;
+        let record = Session { timing, by_time, ..session(settings, epoch) };
         Self { record, at: Revision::ABSENT, revoking: None }
+    }
+
+    pub(super) fn open(&self) -> OpenEpoch {
+        OpenEpoch { epoch: self.epoch(), timing: self.timing(), by_time: self.record.by_time }
     }
 
     pub(super) fn epoch(&self) -> Epoch {
@@ -108,6 +113,7 @@ fn session(settings: &Settings, epoch: Epoch) -> Session {
         agent: None,
         timing: settings.timing,
         by_time: settings.by_time,
+        unsettled_through: Epoch(0),
         reason: None,
         since: None,
     }
@@ -128,11 +134,15 @@ impl Core {
         if matches!(self.lane, Lane::Pause { until } if until <= now) {
             self.lane = Lane::Idle;
         }
-        self.start_beat(now);
         self.start_check(now);
-        if self.lane != Lane::Idle {
-            return;
+        if self.lane == Lane::Idle {
+            self.live_on(now);
         }
+        // Last: what came before may have ended the session, or the need for it.
+        self.start_beat(now);
+    }
+
+    fn live_on(&mut self, now: Now) {
         match self.life {
             Life::Closed { safety: Safety::Making(_), .. } | Life::Fencing { op: Some(_) } | Life::Refused => {}
             Life::Closed { .. } => self.lane_read(Reading::Everything, Doing::OpenRead),
@@ -207,7 +217,17 @@ impl Core {
             return self.outputs.push_back(Output::MakeSafe { op });
         }
         let last = found.map_or(Epoch(0), |(session, _)| session.epoch).max(highest.unwrap_or(Epoch(0)));
-        let record = Session { agent: self.agent.clone(), ..session(&self.settings, Epoch(last.0 + 1)) };
+        // Being safe is proved of this machine alone: of another it is known only if that proved it.
+        let unsettled_through = match found.map(|(session, _)| session) {
+            Some(before) if before.machine == self.settings.machine => before.unsettled_through,
+            Some(before) if matches!(before.state, SessionState::Dead(Proof::Unmounted | Proof::Fenced)) => {
+                before.unsettled_through
+            }
+            _ => last,
+        };
+        let agent = self.agent.clone();
+        let record =
+            Session { agent, unsettled_through, ..session(&self.settings, Epoch(last.0 + 1)) };
         let key = Key::Session(me.clone());
         let mut commit = Commit::new(&view.cluster).put(key, at, Record::Session(record.clone()));
         if let Some(beat) = compared_beat {

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::volume::{Phase, Volume};
+use crate::protocol::exchange::ByTime;
 use crate::protocol::timing::Timing;
 use crate::protocol::{Now, Text};
 use crate::record::Epoch;
@@ -78,11 +79,22 @@ pub struct Row {
     pub users: Vec<ContainerId>,
 }
 
+/// What a restarted worker must know of the open epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct OpenEpoch {
+    /// Its number.
+    pub epoch: Epoch,
+    /// The times that it was opened with.
+    pub timing: Timing,
+    /// Whether silence ends it.
+    pub by_time: ByTime,
+}
+
 /// The stored form of a holder's state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Table {
-    /// The epoch that is open, with its times, for a restarted worker to adopt.
-    pub open: Option<(Epoch, Timing)>,
+    /// The epoch that is open, for a restarted worker to adopt.
+    pub open: Option<OpenEpoch>,
     /// Why no epoch is ever opened again: somebody else uses this holder's name.
     pub refused: Option<Text>,
     /// All containers that use volumes: fencing kills them.

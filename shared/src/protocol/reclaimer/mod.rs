@@ -406,6 +406,7 @@ fn tombstone(epoch: Epoch, settings: &Settings, reason: Option<Text>) -> Session
         agent: None,
         timing: settings.timing,
         by_time: ByTime::Allowed,
+        unsettled_through: Epoch(0),
         reason,
         since: None,
     }
