@@ -174,12 +174,12 @@ impl Host {
                 }
             }
             Output::ProveIdle { op, asked, .. } => effects.push(Effect::Prove(op, asked)),
-            Output::MakeSafe { op } => self.start_fence(Runner::Worker, op, effects),
+            Output::MakeSafe { op } => self.start_fence(now, Runner::Worker, op, effects),
             Output::Fence { op, .. } => {
                 self.shared.fenced = true;
                 // A deadman that ticks does it, beginning with this worker.
                 if self.deadman.is_none() {
-                    self.start_fence(Runner::Worker, op, effects);
+                    self.start_fence(now, Runner::Worker, op, effects);
                 }
             }
             Output::Kill { container } => effects.push(Effect::Kill(container)),
@@ -198,7 +198,7 @@ impl Host {
                 deadman::Output::Flag => self.shared.fenced = true,
                 deadman::Output::Kill => effects.push(Effect::KillWorker),
                 deadman::Output::Start => effects.push(Effect::StartWorker),
-                deadman::Output::Fence => self.start_fence(Runner::Deadman, Op(0), effects),
+                deadman::Output::Fence => self.start_fence(now, Runner::Deadman, Op(0), effects),
             }
         }
     }
@@ -212,8 +212,12 @@ impl Host {
         }
     }
 
-    fn start_fence(&mut self, runner: Runner, op: Op, effects: &mut Vec<Effect>) {
-        self.fences.insert(runner, (Fence::new(&self.table, None), op));
+    fn start_fence(&mut self, now: Now, runner: Runner, op: Op, effects: &mut Vec<Effect>) {
+        let settle = match runner {
+            Runner::Worker => Some(self.shared.fence_at.unwrap_or(now) + self.settings.settle),
+            Runner::Deadman => None,
+        };
+        self.fences.insert(runner, (Fence::new(&self.table, None, settle), op));
         self.poll_fence(runner, effects);
     }
 
@@ -230,7 +234,10 @@ impl Host {
         }
         match act {
             Act::Kill(container) => {
-                self.processes.remove(container);
+                // What was not isolated is not known, and was not let go.
+                if self.table.containers.get(container).is_some_and(|container| container.pid.is_some()) {
+                    self.processes.remove(container);
+                }
             }
             Act::MakeIdle(volume) => self.make_idle(volume),
             Act::Sweep => {
@@ -238,7 +245,7 @@ impl Host {
                     self.make_idle(&volume);
                 }
             }
-            Act::Reset => {}
+            Act::Settle(_) | Act::Reset => {}
         }
         let Some((fence, op)) = self.fences.get_mut(&runner) else { return };
         let op = *op;

@@ -10,6 +10,7 @@
 //! driver.rs  driver calls, storage, and who can write
 //! tasks.rs   tasks, agents and containers
 //! faults.rs  what goes wrong
+//! scenarios.rs, hunt.rs  short stories; what seeded mistakes are put through
 //! search.rs  many runs; the smallest plan that still fails
 //! ```
 //!
@@ -22,7 +23,9 @@ mod tasks;
 mod wire;
 
 pub mod etcd;
+pub mod hunt;
 pub mod host;
 pub mod plan;
 pub mod run;
+pub mod scenarios;
 pub mod search;

@@ -219,7 +219,7 @@ impl Plan {
             83..=84 => Fault::RestartAgent { host },
             85..=87 => Fault::RevokeVolume { volume: dice.index(self.volumes) },
             88..=94 => Fault::SlowDriver { host, lasts },
-            95..=96 => Fault::Restore { age: dice.range(0, 5_000) * MS, closed: 6_000 * MS },
+            95..=96 => Fault::Restore { age: dice.range(0, 5_000) * MS, closed: 9_500 * MS },
             97 if dice.permille(300) => Fault::DeleteSession { host },
             98..=99 => Fault::CloneName { host, of: (host + 1) % self.hosts.len() },
             _ => return None,

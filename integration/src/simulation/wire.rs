@@ -1,6 +1,6 @@
 //! Requests to etcd: how long they take, and which are lost, late or done twice.
 
-use shared::protocol::exchange::{Key, Lease, Outcome, Record};
+use shared::protocol::exchange::{Key, Lease, Outcome, Record, SessionState, Stage};
 use shared::protocol::Op;
 use shared::record::Token;
 
@@ -95,6 +95,10 @@ impl World<'_> {
             let (Key::Lease(volume), Record::Lease(Lease::Held(held))) = (key, record) else { continue };
             if held.token.is_some() {
                 continue;
+            }
+            let live = Some((held.epoch.0, SessionState::Live));
+            if self.etcd.session(&held.holder) != live && held.stage == Stage::Attaching {
+                self.violated(Violation::GrantedAfterRevoke { volume: volume.clone() });
             }
             let new = Token(self.etcd.revision);
             self.report.takeovers += u64::from(held.unsettled);

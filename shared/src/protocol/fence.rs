@@ -23,6 +23,9 @@ pub enum Act {
     MakeIdle(VolumeId),
     /// Look through all mount tables for what is below the mount roots, and make that idle too.
     Sweep,
+    /// Wait until then: a driver call that was under way has happened by then, and has perhaps mounted what was
+    /// swept away before it. Another sweep follows.
+    Settle(Now),
     /// It was not proved in time: the host is reset, where that is allowed.
     Reset,
 }
@@ -34,15 +37,18 @@ pub struct Fence {
     idling: BTreeMap<VolumeId, Option<MountedVolume>>,
     sweeping: bool,
     swept: bool,
+    settle: Option<Now>,
     give_up: Option<Now>,
     acts: VecDeque<Act>,
 }
 
 impl Fence {
     /// Fences what `table` tells of. What is not proved at `give_up`, which is F + K after the last beat, is
-    /// left to a reset.
+    /// left to a reset. `settle` is when a driver call has happened that was made right before the fence, which
+    /// is the deadline's fence time and the settle time; it is for who proves that this host is safe (a taker
+    /// waits as long, from later on), and not for who must be done at F + K.
     #[must_use]
-    pub fn new(table: &Table, give_up: Option<Now>) -> Self {
+    pub fn new(table: &Table, give_up: Option<Now>, settle: Option<Now>) -> Self {
         let mounted = |row: &super::holder::Row| match &row.phase {
             super::holder::Phase::Attached { mounted, .. } => Some(mounted.clone()),
             super::holder::Phase::Detaching { mounted, .. } => mounted.clone(),
@@ -53,6 +59,7 @@ impl Fence {
             idling: table.volumes.iter().map(|row| (row.wanted.volume.clone(), mounted(row))).collect(),
             sweeping: false,
             swept: false,
+            settle: settle.filter(|_| table.volumes.iter().any(|row| row.phase.may_call_driver())),
             give_up,
             acts: VecDeque::new(),
         };
@@ -91,12 +98,14 @@ impl Fence {
             Act::MakeIdle(volume) => {
                 self.idling.remove(volume);
             }
-            Act::Sweep => self.swept = true,
+            Act::Sweep => match self.settle.take() {
+                Some(at) => self.acts.push_back(Act::Settle(at)),
+                None => self.swept = true,
+            },
+            Act::Settle(_) => self.acts.push_back(Act::Sweep),
             Act::Reset => {}
         }
-        if !self.swept {
-            self.go_on();
-        }
+        self.go_on();
     }
 
     /// Gives out what the last result has made possible.
@@ -156,7 +165,7 @@ mod tests {
 
     #[test]
     fn no_file_system_is_touched_before_every_container_is_dead() {
-        let mut fence = Fence::new(&table(), None);
+        let mut fence = Fence::new(&table(), None, None);
         let kills = drain(&mut fence);
         assert_eq!(kills.len(), 2);
         fence.done(&kills[0], Ok(()));
@@ -177,7 +186,7 @@ mod tests {
     #[test]
     fn a_fence_that_is_not_proved_in_time_resets_the_host_once() {
         let at = Now::from_secs(9);
-        let mut fence = Fence::new(&table(), Some(at));
+        let mut fence = Fence::new(&table(), Some(at), None);
         let _ = drain(&mut fence);
         fence.tick(Now::from_secs(8));
         assert_eq!(drain(&mut fence), []);
@@ -187,8 +196,23 @@ mod tests {
     }
 
     #[test]
+    fn a_driver_call_that_was_under_way_is_waited_for_and_swept_away() {
+        let at = Now::from_secs(3);
+        let mut fence = Fence::new(&Table { containers: [].into(), ..table() }, None, Some(at));
+        let idle = drain(&mut fence);
+        fence.done(&idle[0], Ok(()));
+        assert_eq!(drain(&mut fence), [Act::Sweep]);
+        fence.done(&Act::Sweep, Ok(()));
+        assert_eq!((drain(&mut fence), fence.is_proved()), (vec![Act::Settle(at)], false));
+        fence.done(&Act::Settle(at), Ok(()));
+        assert_eq!(drain(&mut fence), [Act::Sweep]);
+        fence.done(&Act::Sweep, Ok(()));
+        assert!(fence.is_proved());
+    }
+
+    #[test]
     fn a_host_with_nothing_to_fence_is_swept_all_the_same() {
-        let mut fence = Fence::new(&Table::default(), None);
+        let mut fence = Fence::new(&Table::default(), None, Some(Now::from_secs(3)));
         assert_eq!(drain(&mut fence), [Act::Sweep]);
     }
 }

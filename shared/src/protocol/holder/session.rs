@@ -186,26 +186,27 @@ impl Core {
                 )),
             };
             match &silence {
-                Some(silence) if silence.beat != beat => {
-                    self.life = Life::Refused;
-                    self.obstacle = format!(
-                        "the holder name {} is used by another machine, which is alive; give this host a name of \
-                         its own with the parameter `holder`",
-                        self.settings.holder
-                    ).into();
-                    return self.outputs.push_back(Output::Warn(self.obstacle.clone()));
-                }
-                Some(silence) if silence.session == at && now >= silence.since + span => {
+                Some(silence) if silence.session == at && silence.beat == beat => {
+                    let ends = silence.since + span;
+                    if now < ends {
+                        self.lane = Lane::Pause { until: ends.min(now + self.settings.timing.beat) };
+                        return;
+                    }
                     compared_beat = Some(beat);
                 }
-                Some(silence) if silence.session == at => {
-                    self.lane = Lane::Pause { until: (silence.since + span).min(now + self.settings.timing.beat) };
-                    return;
-                }
-                _ => {
+                known => {
+                    // It beats, or was rewritten: as long as it does, this host gets no session.
+                    self.obstacle = match known {
+                        Some(_) => format!(
+                            "the holder name {me} is used by another machine, which is alive; give this host a \
+                             name of its own with the parameter `holder`"
+                        ),
+                        None => format!("waiting whether another machine with the holder name {me} is alive"),
+                    }
+                    .into();
+                    self.outputs.push_back(Output::Warn(self.obstacle.clone()));
                     let silence = Some(Silence { session: at, beat, since: now });
                     self.life = Life::Closed { silence, safety };
-                    self.obstacle = "waiting whether another machine that has this holder name is alive".into();
                     self.lane = Lane::Pause { until: now + self.settings.timing.beat };
                     return;
                 }

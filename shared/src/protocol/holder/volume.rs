@@ -47,6 +47,14 @@ pub enum Phase {
     },
 }
 
+impl Phase {
+    /// Whether a driver call may be under way.
+    #[must_use]
+    pub fn may_call_driver(&self) -> bool {
+        matches!(self, Self::Mounting { .. } | Self::Detaching { .. })
+    }
+}
+
 /// How far a volume is on its way to be released. Every failure goes back to `Announce`, so that
 /// each Unmount follows a transaction that confirmed the lease (L3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
