@@ -26,6 +26,7 @@ pub mod exchange;
 pub mod fence;
 pub mod holder;
 pub mod reclaimer;
+pub mod renumber;
 pub mod timing;
 
 use std::sync::Arc;

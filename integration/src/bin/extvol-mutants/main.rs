@@ -129,9 +129,9 @@ fn write_copy(root: &Path, name: &str, mutant: Option<&Mutant>) -> io::Result<()
             Ok(mutated.replace("crate::", "crate::shared::"))
         })?;
     }
-    for part in ["simulation", "model"] {
-        copy(&Path::new("integration/src").join(part), &to.join(part), &mut |_, text| {
-            Ok(text.replace("shared::", "crate::shared::"))
+    for (part, name) in [("src/simulation", "simulation"), ("tests/model/machine.rs", "model.rs")] {
+        copy(&Path::new("integration").join(part), &to.join(name), &mut |_, text| {
+            Ok(text.replace("shared::", "crate::shared::").replace("integration::simulation", "crate::simulation"))
         })?;
     }
     if !applied {

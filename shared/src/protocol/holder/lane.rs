@@ -13,6 +13,7 @@ use super::{Core, FoundLease, Output};
 use crate::protocol::exchange::{
     Commit, Held, Key, Lease, Outcome, Proof, Reading, Record, Session, SessionState, Stage, View,
 };
+use crate::protocol::renumber::Renumber;
 use crate::protocol::{Now, Op, Text};
 use crate::record::Token;
 use crate::store::Revision;
@@ -414,6 +415,32 @@ impl Core {
             written.push((id, Lease::Held(held)));
         }
         self.lane_commit(commit, Doing::JobWrite(written));
+    }
+
+    /// For [`crate::protocol::renumber`]: no one else sees into the lane.
+    pub(in crate::protocol) fn renumber_lane(&mut self, r: &mut impl Renumber) {
+        match &mut self.lane {
+            Lane::Idle => {}
+            Lane::Pause { until } => r.due(until),
+            Lane::Busy { op, seen, doing } => {
+                r.op(op);
+                r.seen(seen);
+                if let Doing::JobWrite(written) = doing {
+                    for (_, lease) in written {
+                        let mut record = Record::Lease(lease.clone());
+                        crate::protocol::renumber::record(&mut record, r);
+                        if let Record::Lease(renumbered) = record {
+                            *lease = renumbered;
+                        }
+                    }
+                }
+            }
+        }
+        for job in &mut self.jobs {
+            if let Job::Record { op, .. } | Job::Release { op, .. } = job {
+                r.op(op);
+            }
+        }
     }
 
     /// Ends the acquire at the head of the queue without leases.

@@ -32,7 +32,7 @@ mod volumes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-pub use session::Life;
+pub use session::{Life, Safety, Silence};
 pub use table::{Container, MountedVolume, OpenEpoch, Row, Table, Wanted};
 pub use volume::{Phase, Step, Volume};
 

@@ -55,7 +55,7 @@ pub struct Container {
     /// Since when it was told to end, because of a revoke. Not stored: a restarted worker learns of the
     /// revoke again, and gives the grace again.
     #[serde(skip)]
-    pub(super) ending: Option<Now>,
+    pub(in crate::protocol) ending: Option<Now>,
     #[serde(skip)]
     pub(super) killed: bool,
 }

@@ -87,8 +87,8 @@ pub struct Volume {
     pub(super) unresolved: bool,
     /// Whether it alone was revoked: nobody may join.
     pub(super) revoked: bool,
-    pub(super) awaits: Option<Op>,
-    pub(super) retry_at: Option<Now>,
+    pub(in crate::protocol) awaits: Option<Op>,
+    pub(in crate::protocol) retry_at: Option<Now>,
     /// The pause before the last step was tried again; none when it went well.
     pub(super) pause: Option<Duration>,
 }

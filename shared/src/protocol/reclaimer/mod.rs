@@ -10,7 +10,7 @@ mod storm;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use self::storm::Guard;
+pub(super) use self::storm::Guard;
 use super::exchange::{
     ByTime, ClusterId, Commit, Instance, Key, Outcome, Proof, Reading, Record, Session, SessionState, View,
 };
