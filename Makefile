@@ -3,13 +3,19 @@
 LIBRARY := target/extvol/libextvol.so
 MESOS := target/mesos/libmesos.so
 
-.PHONY: help demo test cluster cluster-down build setup check
+.PHONY: help demo test cluster cluster-down build setup check simulate model model-large mutants
+
+RUNS := 20000
+SEED := 1
 
 help:
 	@echo "make demo          the main job, on a cluster of real Mesos hosts on this machine"
 	@echo "make test          all tests"
 	@echo "make cluster       a cluster of two agents to play with; make cluster-down ends it"
 	@echo "make check         formats, lints, documentation, C++ under two compilers"
+	@echo "make simulate      RUNS=20000 simulated schedules of the protocol core, from SEED=1"
+	@echo "make model         all orders of events of a small cluster; make model-large tries larger ones"
+	@echo "make mutants       seeded mistakes in copies of the core must be found; writes docs/mutants.md"
 	@echo "make build         target/extvol/libextvol.so and target/release/extvol-keeper"
 
 demo: build
@@ -23,6 +29,18 @@ cluster: build
 
 cluster-down:
 	@target/release/extvol-cluster down
+
+simulate:
+	@cargo run --quiet --release -p integration --bin extvol-simulate -- $(RUNS) $(SEED)
+
+model:
+	@cargo test --quiet --release -p integration --test model -- --nocapture --test-threads 1
+
+model-large:
+	@EXTVOL_MODEL_LARGE=1 cargo test --quiet --release -p integration --test model -- --nocapture within_larger
+
+mutants:
+	@cargo run --quiet --release -p integration --bin extvol-mutants
 
 setup:
 	@integration/setup

@@ -5,6 +5,8 @@
 //!   cluster                           id of this installation, naming rules
 //!   leases/<driver>/<volume>          one record per volume that was ever leased
 //!   sessions/<holder>                 one record per agent host
+//!   beats/<holder>                    its heartbeat (protocol core)
+//!   storm                             the reclaimers' storm guard (protocol core)
 //! ```
 //!
 //! Each segment is percent-encoded, so that no name can reach into another's place. All values are
@@ -64,6 +66,18 @@ impl Keys {
         let driver = Driver::new(decode(driver)?).ok()?;
         let name = VolumeName::new(decode(name)?).ok()?;
         Some(VolumeId { driver, name })
+    }
+
+    /// A holder's heartbeat.
+    #[must_use]
+    pub fn beat(&self, holder: &Holder) -> String {
+        format!("{}/beats/{}", self.prefix, segment(holder.as_str()))
+    }
+
+    /// The storm guard of the master modules.
+    #[must_use]
+    pub fn storm(&self) -> String {
+        format!("{}/storm", self.prefix)
     }
 
     /// The prefix of all session keys.

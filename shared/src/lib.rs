@@ -5,6 +5,7 @@
 
 pub mod decide;
 pub mod etcd;
+pub mod exchange;
 pub mod holder;
 pub mod keys;
 #[cfg(any(test, feature = "testing"))]

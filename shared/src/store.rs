@@ -88,7 +88,8 @@ pub struct TooManyOperations {
 
 /// A transaction: all compares hold, then all puts happen; or nothing does.
 ///
-/// There is no blind put: [`Transaction::put`] adds the compare of the key that it writes.
+/// There is no blind put: [`Transaction::put`] adds the compare of the key that it writes, and
+/// [`Transaction::overwrite`] is for the one key that its owner alone writes, under a compare of another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Transaction {
     compares: Vec<Compare>,
@@ -119,6 +120,13 @@ impl Transaction {
     #[must_use]
     pub fn put(mut self, key: &str, at: Revision, value: Vec<u8>) -> Self {
         self = self.unchanged(key, at);
+        self.puts.push((key.to_owned(), value));
+        self
+    }
+
+    /// Writes `key` whatever it holds: a heartbeat, in a transaction that compares its owner's session.
+    #[must_use]
+    pub fn overwrite(mut self, key: &str, value: Vec<u8>) -> Self {
         self.puts.push((key.to_owned(), value));
         self
     }

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use shared::protocol::exchange::{ClusterId, Commit, Key, Lease, Outcome, Reading, Record, SessionState, View};
+use shared::protocol::exchange::{
+    ClusterId, Commit, Key, Lease, Outcome, Reading, Record, SessionState, View,
+};
 use shared::store::Revision;
 use shared::volume::{Holder, VolumeId};
 

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use shared::protocol::Request;
 use shared::protocol::deadman;
 use shared::protocol::exchange::{ClusterId, Key, Lease, Record, SessionState};
 use shared::protocol::holder::Input;
 use shared::protocol::reclaimer;
-use shared::protocol::Request;
 
 use super::plan::{Fault, MS, Micros};
 use super::run::{Event, World, holder, new_reclaimer};
@@ -23,7 +23,9 @@ impl World<'_> {
                 }
             }
             Fault::HangWorker { host, lasts } => {
-                self.with(host, |host, now, effects| host.deadman(now, deadman::Input::WorkerTicked, effects));
+                self.with(host, |host, now, effects| {
+                    host.deadman(now, deadman::Input::WorkerTicked, effects)
+                });
                 self.nodes[host].hung = now + lasts;
                 self.with(host, |_, _, _| {});
             }
@@ -95,19 +97,17 @@ impl World<'_> {
         self.log(|| format!("OVER {fault:?}"));
         match fault {
             Fault::PowerOff { host, .. } => self.power_on(host),
-            Fault::Suspend { host, lasts, counted } => {
-                if self.nodes[host].suspended.take().is_some() {
-                    if !counted {
-                        self.nodes[host].lost += lasts;
-                    }
-                    self.nodes[host].connected = self.now;
-                    for volume in self.volumes.clone() {
-                        self.check_writers(&volume);
-                    }
-                    self.with(host, |_, _, _| {});
-                    self.end_strays(host);
-                    self.after(50 * MS, Event::Agents);
+            Fault::Suspend { host, lasts, counted } if self.nodes[host].suspended.take().is_some() => {
+                if !counted {
+                    self.nodes[host].lost += lasts;
                 }
+                self.nodes[host].connected = self.now;
+                for volume in self.volumes.clone() {
+                    self.check_writers(&volume);
+                }
+                self.with(host, |_, _, _| {});
+                self.end_strays(host);
+                self.after(50 * MS, Event::Agents);
             }
             Fault::GiveUp { host, .. } => {
                 self.given_up.remove(&host);
@@ -186,7 +186,9 @@ impl World<'_> {
     /// tells.
     fn revoke_volume(&mut self, number: usize) {
         let key = Key::Lease(self.volumes[number].clone());
-        let Some((Record::Lease(Lease::Held(held)), _)) = self.etcd.entries.get(&key).cloned() else { return };
+        let Some((Record::Lease(Lease::Held(held)), _)) = self.etcd.entries.get(&key).cloned() else {
+            return;
+        };
         let session = Key::Session(held.holder.clone());
         let Some((Record::Session(owner), _)) = self.etcd.entries.get(&session).cloned() else { return };
         if owner.state == SessionState::Live && owner.epoch == held.epoch && self.no_quorum <= self.now {
@@ -222,7 +224,9 @@ impl World<'_> {
 
     /// What has to be waited for when nobody knows a session's T: the longest that there is.
     pub(super) fn extra_recovery(&self) -> Micros {
-        let unknown = |fault: &Fault| matches!(fault, Fault::DeleteSession { .. } | Fault::CloneName { .. } | Fault::Restore { .. });
+        let unknown = |fault: &Fault| {
+            matches!(fault, Fault::DeleteSession { .. } | Fault::CloneName { .. } | Fault::Restore { .. })
+        };
         if self.plan.faults.iter().any(|(_, fault)| unknown(fault)) { 75_000 * MS } else { 0 }
     }
 }

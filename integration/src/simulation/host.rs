@@ -338,7 +338,8 @@ impl Host {
 
     /// A container is forked: its processes exist, and wait to be let go.
     pub fn fork(&mut self, container: &ContainerId, volumes: &[Wanted]) {
-        let copies = if self.private_mounts { self.mounts.keys().cloned().collect() } else { BTreeSet::new() };
+        let copies =
+            if self.private_mounts { self.mounts.keys().cloned().collect() } else { BTreeSet::new() };
         let volumes = volumes.iter().map(|wanted| wanted.volume.clone()).collect();
         self.processes.insert(container.clone(), Process { volumes, copies, runs: false });
     }

@@ -1,9 +1,9 @@
 //! What a copy of the core with a seeded mistake is put through, the cheap first.
 
-use super::scenarios;
-use super::search::search;
 use super::plan::Plan;
 use super::run::run;
+use super::scenarios;
+use super::search::search;
 
 /// How many schedules a mistake may survive.
 const RUNS: u64 = 60_000;

@@ -23,8 +23,8 @@ mod tasks;
 mod wire;
 
 pub mod etcd;
-pub mod hunt;
 pub mod host;
+pub mod hunt;
 pub mod plan;
 pub mod run;
 pub mod scenarios;

@@ -187,11 +187,54 @@ impl Plan {
         }
         // What no protocol can see over a restore (rule L21): a host that does not run, or that goes on without etcd.
         if plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::Restore { .. })) {
-            plan.faults.retain(|(_, fault)| !matches!(fault, Fault::Suspend { .. } | Fault::KillKeeper { .. }));
+            plan.faults
+                .retain(|(_, fault)| !matches!(fault, Fault::Suspend { .. } | Fault::KillKeeper { .. }));
             plan.hosts.iter_mut().for_each(|host| host.never_by_time = false);
         }
         plan.faults.sort_by_key(|(at, _)| *at);
         plan
+    }
+
+    /// Checks a plan that was read from a file.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self) -> Result<(), String> {
+        let (hosts, reclaimers, volumes) = (self.hosts.len(), self.reclaimers.len(), self.volumes);
+        if hosts < 2 || reclaimers == 0 || volumes == 0 {
+            return Err("a plan needs two hosts, a reclaimer and a volume".to_owned());
+        }
+        let fits = |task: &TaskPlan| {
+            task.host < hosts
+                && !task.volumes.is_empty()
+                && task.volumes.iter().all(|volume| *volume < volumes)
+        };
+        if !self.tasks.iter().all(fits) {
+            return Err("a task names a host or a volume that is not in the plan".to_owned());
+        }
+        let fits = |fault: &Fault| match *fault {
+            Fault::PowerOff { host, .. }
+            | Fault::KillWorker { host }
+            | Fault::HangWorker { host, .. }
+            | Fault::KillDeadman { host }
+            | Fault::KillKeeper { host }
+            | Fault::Suspend { host, .. }
+            | Fault::CutHost { host, .. }
+            | Fault::GiveUp { host, .. }
+            | Fault::RestartAgent { host }
+            | Fault::SlowDriver { host, .. }
+            | Fault::DeleteSession { host } => host < hosts,
+            Fault::CloneName { host, of } => host < hosts && of < hosts,
+            Fault::CutReclaimer { reclaimer, .. }
+            | Fault::RestartReclaimer { reclaimer }
+            | Fault::Lead { reclaimer } => reclaimer < reclaimers,
+            Fault::RevokeVolume { volume } => volume < volumes,
+            Fault::HangMember { .. } | Fault::LoseQuorum { .. } | Fault::Restore { .. } => true,
+        };
+        match self.faults.iter().find(|(_, fault)| !fits(fault)) {
+            None => Ok(()),
+            Some((_, fault)) => Err(format!("{fault:?} names what is not in the plan")),
+        }
     }
 
     fn fault(&self, dice: &mut Dice, at: Micros) -> Option<Fault> {
@@ -206,9 +249,7 @@ impl Plan {
             18..=24 => Fault::HangWorker { host, lasts: lasts / 3 },
             25..=29 => Fault::KillDeadman { host },
             30..=33 if self.storage_fencing => Fault::KillKeeper { host },
-            34..=41 if self.storage_fencing => {
-                Fault::Suspend { host, lasts, counted: dice.permille(500) }
-            }
+            34..=41 if self.storage_fencing => Fault::Suspend { host, lasts, counted: dice.permille(500) },
             42..=55 => Fault::CutHost { host, lasts },
             56..=59 => Fault::CutReclaimer { reclaimer, lasts },
             60..=62 => Fault::RestartReclaimer { reclaimer },

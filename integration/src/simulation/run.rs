@@ -86,29 +86,91 @@ pub(super) enum Answer {
 #[derive(Clone, Debug)]
 pub(super) enum Event {
     /// A request reaches etcd; its answer is back at `back`, or never.
-    Apply { client: Client, life: u32, op: Op, ask: Ask, back: Option<Micros> },
-    Answer { client: Client, life: u32, op: Op, answer: Answer },
+    Apply {
+        client: Client,
+        life: u32,
+        op: Op,
+        ask: Ask,
+        back: Option<Micros>,
+    },
+    Answer {
+        client: Client,
+        life: u32,
+        op: Op,
+        answer: Answer,
+    },
     /// A worker's core wants to know the time.
-    Wake { host: usize, life: u32 },
-    PollDeadman { host: usize },
+    Wake {
+        host: usize,
+        life: u32,
+    },
+    PollDeadman {
+        host: usize,
+    },
     /// A core's driver call reaches the storage; `life` of the worker that made it.
-    Land { host: usize, call: Call },
-    CallAnswered { host: usize, life: u32, input: Input },
-    Act { host: usize, boot: u32, runner: Runner, life: u32, act: Act },
+    Land {
+        host: usize,
+        call: Call,
+    },
+    CallAnswered {
+        host: usize,
+        life: u32,
+        input: Input,
+    },
+    Act {
+        host: usize,
+        boot: u32,
+        runner: Runner,
+        life: u32,
+        act: Act,
+    },
     /// A container's processes are killed by worker or agent.
-    Killed { host: usize, boot: u32, container: ContainerId, by_worker: bool },
-    Reaped { host: usize, life: u32 },
-    StartWorker { host: usize, boot: u32 },
-    StartDeadman { host: usize, boot: u32 },
+    Killed {
+        host: usize,
+        boot: u32,
+        container: ContainerId,
+        by_worker: bool,
+    },
+    Reaped {
+        host: usize,
+        life: u32,
+    },
+    StartWorker {
+        host: usize,
+        boot: u32,
+    },
+    StartDeadman {
+        host: usize,
+        boot: u32,
+    },
     /// Whether the deadman ticks is noticed.
-    Guarded { host: usize, life: u32, guarded: bool },
-    WakeReclaimer { reclaimer: usize, life: u32 },
+    Guarded {
+        host: usize,
+        life: u32,
+        guarded: bool,
+    },
+    WakeReclaimer {
+        reclaimer: usize,
+        life: u32,
+    },
     /// Master modules are told of the agents.
     Agents,
-    Start { task: usize, attempt: u32 },
-    Isolate { task: usize, attempt: u32 },
-    End { task: usize, attempt: u32 },
-    Cleanup { host: usize, container: ContainerId },
+    Start {
+        task: usize,
+        attempt: u32,
+    },
+    Isolate {
+        task: usize,
+        attempt: u32,
+    },
+    End {
+        task: usize,
+        attempt: u32,
+    },
+    Cleanup {
+        host: usize,
+        container: ContainerId,
+    },
     Fault(usize),
     Recover(Fault),
     /// etcd is backed up.
@@ -309,7 +371,14 @@ impl<'p> World<'p> {
             tokens: BTreeMap::new(),
             probes: 0,
             calm: false,
-            report: Report { violation: None, events: 0, mounts: 0, takeovers: 0, fences: 0, log: Vec::new() },
+            report: Report {
+                violation: None,
+                events: 0,
+                mounts: 0,
+                takeovers: 0,
+                fences: 0,
+                log: Vec::new(),
+            },
             logging,
             done: false,
             scratch: Vec::new(),
@@ -556,10 +625,13 @@ impl<'p> World<'p> {
             Event::CallAnswered { host, life, input } => self.answer_worker(host, life, input),
             Event::Answer { client: Client::Reclaimer(reclaimer), life, op, answer } => {
                 if self.masters[reclaimer].life == life {
-                    self.tell_master(reclaimer, match answer {
-                        Answer::Read(result) => reclaimer::Input::Read(op, result),
-                        Answer::Commit(outcome) => reclaimer::Input::Committed(op, outcome),
-                    });
+                    self.tell_master(
+                        reclaimer,
+                        match answer {
+                            Answer::Read(result) => reclaimer::Input::Read(op, result),
+                            Answer::Commit(outcome) => reclaimer::Input::Committed(op, outcome),
+                        },
+                    );
                 }
             }
             Event::Wake { host, life } => {
@@ -622,7 +694,9 @@ impl<'p> World<'p> {
             Event::Guarded { host, life, guarded } => {
                 self.answer_worker(host, life, Input::Guarded(guarded));
             }
-            Event::Killed { host, boot, container, by_worker } => self.killed(host, boot, &container, by_worker),
+            Event::Killed { host, boot, container, by_worker } => {
+                self.killed(host, boot, &container, by_worker)
+            }
             Event::Agents => {
                 let agents = self.agents();
                 for reclaimer in 0..self.masters.len() {

@@ -4,8 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use shared::protocol::exchange::{
-    Agent, ByTime, ClusterId, Commit, Held, Instance, Key, Lease, Record, Session, SessionState, Stage,
-    Storm,
+    Agent, ByTime, ClusterId, Commit, Held, Instance, Key, Lease, Record, Session, SessionState, Stage, Storm,
 };
 use shared::protocol::reclaimer::{Agents, Core, Input, Output};
 use shared::protocol::timing::RATE_ERROR;
@@ -32,7 +31,9 @@ fn clocks() -> Result<(), &'static str> {
     let holder = timing.write_span().as_secs_f64() / (1.0 - 1.0 / rate);
     let reclaimer = timing.reclaim_span().as_secs_f64() / (1.0 + 1.0 / rate);
     if holder >= reclaimer {
-        return Err("scenario: the slowest holder may write when the fastest reclaimer gives its volumes away");
+        return Err(
+            "scenario: the slowest holder may write when the fastest reclaimer gives its volumes away",
+        );
     }
     let mut late = timing;
     late.kill += Duration::from_millis(1);
@@ -116,9 +117,8 @@ impl Story {
     }
 
     fn dead(&self, count: usize) -> usize {
-        let dead = |host: &usize| {
-            matches!(self.etcd.session(&holder(*host)), Some((_, SessionState::Dead(_))))
-        };
+        let dead =
+            |host: &usize| matches!(self.etcd.session(&holder(*host)), Some((_, SessionState::Dead(_))));
         (0..count).filter(dead).count()
     }
 }
@@ -146,7 +146,11 @@ fn storm() -> Result<(), &'static str> {
         story.beat(host);
     }
     story.go_on_until(span + Duration::from_millis(900));
-    if story.dead(4) == 1 { Ok(()) } else { Err("scenario: one lost host of four was not declared dead alone") }
+    if story.dead(4) == 1 {
+        Ok(())
+    } else {
+        Err("scenario: one lost host of four was not declared dead alone")
+    }
 }
 
 /// Of two silent hosts the master sees one: that is cut off from etcd alone, and its agent is not marked gone.

@@ -72,7 +72,7 @@ impl World<'_> {
         let (hosts, calm) = (self.nodes.len(), self.calm);
         let it = &mut self.tasks[task];
         it.attempt += 1;
-        if it.attempt >= ATTEMPTS && !it.probe || calm && !it.probe {
+        if !it.probe && (it.attempt >= ATTEMPTS || calm) {
             it.state = State::Over;
             return;
         }
@@ -258,7 +258,14 @@ impl World<'_> {
             .map(|task| self.container_of(task))
             .collect();
         let boot = self.nodes[host].boot;
-        for container in self.nodes[host].host.processes.keys().filter(|c| !current.contains(c)).cloned().collect::<Vec<_>>() {
+        for container in self.nodes[host]
+            .host
+            .processes
+            .keys()
+            .filter(|c| !current.contains(c))
+            .cloned()
+            .collect::<Vec<_>>()
+        {
             self.after(200 * MS, Event::Killed { host, boot, container, by_worker: false });
         }
     }
@@ -291,7 +298,8 @@ impl World<'_> {
             let host = self.dice(9, number as u64, 0).index(self.nodes.len());
             let runs = 300 * MS;
             let volumes = vec![number];
-            let probe = Task { host, volumes, runs, attempt: 0, state: State::Waiting, probe: true, ran: false };
+            let probe =
+                Task { host, volumes, runs, attempt: 0, state: State::Waiting, probe: true, ran: false };
             self.tasks.push(probe);
             let task = self.tasks.len() - 1;
             self.after(700 * MS, Event::Start { task, attempt: 0 });
@@ -303,9 +311,11 @@ impl World<'_> {
         let stuck = self.tasks.iter().find(|task| task.probe && !task.ran);
         if let Some(number) = stuck.map(|task| task.volumes[0]) {
             let volume = self.volumes[number].clone();
-            let lives: Vec<_> = self.nodes.iter().map(|node| {
-                node.host.worker.as_ref().map(|core| format!("{:?}", core.life()))
-            }).collect();
+            let lives: Vec<_> = self
+                .nodes
+                .iter()
+                .map(|node| node.host.worker.as_ref().map(|core| format!("{:?}", core.life())))
+                .collect();
             let why = format!("{:?}; workers: {lives:?}", self.etcd.lease(&volume)).into();
             self.violated(Violation::Stuck { volume, why });
         }

@@ -1,7 +1,7 @@
 //! Requests to etcd: how long they take, and which are lost, late or done twice.
 
-use shared::protocol::exchange::{Key, Lease, Outcome, Record, SessionState, Stage};
 use shared::protocol::Op;
+use shared::protocol::exchange::{Key, Lease, Outcome, Record, SessionState, Stage};
 use shared::record::Token;
 
 use super::plan::{MS, Micros};

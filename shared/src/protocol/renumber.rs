@@ -4,8 +4,8 @@
 
 use super::deadman::Deadman;
 use super::exchange::{Commit, Held, Lease, Record, View};
-use super::reclaimer::Guard;
 use super::holder::{Container, Deadline, Life, Phase, Row, Safety, Table};
+use super::reclaimer::Guard;
 use super::{Now, Op, holder, reclaimer};
 use crate::store::Revision;
 

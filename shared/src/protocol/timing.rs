@@ -189,7 +189,9 @@ mod tests {
             (Timing { kill: seconds(0), ..good }, "kill_time", "0ms"),
         ] {
             match bad.check() {
-                Err(ParameterError::Invalid { name: n, value: v, .. }) => assert_eq!((n.as_str(), v.as_str()), (name, value)),
+                Err(ParameterError::Invalid { name: n, value: v, .. }) => {
+                    assert_eq!((n.as_str(), v.as_str()), (name, value))
+                }
                 other => panic!("{bad:?}: {other:?}"),
             }
         }

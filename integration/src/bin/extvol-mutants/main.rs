@@ -75,7 +75,10 @@ fn run(chosen: &BTreeSet<String>) -> io::Result<Vec<&'static str>> {
     }
     fs::write(root.join("Cargo.toml"), MANIFEST)?;
     fs::copy("Cargo.lock", root.join("Cargo.lock"))?;
-    let built = Command::new("cargo").args(["build", "--quiet", "--release", "--bins"]).current_dir(&root).status()?;
+    let built = Command::new("cargo")
+        .args(["build", "--quiet", "--release", "--bins"])
+        .current_dir(&root)
+        .status()?;
     if !built.success() {
         return Err(io::Error::other("the copies do not build"));
     }
@@ -131,7 +134,9 @@ fn write_copy(root: &Path, name: &str, mutant: Option<&Mutant>) -> io::Result<()
     }
     for (part, name) in [("src/simulation", "simulation"), ("tests/model/machine.rs", "model.rs")] {
         copy(&Path::new("integration").join(part), &to.join(name), &mut |_, text| {
-            Ok(text.replace("shared::", "crate::shared::").replace("integration::simulation", "crate::simulation"))
+            Ok(text
+                .replace("shared::", "crate::shared::")
+                .replace("integration::simulation", "crate::simulation"))
         })?;
     }
     if !applied {
@@ -140,11 +145,7 @@ fn write_copy(root: &Path, name: &str, mutant: Option<&Mutant>) -> io::Result<()
     fs::write(to.join("main.rs"), MAIN)
 }
 
-fn copy(
-    from: &Path,
-    to: &Path,
-    change: &mut dyn FnMut(&Path, &str) -> io::Result<String>,
-) -> io::Result<()> {
+fn copy(from: &Path, to: &Path, change: &mut dyn FnMut(&Path, &str) -> io::Result<String>) -> io::Result<()> {
     if from.is_file() {
         if let Some(folder) = to.parent() {
             fs::create_dir_all(folder)?;

@@ -26,7 +26,12 @@ pub(in crate::protocol) enum Job {
     /// Find the leases that are this session's, and take over those of earlier epochs of this holder.
     TakeOver,
     /// Take all of these, or none.
-    Acquire { volumes: Vec<VolumeId>, container: ContainerId, agent_id: Option<Text>, owners: BTreeSet<Holder> },
+    Acquire {
+        volumes: Vec<VolumeId>,
+        container: ContainerId,
+        agent_id: Option<Text>,
+        owners: BTreeSet<Holder>,
+    },
     /// Rewrite one.
     Record { op: Op, volume: VolumeId },
     /// Free one.
@@ -38,9 +43,15 @@ pub(in crate::protocol) enum Job {
 pub(in crate::protocol) enum Lane {
     Idle,
     /// Something failed, and is tried again then.
-    Pause { until: Now },
+    Pause {
+        until: Now,
+    },
     /// A request is with etcd; `seen` was the highest revision when it was sent.
-    Busy { op: Op, seen: Revision, doing: Doing },
+    Busy {
+        op: Op,
+        seen: Revision,
+        doing: Doing,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -245,7 +256,9 @@ impl Core {
                 continue;
             }
             match view.lease(&id) {
-                Some((Lease::Held(held), at)) if held.holder == self.settings.holder && held.epoch == epoch => {
+                Some((Lease::Held(held), at))
+                    if held.holder == self.settings.holder && held.epoch == epoch =>
+                {
                     let token = known.and_then(|(held, _)| held.token).or(held.token).unwrap_or(Token(at));
                     let held = Held { token: Some(token), ..held.clone() };
                     if held.revoked.is_some()
@@ -403,7 +416,9 @@ impl Core {
             return;
         }
         let mut commit = match (&self.cluster, mine.record.state) {
-            (Some(cluster), SessionState::Live) => Commit::new(cluster).unchanged(self.session_key(), mine.at),
+            (Some(cluster), SessionState::Live) => {
+                Commit::new(cluster).unchanged(self.session_key(), mine.at)
+            }
             _ => return,
         };
         let mut written = Vec::new();

@@ -415,7 +415,8 @@ impl Core {
         // Nothing of this is acted on while no epoch is open: a time that has passed would wake for ever.
         let retries = self.volumes.values().filter_map(|volume| volume.retry_at.filter(|_| self.ready));
         let open = self.is_open();
-        let endings = self.containers.values().filter_map(|container| self.end_time(container).filter(|_| open));
+        let endings =
+            self.containers.values().filter_map(|container| self.end_time(container).filter(|_| open));
         let beat = (self.wants_beat() && self.beat.is_none()).then_some(self.next_beat);
         let lane = if let Lane::Pause { until } = self.lane { Some(until) } else { None };
         let check = self.check.filter(|_| self.checking.is_none());

@@ -144,7 +144,9 @@ impl Core {
 
     fn live_on(&mut self, now: Now) {
         match self.life {
-            Life::Closed { safety: Safety::Making(_), .. } | Life::Fencing { op: Some(_) } | Life::Refused => {}
+            Life::Closed { safety: Safety::Making(_), .. }
+            | Life::Fencing { op: Some(_) }
+            | Life::Refused => {}
             Life::Closed { .. } => self.lane_read(Reading::Everything, Doing::OpenRead),
             Life::Fencing { op: None } => {
                 let op = self.op();
@@ -227,8 +229,7 @@ impl Core {
             _ => last,
         };
         let agent = self.agent.clone();
-        let record =
-            Session { agent, unsettled_through, ..session(&self.settings, Epoch(last.0 + 1)) };
+        let record = Session { agent, unsettled_through, ..session(&self.settings, Epoch(last.0 + 1)) };
         let key = Key::Session(me.clone());
         let mut commit = Commit::new(&view.cluster).put(key, at, Record::Session(record.clone()));
         if let Some(beat) = compared_beat {
@@ -293,7 +294,12 @@ impl Core {
 
     pub(super) fn wants_beat(&self) -> bool {
         let known = self.mine.as_ref().is_some_and(|mine| mine.at != Revision::ABSENT);
-        self.is_open() && known && self.armed() && self.guarded && self.check.is_none() && self.checking.is_none()
+        self.is_open()
+            && known
+            && self.armed()
+            && self.guarded
+            && self.check.is_none()
+            && self.checking.is_none()
     }
 
     fn start_beat(&mut self, now: Now) {

@@ -61,7 +61,7 @@ pub struct Container {
 }
 
 impl Container {
-    pub(super) fn new(agent: Text, agent_id: Option<Text>, volumes: Vec<Wanted>) -> Self {
+    pub(in crate::protocol) fn new(agent: Text, agent_id: Option<Text>, volumes: Vec<Wanted>) -> Self {
         let (pid, cgroup, ending) = (None, None, None);
         Self { agent, agent_id, volumes, pid, cgroup, prepared: false, ending, killed: false }
     }

@@ -16,7 +16,8 @@ impl Core {
         // An acquire of an older life that never committed, or a release that did. What is mounted without a
         // lease was lost: that is for the fence.
         let lost = |(id, volume): (&VolumeId, &Volume)| {
-            (volume.mounted().is_some() && !found.contains_key(id)
+            (volume.mounted().is_some()
+                && !found.contains_key(id)
                 && !matches!(volume.phase, Phase::Detaching { step: Step::Release, .. }))
             .then(|| id.clone())
         };

@@ -197,9 +197,11 @@ impl Core {
 
     /// Takes in what this module's own read shows, at the time of its return.
     fn seen(&mut self, now: Now, view: &View) {
-        let restored = view.revision < self.highest || self.cluster.as_ref().is_some_and(|id| *id != view.cluster);
+        let restored =
+            view.revision < self.highest || self.cluster.as_ref().is_some_and(|id| *id != view.cluster);
         if restored {
-            self.outputs.push_back(Output::Alarm("etcd was restored from a backup: all waits begin again".into()));
+            self.outputs
+                .push_back(Output::Alarm("etcd was restored from a backup: all waits begin again".into()));
             self.watches.clear();
             self.reclaimed.clear();
             self.guard = Guard::default();
@@ -270,7 +272,8 @@ impl Core {
         let span = self.settings.timing.reclaim_span();
         let verdict = self.guard.judge(now, &self.settings, span, view, lost, holding);
         if let Some(storm) = verdict.write {
-            let commit = Commit::new(&view.cluster).put(Key::Storm, view.at(&Key::Storm), Record::Storm(storm));
+            let commit =
+                Commit::new(&view.cluster).put(Key::Storm, view.at(&Key::Storm), Record::Storm(storm));
             self.commit(Key::Storm, commit);
         }
         if let Some(alarm) = verdict.alarm {
@@ -288,7 +291,9 @@ impl Core {
                 if now >= watch.since + watch.span.unwrap_or_default() + later {
                     self.declare_dead(view, &holder, &watch);
                 }
-            } else if watch.given_up.is_some_and(|since| now >= since + later) && watch.state == SessionState::Live {
+            } else if watch.given_up.is_some_and(|since| now >= since + later)
+                && watch.state == SessionState::Live
+            {
                 self.revoke(view, &holder);
             } else if watch.span.is_none() && !watch.warned && now >= watch.since + span {
                 let line = format!("{holder} is silent, and its session was opened to never end by silence");
