@@ -156,7 +156,7 @@ impl Plan {
             .map(|_| HostPlan {
                 rate: rate(&mut dice),
                 private_mounts: dice.permille(150),
-                never_by_time: dice.permille(15),
+                never_by_time: dice.permille(40),
             })
             .collect();
         let reclaimers: Vec<_> = (0..dice.range(1, 2)).map(|_| rate(&mut dice)).collect();

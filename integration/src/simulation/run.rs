@@ -34,6 +34,8 @@ pub enum Violation {
     TokenWentBack { volume: VolumeId, last: Token, new: Token },
     /// A session that was revoked or is dead was granted a lease.
     GrantedAfterRevoke { volume: VolumeId },
+    /// A host has a lease, and knows nothing of it.
+    Forgotten { host: usize, volume: VolumeId },
     /// A fence was called proved on a host that can write.
     Unproved { host: usize, volume: VolumeId },
     /// A volume did not become usable again.
@@ -319,6 +321,7 @@ pub fn run(plan: &Plan, logging: bool) -> Report {
         }
         world.happen(event);
     }
+    world.check_forgotten();
     world.report
 }
 
@@ -746,6 +749,24 @@ impl<'p> World<'p> {
             let writes = self.volumes.iter().find(|volume| host_state.can_write(volume) || runs(volume));
             if let Some(volume) = writes.cloned() {
                 self.violated(Violation::Unproved { host, volume });
+            }
+        }
+    }
+
+    /// Each lease of an open epoch has its row on the host, from before the transaction that takes it.
+    pub(super) fn check_forgotten(&mut self) {
+        // A restored etcd shows leases that are long given back; an idle host's are reclaimed in time.
+        if self.etcd.cluster != Etcd::new().cluster {
+            return;
+        }
+        for (volume, held, _) in self.etcd.read(&Reading::Everything).held() {
+            let forgets = |node: &Node| {
+                let Some(core) = &node.host.worker else { return false };
+                let mine = node.host.settings.holder == held.holder && core.epoch() == Some(held.epoch);
+                mine && core.is_ready() && !core.volumes().contains_key(volume)
+            };
+            if let Some(host) = self.nodes.iter().position(forgets) {
+                self.violated(Violation::Forgotten { host, volume: volume.clone() });
             }
         }
     }

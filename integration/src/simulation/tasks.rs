@@ -285,6 +285,7 @@ impl World<'_> {
     /// All faults are over: what runs ends, and each volume is asked for on some host.
     pub(super) fn calm_down(&mut self) {
         self.calm = true;
+        self.check_forgotten();
         self.recover_all();
         for task in 0..self.tasks.len() {
             let attempt = self.tasks[task].attempt;

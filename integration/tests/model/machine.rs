@@ -152,7 +152,8 @@ impl Bounds {
             grace: TICK,
             prepare_timeout: Duration::from_secs(1_000),
             retry: (TICK, TICK),
-            settle: TICK * u32::from(self.late_calls),
+            // A call lands within `late_calls` ticks, at the latest right before the next one.
+            settle: TICK * u32::from(self.late_calls + 1),
             storage_fencing: false,
             fencing_required: false,
         }
@@ -284,6 +285,12 @@ impl State {
                 sent.stage = Stage::Seen(self.etcd.read(reading));
             }
         }
+    }
+
+    /// Whether the first host no longer keeps the volume from others.
+    fn is_free_of_the_first(&self) -> bool {
+        let other = self.etcd.lease(&id()).and_then(Lease::held).is_some_and(|held| held.holder != holder(0));
+        other || self.etcd.is_takeable(&id())
     }
 
     fn writers(&self) -> usize {
@@ -718,6 +725,8 @@ impl Model for Machine {
             Action::PowerOff => {
                 s.faults -= 1;
                 s.abandon();
+                // Nothing is mounted by a driver that is gone; what it asked of the storage may still happen.
+                s.calls.retain(|call| call.0 != 0 || !call.2);
                 s.control[0].clear();
                 s.hosts[0].power_off();
                 s.up[0] = false;
@@ -829,7 +838,7 @@ pub(crate) fn stuck(bounds: Bounds) -> (usize, usize) {
     let mut good = Vec::new();
     for state in machine.init_states() {
         known.insert(key(&state), 0_u32);
-        good.push(state.etcd.is_takeable(&id()));
+        good.push(state.is_free_of_the_first());
         back.push(Vec::new());
         queue.push_back((0_u32, state));
     }
@@ -846,7 +855,7 @@ pub(crate) fn stuck(bounds: Bounds) -> (usize, usize) {
             }
             let to = *known.entry(key(&next)).or_insert_with(|| {
                 let number = u32::try_from(good.len()).unwrap_or(u32::MAX);
-                good.push(next.etcd.is_takeable(&id()));
+                good.push(next.is_free_of_the_first());
                 back.push(Vec::new());
                 queue.push_back((number, next));
                 number
@@ -893,16 +902,19 @@ const BASE: Bounds = Bounds {
 };
 
 /// The bounds that CI tries.
-pub(crate) const SMALL: [Bounds; 5] = [
+pub(crate) const SMALL: [Bounds; 4] = [
     BASE,
-    Bounds { name: "a reclaimer's reads at any pace", late_reads: true, ..BASE },
-    Bounds { name: "clocks that err", drift: true, ..BASE },
-    Bounds { name: "an unknown outcome", losses: 1, ..BASE },
-    Bounds { name: "a revoke", revokes: 1, ..BASE },
+    Bounds { name: "an unknown outcome, no reclaimer", losses: 1, reclaimers: 0, ..BASE },
+    Bounds { name: "a crash, no reclaimer", faults: 1, reclaimers: 0, ..BASE },
+    Bounds { name: "a revoke, no reclaimer", revokes: 1, reclaimers: 0, ..BASE },
 ];
 
 /// Larger ones, for a machine that has an hour.
-pub(crate) const LARGE: [Bounds; 5] = [
+pub(crate) const LARGE: [Bounds; 9] = [
+    Bounds { name: "clocks that err", drift: true, ..BASE },
+    Bounds { name: "a reclaimer's reads at any pace", late_reads: true, ..BASE },
+    Bounds { name: "an unknown outcome", losses: 1, ..BASE },
+    Bounds { name: "a revoke", revokes: 1, ..BASE },
     Bounds { name: "late driver calls", late_calls: 1, ..BASE },
     Bounds { name: "a crash", faults: 1, ..BASE },
     Bounds { name: "a crash and an unknown outcome", faults: 1, losses: 1, ..BASE },

@@ -3,7 +3,7 @@
 
 mod machine;
 
-use machine::{Bounds, LARGE, SMALL, search, stuck};
+use machine::{Bounds, LARGE, SMALL, search, small, stuck};
 
 fn explore(bounds: Bounds) {
     let found = search(bounds);
@@ -29,6 +29,11 @@ fn explore(bounds: Bounds) {
 #[test]
 fn at_most_one_host_writes_in_every_order_of_events() {
     SMALL.into_iter().for_each(explore);
+}
+
+#[test]
+fn what_seeded_mistakes_are_put_through_finds_none_here() {
+    assert_eq!(small(), None);
 }
 
 #[test]

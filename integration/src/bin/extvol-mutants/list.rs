@@ -118,6 +118,13 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "(Doing::JobWrite(_), Outcome::Unknown) => self.check = Some(now),",
     ),
     mutant(
+        "granted_and_forgotten",
+        "an acquire that is given up forgets what was granted meanwhile",
+        "holder/lane.rs",
+        "partition(|id| self.leases.contains_key(id))",
+        "partition(|_| false)",
+    ),
+    mutant(
         "live_is_takeable",
         "a lease of a live session's own epoch is taken",
         "holder/claim.rs",

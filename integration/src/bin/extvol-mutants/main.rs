@@ -43,7 +43,7 @@ serde_json = "1"
 stateright = { version = "0.31", default-features = false }
 thiserror = "2"
 [profile.release]
-opt-level = 2
+opt-level = 1
 "#;
 
 fn main() -> ExitCode {

@@ -462,7 +462,15 @@ impl Core {
     fn refuse_job(&mut self, why: Text) {
         let Some(Job::Acquire { volumes, container, .. }) = self.jobs.pop_front() else { return };
         let mut refused = BTreeSet::from([container]);
-        for id in volumes {
+        // One whose answer was lost may have been granted, as the barrier's reading has shown: then the leases
+        // are ours, and have to be given back like any other without users.
+        let (ours, others): (Vec<_>, Vec<_>) =
+            volumes.into_iter().partition(|id| self.leases.contains_key(id));
+        for id in &ours {
+            refused.extend(self.volumes.get_mut(id).into_iter().flat_map(|v| std::mem::take(&mut v.users)));
+        }
+        self.acquired(&ours);
+        for id in others {
             refused.extend(self.volumes.remove(&id).into_iter().flat_map(|volume| volume.users));
         }
         self.table_changed = true;

@@ -439,6 +439,12 @@ impl Core {
         &self.volumes
     }
 
+    /// Whether this epoch has taken in the leases that it found.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.ready
+    }
+
     /// Where the session is.
     #[must_use]
     pub fn life(&self) -> &Life {
