@@ -3,7 +3,10 @@
 LIBRARY := target/extvol/libextvol.so
 MESOS := target/mesos/libmesos.so
 
-.PHONY: help demo test cluster cluster-down build setup sanitize check bench
+.PHONY: help demo test cluster cluster-down build setup sanitize check bench simulate model model-large mutants
+
+RUNS := 20000
+SEED := 1
 
 help:
 	@echo "make demo          the main job, on a cluster of real Mesos hosts on this machine"
@@ -11,6 +14,9 @@ help:
 	@echo "make cluster       a cluster of two agents to play with; make cluster-down ends it"
 	@echo "make bench         what it costs; BENCH=--short takes fewer samples"
 	@echo "make check         formats, lints, documentation, C++ under two compilers"
+	@echo "make simulate      RUNS=20000 simulated schedules of the protocol core, from SEED=1"
+	@echo "make model         all orders of events of a small cluster; make model-large tries larger ones"
+	@echo "make mutants       seeded mistakes in copies of the core must be found; writes docs/mutants.md"
 	@echo "make build         target/extvol/libextvol.so and target/release/extvol-keeper"
 	@echo "make sanitize      the same library with sanitizers, target/extvol-sanitized, which the tests run"
 
@@ -29,6 +35,18 @@ cluster-down:
 bench: build
 	@target/release/extvol-bench-agent $(BENCH)
 	@target/release/extvol-bench-master $(BENCH)
+
+simulate:
+	@cargo run --quiet --release -p integration --bin extvol-simulate -- $(RUNS) $(SEED)
+
+model:
+	@cargo test --quiet --release -p integration --test model -- --nocapture --test-threads 1
+
+model-large:
+	@EXTVOL_MODEL_LARGE=1 cargo test --quiet --release -p integration --test model -- --nocapture within_larger
+
+mutants:
+	@cargo run --quiet --release -p integration --bin extvol-mutants
 
 setup:
 	@integration/setup

@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod executor;
 pub mod recordio;
 pub mod scheduler;
+pub mod simulation;
 pub mod storage;
 pub mod timeline;
 pub mod trial;

@@ -8,6 +8,8 @@
 //!   events/<revision>/<subject>       what happened, in the order of etcd's revisions
 //!   eventlog/trimmed                  up to where events were trimmed
 //!   eventlog/agents/<holder>          how a holder's agent stood when an event last told it
+//!   beats/<holder>                    its heartbeat (protocol core)
+//!   storm                             the reclaimers' storm guard (protocol core)
 //! ```
 //!
 //! `<revision>` has 19 digits, so that etcd's order of keys is the order of revisions. `<subject>` is
@@ -75,6 +77,18 @@ impl Keys {
         let driver = Driver::new(decode(driver)?).ok()?;
         let name = VolumeName::new(decode(name)?).ok()?;
         Some(VolumeId { driver, name })
+    }
+
+    /// A holder's heartbeat.
+    #[must_use]
+    pub fn beat(&self, holder: &Holder) -> String {
+        format!("{}/beats/{}", self.prefix, segment(holder.as_str()))
+    }
+
+    /// The storm guard of the master modules.
+    #[must_use]
+    pub fn storm(&self) -> String {
+        format!("{}/storm", self.prefix)
     }
 
     /// The prefix of all session keys.

@@ -6,11 +6,13 @@
 pub mod decide;
 pub mod etcd;
 pub mod event;
+pub mod exchange;
 pub mod holder;
 pub mod keys;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
 pub mod parameters;
+pub mod protocol;
 pub mod record;
 pub mod retry;
 pub mod store;

@@ -97,7 +97,8 @@ pub struct KeyRange {
 
 /// A transaction: all compares hold, then all puts and deletions happen; or nothing does.
 ///
-/// There is no blind put: [`Transaction::put`] adds the compare of the key that it writes. A range
+/// There is no blind put: [`Transaction::put`] adds the compare of the key that it writes, and
+/// [`Transaction::overwrite`] is for the one key that its owner alone writes, under a compare of another. A range
 /// cannot be compared key by key: who deletes one compares a record that every writer of a key in it
 /// compares as well.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -139,6 +140,13 @@ impl Transaction {
     #[must_use]
     pub fn delete_range(mut self, range: KeyRange) -> Self {
         self.deletions.push(range);
+        self
+    }
+
+    /// Writes `key` whatever it holds: a heartbeat, in a transaction that compares its owner's session.
+    #[must_use]
+    pub fn overwrite(mut self, key: &str, value: Vec<u8>) -> Self {
+        self.puts.push((key.to_owned(), value));
         self
     }
 

@@ -1,8 +1,9 @@
 //! Names of volumes, holders and containers. Each is checked once, where it enters, and has its own
-//! type from there on.
+//! type from there on. Cloning one costs a count: the protocol core hands names around freely.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -72,7 +73,7 @@ macro_rules! name {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $Name(String);
+        pub struct $Name(Arc<str>);
 
         impl $Name {
             /// Checks `name`.
@@ -82,7 +83,7 @@ macro_rules! name {
             pub fn new(name: impl Into<String>) -> Result<Self, NameError> {
                 let name = name.into();
                 check(&name, $refused)?;
-                Ok(Self(name))
+                Ok(Self(name.into()))
             }
 
             /// The name as it was given.
@@ -101,7 +102,7 @@ macro_rules! name {
 
         impl From<$Name> for String {
             fn from(name: $Name) -> String {
-                name.0
+                name.0.as_ref().to_owned()
             }
         }
 
@@ -175,7 +176,7 @@ impl NamingRules {
         if let Some(found) = name.chars().find(|c| !c.is_ascii()) {
             return Err(NameError::NotAscii { found, driver: driver.into() });
         }
-        Ok(VolumeId { driver, name: VolumeName(name.to_ascii_lowercase()) })
+        Ok(VolumeId { driver, name: VolumeName(name.to_ascii_lowercase().into()) })
     }
 }
 

@@ -1,0 +1,160 @@
+//! Driver calls, the storage behind them, and who can write.
+//!
+//! A driver makes the calls for one volume on one host one after the other. A call may go without an answer
+//! and happen late, also after its caller or its host has died, but not later than the settle time. An
+//! unmount that happens at the wrong time takes the volume from whoever has it, as EBS's detach does.
+
+use shared::protocol::Op;
+use shared::protocol::holder::{Input, MountFault};
+use shared::volume::VolumeId;
+
+use super::host::{Mount, mounted};
+use super::plan::{MS, Micros};
+use super::run::{Event, Violation, World};
+
+/// When a call that has no answer is given up.
+const PATIENCE: Micros = 1_000 * MS;
+
+/// By when a call has happened: the settle time of the simulated installation is 3 s.
+const LATEST: Micros = 2_800 * MS;
+
+/// A driver call under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Call {
+    pub(super) op: Op,
+    pub(super) life: u32,
+    pub(super) boot: u32,
+    pub(super) volume: VolumeId,
+    pub(super) mount: bool,
+    /// Whether the caller has given up.
+    given_up: bool,
+    refused: bool,
+    blocked: bool,
+}
+
+impl World<'_> {
+    pub(super) fn call(&mut self, host: usize, op: Op, volume: &VolumeId, mount: bool) {
+        let now = self.now;
+        let mut dice = self.dice(3, host as u64, op.0.wrapping_add(now << 8));
+        let node = &mut self.nodes[host];
+        let slow = node.slow > now;
+        let takes = if slow { dice.range(100 * MS, 2_500 * MS) } else { dice.range(5 * MS, 300 * MS) };
+        let begins = node.busy.get(volume).copied().unwrap_or(0).max(now);
+        let lands = (begins + takes).min(now + LATEST);
+        node.busy.insert(volume.clone(), lands);
+        let given_up = lands > now + PATIENCE;
+        let refused = dice.permille(20);
+        let (life, boot) = (node.life, node.boot);
+        if dice.permille(15) {
+            let input = if mount {
+                Input::Mounted(op, Err(MountFault::Unreachable("connection refused".into())))
+            } else {
+                Input::Unmounted(op, Err("connection refused".into()))
+            };
+            return self.after(MS, Event::CallAnswered { host, life, input });
+        }
+        if given_up {
+            let input = if mount {
+                Input::Mounted(op, Err(MountFault::Unresolved("no answer".into())))
+            } else {
+                Input::Unmounted(op, Err("no answer".into()))
+            };
+            self.after(PATIENCE, Event::CallAnswered { host, life, input });
+        }
+        let volume = volume.clone();
+        let call = Call { op, life, boot, volume, mount, given_up, refused, blocked: false };
+        self.log(|| format!("h{host} calls the driver: {call:?}"));
+        self.calls.push((host, call.clone()));
+        self.at(lands, Event::Land { host, call });
+    }
+
+    /// The storage does what a driver asked for.
+    pub(super) fn land(&mut self, host: usize, call: &Call) {
+        if let Some(until) = self.nodes[host].suspended.filter(|until| *until > self.now) {
+            return self.at(until, Event::Land { host, call: call.clone() });
+        }
+        let same = |(h, c): &(usize, Call)| *h == host && c.op == call.op && c.life == call.life;
+        let Some(index) = self.calls.iter().position(same) else { return };
+        let (_, call) = self.calls.remove(index);
+        let volume = call.volume.clone();
+        let here = self.nodes[host].powered && self.nodes[host].boot == call.boot;
+        // A virtual machine that was paused without knowing calls the driver under a lease that is over: there
+        // the storage alone is left, which attaches to one host, and asks who detaches (rule L20).
+        let has = |(other, node): &(usize, &super::run::Node)| {
+            *other != host && node.host.mounts.get(&volume).is_some_and(|mount| !mount.blocked)
+        };
+        let elsewhere = self.nodes.iter().enumerate().find(has).map(|(other, _)| other);
+        let stopped = self.nodes[host].lost > 0 && elsewhere.is_some();
+        let refused = call.refused || call.blocked || stopped;
+        self.log(|| format!("h{host} driver call happens (here: {here}, refused: {refused}): {call:?}"));
+        let mut failed = None;
+        if refused {
+            failed = Some("the storage refuses");
+        } else if call.mount {
+            if here {
+                self.nodes[host].host.mounts.insert(volume.clone(), Mount { blocked: false });
+                self.report.mounts += 1;
+                self.check_writers(&volume);
+            }
+        } else {
+            if let Some(from) = elsewhere {
+                return self.violated(Violation::LateUnmount { volume, by: host, from });
+            }
+            let used = |process: &super::host::Process| process.runs && process.volumes.contains(&volume);
+            if here && self.nodes[host].host.processes.values().any(used) {
+                failed = Some("target is busy");
+            } else if here {
+                self.nodes[host].host.mounts.remove(&volume);
+            }
+        }
+        if call.given_up {
+            return;
+        }
+        let (op, life) = (call.op, call.life);
+        let input = match (call.mount, failed) {
+            (true, None) => Input::Mounted(op, Ok(mounted(&volume))),
+            (true, Some(why)) => Input::Mounted(op, Err(MountFault::Refused(why.into()))),
+            (false, None) => Input::Unmounted(op, Ok(())),
+            (false, Some(why)) => Input::Unmounted(op, Err(why.into())),
+        };
+        self.after(MS, Event::CallAnswered { host, life, input });
+    }
+
+    /// The storage takes a volume away from every other host, and refuses what their drivers asked for before.
+    pub(super) fn settle(&mut self, host: usize, op: Op, volume: &VolumeId) {
+        let mut dice = self.dice(4, host as u64, op.0.wrapping_add(self.now << 8));
+        let life = self.nodes[host].life;
+        let pause = dice.range(10 * MS, 200 * MS);
+        if dice.permille(100) {
+            let input = Input::Settled(op, Err("the storage is busy".into()));
+            return self.after(pause, Event::CallAnswered { host, life, input });
+        }
+        for (other, node) in self.nodes.iter_mut().enumerate().filter(|(other, _)| *other != host) {
+            if let Some(mount) = node.host.mounts.get_mut(volume) {
+                mount.blocked = true;
+            }
+            for process in node.host.processes.values_mut() {
+                process.copies.remove(volume);
+            }
+            for (_, call) in self.calls.iter_mut().filter(|(h, call)| *h == other && call.volume == *volume) {
+                call.blocked = true;
+            }
+        }
+        self.log(|| format!("h{host} has the storage take {volume} from everybody else"));
+        self.after(pause, Event::CallAnswered { host, life, input: Input::Settled(op, Ok(())) });
+    }
+
+    /// The promise above all.
+    pub(super) fn check_writers(&mut self, volume: &VolumeId) {
+        let writes = |node: &super::run::Node| {
+            node.powered
+                && node.suspended.is_none_or(|until| until <= self.now)
+                && node.host.can_write(volume)
+        };
+        let writers = self.nodes.iter().enumerate().filter(|(_, node)| writes(node));
+        let hosts: Vec<usize> = writers.map(|(host, _)| host).collect();
+        if hosts.len() > 1 {
+            self.violated(Violation::TwoWriters { volume: volume.clone(), hosts });
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! etcd as the protocol sees it: a store whose transactions happen one after the other. Members, time-outs
+//! and late commits are the scheduler's business.
+
+use std::collections::BTreeMap;
+
+use shared::protocol::exchange::{
+    ClusterId, Commit, Key, Lease, Outcome, Reading, Record, SessionState, View,
+};
+use shared::store::Revision;
+use shared::volume::{Holder, VolumeId};
+
+/// The store.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Etcd {
+    /// The installation.
+    pub cluster: ClusterId,
+    /// The present revision.
+    pub revision: Revision,
+    /// What is stored.
+    pub entries: BTreeMap<Key, (Record, Revision)>,
+}
+
+impl Etcd {
+    /// A new installation.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { cluster: ClusterId("c1".into()), revision: Revision(1), entries: BTreeMap::new() }
+    }
+
+    /// A linearizable read.
+    #[must_use]
+    pub fn read(&self, reading: &Reading) -> View {
+        let entries = match reading {
+            Reading::Everything => self.entries.clone(),
+            Reading::Keys(keys) => {
+                keys.iter().filter_map(|key| Some((key.clone(), self.entries.get(key)?.clone()))).collect()
+            }
+        };
+        View { cluster: self.cluster.clone(), revision: self.revision, entries }
+    }
+
+    /// The revision that last wrote `key`.
+    #[must_use]
+    pub fn at(&self, key: &Key) -> Revision {
+        self.entries.get(key).map_or(Revision::ABSENT, |(_, at)| *at)
+    }
+
+    /// Whether all compares hold.
+    #[must_use]
+    pub fn would_commit(&self, commit: &Commit) -> bool {
+        commit.cluster == self.cluster && commit.compares.iter().all(|(key, at)| self.at(key) == *at)
+    }
+
+    /// Commits, or does nothing.
+    pub fn commit(&mut self, commit: &Commit) -> Outcome {
+        if !self.would_commit(commit) {
+            return Outcome::Conflict;
+        }
+        self.revision.0 += 1;
+        for (key, record) in &commit.puts {
+            self.entries.insert(key.clone(), (record.clone(), self.revision));
+        }
+        Outcome::Done(self.revision)
+    }
+
+    /// A volume's lease.
+    #[must_use]
+    pub fn lease(&self, volume: &VolumeId) -> Option<&Lease> {
+        match self.entries.get(&Key::Lease(volume.clone())) {
+            Some((Record::Lease(lease), _)) => Some(lease),
+            _ => None,
+        }
+    }
+
+    /// Whether somebody may take the volume now.
+    #[must_use]
+    pub fn is_takeable(&self, volume: &VolumeId) -> bool {
+        let Some(held) = self.lease(volume).and_then(Lease::held) else { return true };
+        self.session(&held.holder).is_some_and(|(epoch, state)| {
+            epoch > held.epoch.0 || epoch == held.epoch.0 && matches!(state, SessionState::Dead(_))
+        })
+    }
+
+    /// A holder's session.
+    #[must_use]
+    pub fn session(&self, holder: &Holder) -> Option<(u64, SessionState)> {
+        match self.entries.get(&Key::Session(holder.clone())) {
+            Some((Record::Session(session), _)) => Some((session.epoch.0, session.state)),
+            _ => None,
+        }
+    }
+}
+
+impl Default for Etcd {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,252 @@
+//! Short stories with one end, for what a random schedule rarely shows: inequalities, and the storm guard.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use shared::protocol::Request;
+use shared::protocol::exchange::{
+    Agent, ByTime, ClusterId, Commit, Held, Instance, Key, Lease, Outcome, Record, Session, SessionState,
+    Stage, Storm,
+};
+use shared::protocol::holder::{self, Wanted};
+use shared::protocol::reclaimer::{Agents, Core, Input, Output};
+use shared::protocol::timing::RATE_ERROR;
+use shared::record::Epoch;
+use shared::store::Revision;
+
+use super::etcd::Etcd;
+use super::host::{Effect, Host};
+use super::plan::Plan;
+use super::run::{container, holder as name, new_reclaimer, settings, timing, volume};
+
+/// Runs all of them.
+///
+/// # Errors
+/// What went wrong, in a few words.
+pub fn check() -> Result<(), &'static str> {
+    clocks()?;
+    storm()?;
+    connected_agents()?;
+    late_beat()?;
+    never_by_time()?;
+    slow_answer()
+}
+
+/// The slowest holder stops before the fastest reclaimer starts, and refuses times that do not allow it.
+fn clocks() -> Result<(), &'static str> {
+    let timing = timing();
+    let rate = f64::from(RATE_ERROR);
+    let holder = timing.write_span().as_secs_f64() / (1.0 - 1.0 / rate);
+    let reclaimer = timing.reclaim_span().as_secs_f64() / (1.0 + 1.0 / rate);
+    if holder >= reclaimer {
+        return Err(
+            "scenario: the slowest holder may write when the fastest reclaimer gives its volumes away",
+        );
+    }
+    let mut late = timing;
+    late.kill += Duration::from_millis(1);
+    if late.check().is_ok() {
+        return Err("scenario: times were taken whose fence ends too late");
+    }
+    Ok(())
+}
+
+/// A reclaimer whose reads return at once.
+struct Story {
+    etcd: Etcd,
+    core: Core,
+    now: Duration,
+    gone: Vec<String>,
+    /// Whether host 0 beats right before a reclaim arrives.
+    beats_at_last: bool,
+}
+
+impl Story {
+    /// `count` hosts, each with a lease, of which none beats.
+    fn of(count: usize, by_time: ByTime) -> Self {
+        let mut etcd = Etcd::new();
+        for host in 0..count {
+            let session = Session {
+                epoch: Epoch(1),
+                instance: Instance("i".into()),
+                state: SessionState::Live,
+                machine: "m".into(),
+                boot: "b".into(),
+                agent: Some(Agent { id: Some(format!("A{host}").into()), address: "a".into() }),
+                timing: timing(),
+                by_time,
+                unsettled_through: Epoch(0),
+                reason: None,
+                since: None,
+            };
+            let held = Held {
+                stage: Stage::Attached,
+                holder: name(host),
+                epoch: Epoch(1),
+                token: None,
+                agent_id: None,
+                containers: BTreeSet::new(),
+                mount_point: None,
+                unsettled: false,
+                revoked: None,
+                since: None,
+            };
+            let commit = Commit::new(&ClusterId("c1".into()))
+                .put(Key::Session(name(host)), Revision::ABSENT, Record::Session(session))
+                .put(Key::Lease(volume(host)), Revision::ABSENT, Record::Lease(Lease::Held(held)));
+            etcd.commit(&commit);
+        }
+        let mut core = new_reclaimer(Duration::ZERO);
+        core.handle(Duration::ZERO, Input::Leading(true));
+        Self { etcd, core, now: Duration::ZERO, gone: Vec::new(), beats_at_last: false }
+    }
+
+    fn go_on_until(&mut self, end: Duration) {
+        while self.now <= end {
+            self.core.handle(self.now, Input::Tick);
+            while let Some(output) = self.core.poll_output() {
+                let input = match output {
+                    Output::Read { op, reading } => Input::Read(op, Ok(self.etcd.read(&reading))),
+                    Output::Commit { op, commit } => {
+                        if self.beats_at_last {
+                            self.beat(0);
+                        }
+                        Input::Committed(op, self.etcd.commit(&commit))
+                    }
+                    Output::MarkGone { agent_id } => {
+                        self.gone.push(agent_id.to_string());
+                        continue;
+                    }
+                    Output::Alarm(_) | Output::Note(_) => continue,
+                };
+                self.core.handle(self.now, input);
+            }
+            self.now += Duration::from_millis(100);
+        }
+    }
+
+    fn beat(&mut self, host: usize) {
+        let at = self.etcd.at(&Key::Session(name(host)));
+        let commit = Commit::beat(&ClusterId("c1".into()), &name(host), at);
+        let _ = self.etcd.commit(&commit);
+    }
+
+    fn dead(&self, count: usize) -> usize {
+        let dead = |host: &usize| matches!(self.etcd.session(&name(*host)), Some((_, SessionState::Dead(_))));
+        (0..count).filter(dead).count()
+    }
+}
+
+/// Four hosts fall silent at once: nobody is declared dead, until a wait of timely reads has shown that it is
+/// they who are gone.
+fn storm() -> Result<(), &'static str> {
+    let mut story = Story::of(4, ByTime::Allowed);
+    let span = timing().reclaim_span();
+    story.go_on_until(span + Duration::from_secs(2));
+    if story.dead(4) > 0 {
+        return Err("scenario: hosts were declared dead in a storm");
+    }
+    if !matches!(story.etcd.entries.get(&Key::Storm), Some((Record::Storm(Storm::Raised), _))) {
+        return Err("scenario: no storm was raised");
+    }
+    story.go_on_until(span * 2 + Duration::from_secs(3));
+    if story.dead(4) < 4 {
+        return Err("scenario: a storm did not lift itself");
+    }
+    // One of four is no storm.
+    let mut story = Story::of(4, ByTime::Allowed);
+    story.go_on_until(span / 2);
+    for host in 1..4 {
+        story.beat(host);
+    }
+    story.go_on_until(span + Duration::from_millis(900));
+    if story.dead(4) == 1 {
+        Ok(())
+    } else {
+        Err("scenario: one lost host of four was not declared dead alone")
+    }
+}
+
+/// Of two silent hosts the master saw one for a while: that was cut off from etcd alone, and its agent is not
+/// marked gone.
+fn connected_agents() -> Result<(), &'static str> {
+    let mut story = Story::of(2, ByTime::Allowed);
+    let agents = Agents { connected: BTreeSet::from(["A0".into()]), ..Agents::default() };
+    story.core.handle(Duration::ZERO, Input::Agents(agents.clone()));
+    story.go_on_until(timing().reclaim_span() / 2);
+    story.core.handle(story.now, Input::Agents(agents));
+    story.core.handle(story.now, Input::Agents(Agents::default()));
+    story.go_on_until(timing().reclaim_span() + Duration::from_secs(1));
+    match story.gone.as_slice() {
+        [gone] if gone == "A1" => Ok(()),
+        [] => Err("scenario: the agent of a lost host was not marked gone"),
+        _ => Err("scenario: an agent that the master sees was marked gone"),
+    }
+}
+
+/// A beat that commits right before the reclaim makes it fail.
+fn late_beat() -> Result<(), &'static str> {
+    let mut story = Story::of(1, ByTime::Allowed);
+    story.beats_at_last = true;
+    story.go_on_until(timing().reclaim_span() + Duration::from_secs(1));
+    if story.dead(1) == 0 { Ok(()) } else { Err("scenario: a host that had just beaten was declared dead") }
+}
+
+/// A session that never ends by silence does not.
+fn never_by_time() -> Result<(), &'static str> {
+    let mut story = Story::of(1, ByTime::Never);
+    story.go_on_until(timing().reclaim_span() * 3);
+    if story.dead(1) == 0 {
+        Ok(())
+    } else {
+        Err("scenario: a session that never ends by silence was ended by it")
+    }
+}
+
+/// A beat's answer that comes late does not move the deadline with it.
+fn slow_answer() -> Result<(), &'static str> {
+    let mut etcd = Etcd::new();
+    let mut now = Duration::from_secs(1);
+    let mut host = Host::new(now, settings(&Plan::of(1), 0));
+    let mut effects = Vec::new();
+    host.handle(now, holder::Input::Tick, &mut effects);
+    let volumes = vec![Wanted { volume: volume(0), asked: volume(0), create: None }];
+    let container = container("c");
+    let request = Request(1);
+    let prepare = holder::Input::Prepare { request, container, agent: "a".into(), agent_id: None, volumes };
+    host.handle(now, prepare, &mut effects);
+    for _ in 0..100 {
+        let Some(effect) = (!effects.is_empty()).then(|| effects.remove(0)) else { break };
+        match effect {
+            Effect::Read(op, reading) => {
+                host.handle(now, holder::Input::Read(op, Ok(etcd.read(&reading))), &mut effects);
+            }
+            Effect::Commit(op, commit) => {
+                let sent = now;
+                let outcome = etcd.commit(&commit);
+                let beat = commit.puts.iter().any(|(key, _)| matches!(key, Key::Beat(_)));
+                if beat {
+                    now += Duration::from_millis(400);
+                }
+                host.handle(now, holder::Input::Committed(op, outcome), &mut effects);
+                if beat && matches!(outcome, Outcome::Done(_)) {
+                    return match host.shared.fence_at {
+                        Some(at) if at == sent + timing().fence => Ok(()),
+                        _ => Err("scenario: the deadline is not counted from the sending of a beat"),
+                    };
+                }
+            }
+            Effect::Act(runner, act) => host.act(now, runner, &act, &mut effects),
+            _ => {}
+        }
+    }
+    Err("scenario: a host that was asked for a volume did not beat")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_scenario_ends_well() {
+        assert_eq!(super::check(), Ok(()));
+    }
+}

@@ -1,0 +1,302 @@
+//! What the core says to etcd and hears from it: typed records, reads and commits. Their bytes and
+//! key names are the shell's business (`crate::exchange`).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::Text;
+use super::timing::Timing;
+use crate::record::{Epoch, Token};
+use crate::store::Revision;
+use crate::volume::{ContainerId, Holder, VolumeId};
+
+/// The id of this installation, another one after etcd was restored from a backup.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ClusterId(pub Text);
+
+/// Random, one per start of a worker.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Instance(pub Text);
+
+/// A key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Key {
+    /// A volume's lease.
+    Lease(VolumeId),
+    /// A holder's session.
+    Session(Holder),
+    /// A holder's heartbeat.
+    Beat(Holder),
+    /// The storm guard.
+    Storm,
+}
+
+/// What a key holds.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Record {
+    /// Of [`Key::Lease`].
+    Lease(Lease),
+    /// Of [`Key::Session`].
+    Session(Session),
+    /// Of [`Key::Beat`]. That it was written is all that counts.
+    Beat,
+    /// Of [`Key::Storm`].
+    Storm(Storm),
+}
+
+/// How a session can end that was declared dead, and so what is known about its host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Proof {
+    /// Its holder unmounted everything, and proved every device idle.
+    Unmounted,
+    /// Its holder fenced itself, and proved it.
+    Fenced,
+    /// It did not beat for a full wait: its processes cannot write, but what they handed to the block
+    /// layer, or a host that was not running, still can (L20).
+    Time,
+}
+
+/// Whether a session may hold leases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SessionState {
+    /// It may take and hold leases.
+    Live,
+    /// It takes no new leases, winds down what it has, and beats on until then.
+    Revoking,
+    /// Whatever it held may be taken over.
+    Dead(Proof),
+}
+
+/// Whether a session may be declared dead because it is silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ByTime {
+    /// Its host fences itself in time, and can prove it.
+    Allowed,
+    /// Its host cannot prove its fence.
+    Unproved,
+    /// Its operator wants no fencing while etcd is away.
+    Never,
+}
+
+/// The Mesos agent of a host.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Agent {
+    /// Its id; none before it registered.
+    pub id: Option<Text>,
+    /// Its libprocess address, `slave(1)@ip:port`.
+    pub address: Text,
+}
+
+/// A holder's session.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Session {
+    /// Which life of the holder this is.
+    pub epoch: Epoch,
+    /// Which process owns it.
+    pub instance: Instance,
+    /// Whether it may hold leases.
+    pub state: SessionState,
+    /// The machine: a boot id is believed only of the same one.
+    pub machine: Text,
+    /// The machine's boot.
+    pub boot: Text,
+    /// The Mesos agent that it serves, once that has said so.
+    pub agent: Option<Agent>,
+    /// Its times.
+    pub timing: Timing,
+    /// Whether silence may end it.
+    pub by_time: ByTime,
+    /// Leases of this and earlier epochs are unsettled though a later one was opened: that was done by
+    /// another machine, which has proved nothing about the one that held them (L19).
+    pub unsettled_through: Epoch,
+    /// Why it was revoked or declared dead, for people.
+    pub reason: Option<Text>,
+    /// Wall clock of its beginning; `None` is filled in when it is written.
+    pub since: Option<Text>,
+}
+
+/// A volume's lease.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Lease {
+    /// Nobody holds it; its device was proved idle on the last holder's host.
+    Free {
+        /// Who held it last.
+        last_holder: Option<Holder>,
+    },
+    /// Somebody holds it.
+    Held(Held),
+}
+
+/// How far the holder of a lease is. The driver is called only in the first and the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stage {
+    /// The driver may be attaching or mounting it.
+    Attaching,
+    /// Mounted; no driver call is under way.
+    Attached,
+    /// The driver may be unmounting or detaching it.
+    Detaching,
+}
+
+/// A lease that somebody holds.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Held {
+    /// How far.
+    pub stage: Stage,
+    /// The agent host.
+    pub holder: Holder,
+    /// The holder's session.
+    pub epoch: Epoch,
+    /// The fencing token. Absent in the granting write, whose revision is the token.
+    pub token: Option<Token>,
+    /// The Mesos agent on whose behalf it is held.
+    pub agent_id: Option<Text>,
+    /// The containers that use it.
+    pub containers: BTreeSet<ContainerId>,
+    /// Where it is mounted.
+    pub mount_point: Option<Text>,
+    /// Whether an earlier holder's driver calls or I/O may still land: written with the grant, gone with
+    /// the mount, so that a taker that dies in between leaves the next one warned (L19).
+    pub unsettled: bool,
+    /// Why it alone was revoked, if it was.
+    pub revoked: Option<Text>,
+    /// Wall clock of the grant; `None` is filled in when it is written.
+    pub since: Option<Text>,
+}
+
+impl Lease {
+    /// The holder's part, unless the lease is free.
+    #[must_use]
+    pub fn held(&self) -> Option<&Held> {
+        match self {
+            Self::Free { .. } => None,
+            Self::Held(held) => Some(held),
+        }
+    }
+}
+
+/// The storm guard, kept in etcd so that a person sees and lifts it, and a new leader knows of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Storm {
+    /// Too many holders fell silent at once: nobody reclaims or revokes.
+    Raised,
+    /// They are really gone, says a person or a reclaimer whose own reads were never late.
+    Lifted,
+    /// It is over.
+    Over,
+}
+
+/// What to read, always at one revision and linearizably, and always with the installation's id.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Reading {
+    /// These keys.
+    Keys(Vec<Key>),
+    /// All of them.
+    Everything,
+}
+
+/// What was read. A key that is not in it did not exist.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct View {
+    /// The installation.
+    pub cluster: ClusterId,
+    /// The store's revision at the read.
+    pub revision: Revision,
+    /// By key: the record, and the revision that last wrote it.
+    pub entries: BTreeMap<Key, (Record, Revision)>,
+}
+
+impl View {
+    /// A session, with the revision to compare.
+    #[must_use]
+    pub fn session(&self, holder: &Holder) -> Option<(&Session, Revision)> {
+        match self.entries.get(&Key::Session(holder.clone())) {
+            Some((Record::Session(session), at)) => Some((session, *at)),
+            _ => None,
+        }
+    }
+
+    /// A lease, with the revision to compare.
+    #[must_use]
+    pub fn lease(&self, volume: &VolumeId) -> Option<(&Lease, Revision)> {
+        match self.entries.get(&Key::Lease(volume.clone())) {
+            Some((Record::Lease(lease), at)) => Some((lease, *at)),
+            _ => None,
+        }
+    }
+
+    /// All leases that somebody holds, with the revisions to compare.
+    pub fn held(&self) -> impl Iterator<Item = (&VolumeId, &Held, Revision)> {
+        self.entries.iter().filter_map(|(key, (record, at))| match (key, record) {
+            (Key::Lease(volume), Record::Lease(Lease::Held(held))) => Some((volume, held, *at)),
+            _ => None,
+        })
+    }
+
+    /// The revision that last wrote `key`; [`Revision::ABSENT`] when it does not exist.
+    #[must_use]
+    pub fn at(&self, key: &Key) -> Revision {
+        self.entries.get(key).map_or(Revision::ABSENT, |(_, at)| *at)
+    }
+}
+
+/// A transaction: all compares hold, then all puts happen; or nothing does.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Commit {
+    /// The installation's id, compared by value.
+    pub cluster: ClusterId,
+    /// Keys that must be unchanged since they were read.
+    pub compares: Vec<(Key, Revision)>,
+    /// What is written then.
+    pub puts: Vec<(Key, Record)>,
+}
+
+impl Commit {
+    /// One that does nothing yet.
+    #[must_use]
+    pub fn new(cluster: &ClusterId) -> Self {
+        Self { cluster: cluster.clone(), compares: Vec::new(), puts: Vec::new() }
+    }
+
+    /// Adds the condition that `key` is unchanged since it was read at `at`.
+    #[must_use]
+    pub fn unchanged(mut self, key: Key, at: Revision) -> Self {
+        self.compares.push((key, at));
+        self
+    }
+
+    /// Writes `key`, if it is unchanged since it was read at `at`.
+    #[must_use]
+    pub fn put(mut self, key: Key, at: Revision, record: Record) -> Self {
+        self.compares.push((key.clone(), at));
+        self.puts.push((key, record));
+        self
+    }
+
+    /// A beat: the one write that does not compare its own key. It compares the session, whose owner
+    /// alone beats, and an own beat that commits late does no harm (L12 counts from the sending).
+    #[must_use]
+    pub fn beat(cluster: &ClusterId, holder: &Holder, session: Revision) -> Self {
+        let commit = Self::new(cluster).unchanged(Key::Session(holder.clone()), session);
+        Self { puts: vec![(Key::Beat(holder.clone()), Record::Beat)], ..commit }
+    }
+}
+
+/// What became of a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Outcome {
+    /// Committed, as this revision.
+    Done(Revision),
+    /// A compare did not hold; nothing was written.
+    Conflict,
+    /// It may have been done, may be done later, or never.
+    Unknown,
+    /// It certainly was not sent.
+    NotSent,
+}

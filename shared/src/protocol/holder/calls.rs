@@ -1,0 +1,182 @@
+//! What the isolator asks: prepare, isolate, cleanup, recover.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::lane::Job;
+use super::{Answer, Container, Core, Output, Phase, Volume, Waiting, Wanted};
+use crate::protocol::exchange::Agent;
+use crate::protocol::{Now, Request, Text};
+use crate::volume::ContainerId;
+
+impl Core {
+    pub(super) fn prepare(
+        &mut self,
+        now: Now,
+        request: Request,
+        container: ContainerId,
+        agent: Text,
+        agent_id: Option<Text>,
+        volumes: Vec<Wanted>,
+    ) {
+        if let Some(known) = self.containers.get(&container) {
+            if known.volumes != volumes {
+                let refusal = format!("container {container} was prepared before, with other volumes");
+                return self.outputs.push_back(Output::Reply(request, Err(refusal.into())));
+            }
+            // The same call again, from a connection that has replaced a lost one: who waits is new,
+            // the deadline is not.
+            let timeout = now + self.settings.prepare_timeout;
+            let deadline = self.waiting.get(&container).map_or(timeout, |waiting| waiting.deadline);
+            self.waiting.insert(container, Waiting { request, deadline });
+            return;
+        }
+        self.serve(Agent { id: agent_id.clone(), address: agent.clone() });
+        self.containers.insert(container.clone(), Container::new(agent, agent_id, volumes));
+        let deadline = now + self.settings.prepare_timeout;
+        self.waiting.insert(container, Waiting { request, deadline });
+        self.table_changed = true;
+    }
+
+    /// The session tells which agent it serves: the barrier's rewrite says so too.
+    fn serve(&mut self, agent: Agent) {
+        let told = self.mine.as_ref().and_then(|mine| mine.record.agent.as_ref());
+        if self.is_open() && told != Some(&agent) {
+            self.barrier = true;
+        }
+        self.agent = Some(agent);
+    }
+
+    /// The gate: a container is let go only while its volumes are mounted and no fence has begun. After
+    /// the table was stored the shell looks at the shared flag once more.
+    pub(super) fn isolate(&mut self, id: &ContainerId, pid: u32, cgroup: Option<Text>) -> Result<(), Text> {
+        if !self.is_open() {
+            return Err(format!("container {id} cannot start: {}", self.obstacle).into());
+        }
+        let Some(container) = self.containers.get_mut(id) else {
+            return Err(
+                format!("the keeper does not know container {id}: its volumes are not mounted").into()
+            );
+        };
+        let attached = |wanted: &Wanted| {
+            self.volumes.get(&wanted.volume).is_some_and(|v| matches!(v.phase, Phase::Attached { .. }))
+        };
+        if let Some(gone) = container.volumes.iter().find(|wanted| !attached(wanted)) {
+            return Err(format!("volume {} is no longer mounted for container {id}", gone.volume).into());
+        }
+        container.pid = Some(pid);
+        container.cgroup = cgroup;
+        self.table_changed = true;
+        Ok(())
+    }
+
+    pub(super) fn recover(
+        &mut self,
+        agent: &Text,
+        known: &BTreeSet<ContainerId>,
+        orphans: &BTreeSet<ContainerId>,
+    ) {
+        for container in known.iter().chain(orphans) {
+            if let Some(entry) = self.containers.get_mut(container) {
+                // A container follows its agent to a new address.
+                entry.agent = agent.clone();
+                self.table_changed = true;
+            }
+        }
+        let ended = |(id, entry): (&ContainerId, &Container)| {
+            (entry.agent == *agent && !known.contains(id) && !orphans.contains(id)).then(|| id.clone())
+        };
+        for container in self.containers.iter().filter_map(ended).collect::<Vec<_>>() {
+            self.end(&container, "the agent restarted while its volumes were prepared");
+        }
+    }
+
+    /// Forgets a container, answering its prepare with `why` if it still waits.
+    pub(super) fn end(&mut self, container: &ContainerId, why: &str) {
+        if let Some(waiting) = self.waiting.remove(container) {
+            self.outputs.push_back(Output::Reply(waiting.request, Err(why.into())));
+        }
+        // While the host is fenced the table says what has to be killed; a container that ended stays in it.
+        let keep = matches!(self.life, super::Life::Fencing { .. });
+        if !keep && self.containers.remove(container).is_some() {
+            self.table_changed = true;
+            for volume in self.volumes.values_mut() {
+                if volume.users.remove(container) {
+                    volume.recorded = false;
+                }
+            }
+        }
+    }
+
+    pub(super) fn expire(&mut self, now: Now) {
+        let late = |(id, w): (&ContainerId, &Waiting)| (w.deadline <= now).then(|| id.clone());
+        for container in self.waiting.iter().filter_map(late).collect::<Vec<_>>() {
+            let seconds = self.settings.prepare_timeout.as_secs_f64();
+            let waits_for = self.waits_for(&container);
+            self.end(&container, &format!("its volumes were not ready within {seconds} s: {waits_for}"));
+        }
+    }
+
+    fn waits_for(&self, container: &ContainerId) -> String {
+        if !self.is_open() || !self.ready {
+            return format!("this host has no session in etcd yet: {}", self.obstacle);
+        }
+        let wanted = self.containers.get(container).map(|entry| entry.volumes.as_slice()).unwrap_or_default();
+        let each = wanted.iter().filter_map(|wanted| {
+            let volume = self.volumes.get(&wanted.volume)?;
+            let doing = match &volume.phase {
+                _ if volume.revoked => "an operator has revoked",
+                Phase::Acquiring => "etcd has not answered for the lease of",
+                Phase::Settling { .. } => "the storage has not yet taken from its last host",
+                Phase::Mounting { .. } => "the driver has not yet mounted",
+                Phase::Detaching { .. } => "its last use is not over for",
+                Phase::Attached { .. } => return None,
+            };
+            let trouble = volume.trouble.as_ref().map(|t| format!(" ({t})")).unwrap_or_default();
+            Some(format!("{doing} volume {}{trouble}", wanted.volume))
+        });
+        each.collect::<Vec<_>>().join("; ")
+    }
+
+    /// Moves a waiting prepare on: joins what is there, acquires what is not, answers when all is
+    /// mounted.
+    pub(super) fn advance(&mut self, id: &ContainerId) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let mut missing: BTreeMap<_, Wanted> = BTreeMap::new();
+        let mut mount_points = Vec::new();
+        let mut blocked = false;
+        for wanted in &container.volumes {
+            match self.volumes.get_mut(&wanted.volume) {
+                None => {
+                    missing.entry(wanted.volume.clone()).or_insert_with(|| wanted.clone());
+                }
+                Some(volume) if volume.may_be_joined() => {
+                    if volume.users.insert(id.clone()) {
+                        volume.recorded = false;
+                        self.table_changed = true;
+                    }
+                    if let Phase::Attached { mounted, .. } = &volume.phase {
+                        mount_points.push(mounted.mount_point.clone());
+                    }
+                }
+                Some(_) => blocked = true,
+            }
+        }
+        if mount_points.len() == container.volumes.len() {
+            container.prepared = true;
+            self.table_changed = true;
+            if let Some(waiting) = self.waiting.remove(id) {
+                self.outputs.push_back(Output::Reply(waiting.request, Ok(Answer::Prepared { mount_points })));
+            }
+        } else if !blocked && !missing.is_empty() {
+            let agent_id = container.agent_id.clone();
+            let volumes = missing.keys().cloned().collect();
+            for (volume, wanted) in missing {
+                let users = BTreeSet::from([id.clone()]);
+                self.volumes.insert(volume, Volume::new(wanted, Phase::Acquiring, users));
+            }
+            self.table_changed = true;
+            let (container, owners) = (id.clone(), BTreeSet::new());
+            self.jobs.push_back(Job::Acquire { volumes, container, agent_id, owners });
+        }
+    }
+}

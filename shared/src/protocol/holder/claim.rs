@@ -1,0 +1,95 @@
+//! Whether a lease may be taken: a pure decision over records as they were read.
+
+use std::collections::BTreeSet;
+
+use super::Core;
+use crate::protocol::Text;
+use crate::protocol::exchange::{Held, Lease, Proof, SessionState, Stage, View};
+use crate::record::Epoch;
+use crate::store::Revision;
+use crate::volume::{Holder, VolumeId};
+
+/// What a lease means for one who wants it.
+pub(super) enum Claim {
+    /// Its owner's session decides, and was not read.
+    Ask(Holder),
+    /// It may be taken.
+    Take {
+        /// The owner's session that the taking compares, when it is another holder's.
+        from: Option<(Holder, Revision)>,
+        /// Whether the owner's driver calls or I/O may still land.
+        unsettled: bool,
+    },
+    /// It may not; the sentence is for the task.
+    Refused(Text),
+}
+
+impl Core {
+    pub(super) fn claim(
+        &self,
+        id: &VolumeId,
+        lease: Option<&Lease>,
+        epoch: Epoch,
+        view: &View,
+        asked: &BTreeSet<Holder>,
+    ) -> Claim {
+        let Some(held) = lease.and_then(Lease::held) else {
+            return Claim::Take { from: None, unsettled: false };
+        };
+        if held.holder == self.settings.holder {
+            // An acquire whose answer was lost, and which the barrier has closed. Earlier epochs' leases
+            // were taken over when this one was opened.
+            return match held.epoch == epoch {
+                true => Claim::Take { from: None, unsettled: held.unsettled },
+                false => Claim::Refused(held_elsewhere(id, held, "another session of this host")),
+            };
+        }
+        if !asked.contains(&held.holder) {
+            return Claim::Ask(held.holder.clone());
+        }
+        // A missing session proves nothing: the reclaimer writes a tombstone in time.
+        let Some((owner, at)) = view.session(&held.holder) else {
+            return Claim::Refused(held_elsewhere(id, held, "its session is missing"));
+        };
+        let by_time = match owner.state {
+            _ if owner.epoch > held.epoch => held.epoch <= owner.unsettled_through,
+            _ if owner.epoch < held.epoch => {
+                return Claim::Refused(held_elsewhere(id, held, "its session is older than the lease"));
+            }
+            SessionState::Dead(proof) => proof == Proof::Time,
+            SessionState::Live => return Claim::Refused(held_elsewhere(id, held, "live")),
+            SessionState::Revoking => return Claim::Refused(held_elsewhere(id, held, "being revoked")),
+        };
+        if by_time && self.settings.fencing_required && !self.settings.storage_fencing {
+            return Claim::Refused(
+                format!(
+                    "volume {id} was held by {}, which was declared dead by time alone; its storage cannot take it \
+                     away from there, and fencing is required: detach it from that host by hand, then run \
+                     `extvol free {id}`",
+                    held.holder
+                )
+                .into(),
+            );
+        }
+        let unsettled = by_time || held.unsettled || held.stage != Stage::Attached;
+        Claim::Take { from: Some((held.holder.clone(), at)), unsettled }
+    }
+}
+
+/// The sentence for a task whose volume is held elsewhere: who, since when, what frees it.
+fn held_elsewhere(volume: &VolumeId, held: &Held, how: &str) -> Text {
+    let containers = held.containers.iter().map(|c| c.as_str()).collect::<Vec<_>>().join(", ");
+    let (users, frees) = match held.containers.len() {
+        0 => ("no container".to_owned(), "when that host has unmounted it"),
+        1 => (format!("container {containers}"), "when that container ends"),
+        _ => (format!("containers {containers}"), "when those containers end"),
+    };
+    let since = held.since.as_deref().unwrap_or("just now");
+    let agent = held.agent_id.as_deref().map(|id| format!(", agent {id}")).unwrap_or_default();
+    format!(
+        "volume {volume} is held by {} ({how}, since {since}{agent}, {users}); it is free {frees}, or after \
+         `extvol revoke {volume}`",
+        held.holder
+    )
+    .into()
+}

@@ -1,0 +1,594 @@
+//! The core of a holder: what the worker of one agent host does about its session, leases and
+//! volumes. See the head of [`super`] for how it is run.
+//!
+//! ```text
+//! mod.rs      what goes in and comes out; time; the fence
+//! session.rs  opening an epoch, beats, what a refused beat means, dying
+//! lane.rs     one write of leases or session at a time; the barrier after an unknown outcome
+//! claim.rs    whether a lease may be taken
+//! calls.rs    what the isolator asks: prepare, isolate, cleanup, recover
+//! volumes.rs  what follows for each volume
+//! volume.rs, table.rs   one volume; what is stored before each effect
+//! ```
+//!
+//! One volume has at most one effect under way, so that no two driver calls for it ever overlap (L9):
+//!
+//! ```text
+//!           acquire ok       settled       mount ok          last user gone
+//! Acquiring ------> (Settling) --> Mounting ------> Attached ----------> Detaching
+//!     | refused                       | definite error          announce -> unmount -> prove -> release
+//!     v                               v                                        ^          |
+//!   (gone)                         Detaching                                   +-- busy --+
+//! ```
+
+mod calls;
+mod claim;
+mod lane;
+mod session;
+mod table;
+mod volume;
+mod volumes;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+pub use session::{Life, Safety, Silence};
+pub use table::{Container, MountedVolume, OpenEpoch, Row, Table, Wanted};
+pub use volume::{Phase, Step, Volume};
+
+use self::lane::{Job, Lane};
+use self::session::{Beat, Mine};
+use super::exchange::{Agent, ByTime, ClusterId, Commit, Held, Instance, Outcome, Reading, View};
+use super::timing::Timing;
+use super::{Now, Op, Request, Text};
+use crate::record::{Epoch, Token};
+use crate::store::Revision;
+use crate::volume::{ContainerId, Holder, VolumeId};
+
+/// What does not change while a worker runs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Settings {
+    /// The holder's name.
+    pub holder: Holder,
+    /// Random, one per worker.
+    pub instance: Instance,
+    /// An id that no other machine has.
+    pub machine: Text,
+    /// The kernel's boot id.
+    pub boot: Text,
+    /// The times that a new epoch is opened with. Checked ([`Timing::check`]).
+    pub timing: Timing,
+    /// Whether silence may end the session.
+    pub by_time: ByTime,
+    /// How long containers may take to end by themselves after a revoke.
+    pub grace: Duration,
+    /// Within it a prepare is answered.
+    pub prepare_timeout: Duration,
+    /// The first and the longest pause before something that failed is tried again.
+    pub retry: (Duration, Duration),
+    /// How long a driver call may still land after its caller has died.
+    pub settle: Duration,
+    /// Whether the storage can take a volume away from another host.
+    pub storage_fencing: bool,
+    /// Whether a volume of a host that was declared dead by time alone is mounted only after the
+    /// storage took it away from there (`fencing = required`).
+    pub fencing_required: bool,
+}
+
+/// What worker and deadman share, and what survives both: one word of memory, only ever moved forward
+/// or to `fenced`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Deadline {
+    /// When fencing starts; `None` while nothing is held.
+    pub fence_at: Option<Now>,
+    /// The sticky flag: fencing has begun.
+    pub fenced: bool,
+}
+
+/// A lease that is this session's, found in etcd when the session was opened or adopted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct FoundLease {
+    /// Its fencing token.
+    pub token: Token,
+    /// Whether an earlier holder's driver calls or I/O may still land.
+    pub unsettled: bool,
+}
+
+/// Why a driver's Mount gave no mount.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum MountFault {
+    /// The driver said no, and is done with it.
+    Refused(Text),
+    /// The call did not reach the driver.
+    Unreachable(Text),
+    /// No answer: the driver may still be at it.
+    Unresolved(Text),
+}
+
+/// What came of asking whether a volume's device is idle.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Idleness {
+    /// Proved: no mount in any namespace holds it.
+    Proved,
+    /// The host's own mount is still there: the driver has not unmounted.
+    Mounted,
+    /// The host's mount is gone, but something else still holds the device.
+    Pinned(Text),
+    /// It could not be told.
+    Unknown(Text),
+}
+
+/// What happens to the core.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Input {
+    /// Mesos is about to start a container that names volumes.
+    Prepare {
+        /// Whom to answer.
+        request: Request,
+        /// The container.
+        container: ContainerId,
+        /// The agent's address, which tells two agents of one host apart.
+        agent: Text,
+        /// The agent's id, if the container's sandbox tells it.
+        agent_id: Option<Text>,
+        /// Its volumes, in the order of the answer's mount points.
+        volumes: Vec<Wanted>,
+    },
+    /// The container's process exists, and has not yet been let go.
+    Isolate {
+        /// Whom to answer.
+        request: Request,
+        /// The container.
+        container: ContainerId,
+        /// Its process on this host.
+        pid: u32,
+        /// Its freezer cgroup.
+        cgroup: Option<Text>,
+    },
+    /// All of the container's processes are dead, or it never had one.
+    Cleanup {
+        /// Whom to answer; nobody when the worker itself saw its cgroup empty.
+        request: Option<Request>,
+        /// The container, maybe one that was never prepared.
+        container: ContainerId,
+    },
+    /// An agent has started, and knows these containers.
+    Recover {
+        /// Whom to answer.
+        request: Request,
+        /// The agent's address.
+        agent: Text,
+        /// Containers that it goes on with.
+        known: BTreeSet<ContainerId>,
+        /// Containers that it will kill and clean up.
+        orphans: BTreeSet<ContainerId>,
+    },
+    /// The result of [`Output::Read`]: what was read, or why nothing was. It comes within R.
+    Read(Op, Result<View, Text>),
+    /// The result of [`Output::Commit`]. It comes within R.
+    Committed(Op, Outcome),
+    /// The result of [`Output::Settle`].
+    Settled(Op, Result<(), Text>),
+    /// The result of [`Output::Mount`].
+    Mounted(Op, Result<MountedVolume, MountFault>),
+    /// The result of [`Output::Unmount`].
+    Unmounted(Op, Result<(), Text>),
+    /// The result of [`Output::ProveIdle`].
+    Idle(Op, Idleness),
+    /// The result of [`Output::MakeSafe`] and [`Output::Fence`].
+    Safe(Op, Result<(), Text>),
+    /// Whether the deadman ticks (L16).
+    Guarded(bool),
+    /// The sticky flag was found set.
+    Flagged,
+    /// Time has passed: see [`Core::next_deadline`].
+    Tick,
+}
+
+/// What the shell is to do.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Output {
+    /// Answer a call. A yes to [`Input::Isolate`] is sent only if the sticky flag is still clear after
+    /// the table was stored: it is the gate.
+    Reply(Request, Result<Answer, Text>),
+    /// Read from etcd, linearizably.
+    Read {
+        /// Under which number the result comes.
+        op: Op,
+        /// What.
+        reading: Reading,
+    },
+    /// Send a transaction.
+    Commit {
+        /// Under which number the result comes.
+        op: Op,
+        /// The transaction.
+        commit: Commit,
+    },
+    /// Move the shared deadline, by compare-and-swap: when that finds the flag set, nothing after this is
+    /// carried out, and [`Input::Flagged`] follows.
+    Extend(Option<Now>),
+    /// A new epoch: clear the shared deadline and its flag.
+    Reset,
+    /// Have the storage take the volume away from every other host.
+    Settle {
+        /// Under which number the result comes.
+        op: Op,
+        /// The lease.
+        token: Token,
+        /// The volume, as the driver was asked for it.
+        asked: VolumeId,
+    },
+    /// Have the driver mount, if [`Core::may_call_driver`] still says so right before.
+    Mount {
+        /// Under which number the result comes.
+        op: Op,
+        /// The lease.
+        token: Token,
+        /// What to mount.
+        wanted: Wanted,
+    },
+    /// Have the driver unmount, if [`Core::may_call_driver`] still says so right before. Comes only after
+    /// the lease was rewritten as `detaching`, which confirmed that it is this session's.
+    Unmount {
+        /// Under which number the result comes.
+        op: Op,
+        /// The lease.
+        token: Token,
+        /// The volume, as the driver was asked for it.
+        asked: VolumeId,
+    },
+    /// Find out whether the device is idle.
+    ProveIdle {
+        /// Under which number the result comes.
+        op: Op,
+        /// The volume, as the driver was asked for it.
+        asked: VolumeId,
+        /// What was mounted, if that is known.
+        mounted: Option<MountedVolume>,
+    },
+    /// Before an epoch: end every container and mount that an older life of this host left, and prove it
+    /// ([`super::fence`]).
+    MakeSafe {
+        /// Under which number the result comes.
+        op: Op,
+    },
+    /// Set the sticky flag, then as [`Output::MakeSafe`]; the deadman, where it ticks, sees the flag and does
+    /// it, beginning with this worker.
+    Fence {
+        /// Under which number the result comes.
+        op: Op,
+        /// For the log and for people.
+        why: Text,
+    },
+    /// Kill a container's processes.
+    Kill {
+        /// The container.
+        container: ContainerId,
+    },
+    /// Tell whoever watches the container that it must end, and why.
+    Limit {
+        /// The container.
+        container: ContainerId,
+        /// For the framework to show.
+        message: Text,
+    },
+    /// Something an operator should read.
+    Warn(Text),
+}
+
+/// The good answer to a call.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Answer {
+    /// To [`Input::Prepare`]: where each volume is mounted, in the order asked.
+    Prepared {
+        /// Host paths.
+        mount_points: Vec<Text>,
+    },
+    /// To [`Input::Isolate`]: the container may run.
+    Isolated,
+    /// To anything else.
+    Done,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(in crate::protocol) struct Waiting {
+    pub(in crate::protocol) request: Request,
+    pub(in crate::protocol) deadline: Now,
+}
+
+/// The core. See the module's head.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Core {
+    pub(super) settings: Settings,
+    // --- session
+    pub(super) life: Life,
+    /// The present epoch, from its opening until it is known to be over.
+    pub(super) mine: Option<Mine>,
+    /// Why no epoch will be opened any more.
+    pub(super) refused: Option<Text>,
+    /// Why there is no session yet, or what stands in its way: for the text of refusals.
+    pub(super) obstacle: Text,
+    pub(super) cluster: Option<ClusterId>,
+    /// The highest revision that etcd has shown: one below it means a restored backup.
+    pub(super) highest: Revision,
+    /// When the last successful beat was sent. What is written is written before this plus T.
+    pub(super) beaten: Option<Now>,
+    pub(super) beat: Option<Beat>,
+    pub(super) next_beat: Now,
+    pub(super) guarded: bool,
+    /// The Mesos agent that asked last, for the session to tell.
+    pub(super) agent: Option<Agent>,
+    /// What the shared deadline was last told.
+    pub(super) extended: Option<Now>,
+    // --- lane
+    pub(super) lane: Lane,
+    pub(super) jobs: VecDeque<Job>,
+    /// A write's outcome is unknown, or the session is adopted: the session is rewritten before anything
+    /// is concluded (L2).
+    pub(super) barrier: bool,
+    /// Something changed under us: from this time on session and leases are read, before the next write.
+    pub(super) check: Option<Now>,
+    pub(super) checking: Option<(Op, Revision)>,
+    pub(super) leases: BTreeMap<VolumeId, (Held, Revision)>,
+    // --- volumes
+    /// Whether the found leases have been taken in.
+    pub(super) ready: bool,
+    pub(super) containers: BTreeMap<ContainerId, Container>,
+    pub(super) volumes: BTreeMap<VolumeId, Volume>,
+    /// Prepares that are not yet answered.
+    pub(super) waiting: BTreeMap<ContainerId, Waiting>,
+    // --- shell
+    pub(super) outputs: VecDeque<Output>,
+    pub(super) next_op: u64,
+    pub(super) table_changed: bool,
+}
+
+impl Core {
+    /// A core that goes on from a stored table and the shared deadline. An epoch whose fence time has not
+    /// come is adopted, behind a barrier; anything else is first made safe (L17).
+    #[must_use]
+    pub fn new(now: Now, settings: Settings, table: Table, deadline: Deadline) -> Self {
+        let Table { open, refused, containers, volumes } = table;
+        let holds = !volumes.is_empty() || !containers.is_empty();
+        let never = open.is_some_and(|open| open.by_time == ByTime::Never);
+        let in_time = deadline.fence_at.map_or(never || !holds, |at| now < at);
+        let adopted = open.filter(|_| refused.is_none() && !deadline.fenced && in_time);
+        let beaten = adopted.zip(deadline.fence_at).map(|(open, at)| at.saturating_sub(open.timing.fence));
+        Self {
+            life: if adopted.is_some() { Life::Open } else { Life::CLOSED },
+            mine: adopted.map(|open| Mine::adopted(&settings, open)),
+            refused,
+            obstacle: "the keeper has just started".into(),
+            cluster: None,
+            highest: Revision::ABSENT,
+            beaten,
+            beat: None,
+            next_beat: now,
+            guarded: true,
+            agent: None,
+            extended: deadline.fence_at,
+            lane: Lane::Idle,
+            jobs: adopted.iter().map(|_| Job::TakeOver).collect(),
+            barrier: adopted.is_some(),
+            check: None,
+            checking: None,
+            leases: BTreeMap::new(),
+            ready: false,
+            containers,
+            volumes: volumes.into_iter().map(Row::volume).collect(),
+            waiting: BTreeMap::new(),
+            outputs: VecDeque::new(),
+            next_op: 0,
+            table_changed: false,
+            settings,
+        }
+    }
+
+    /// What to store before the next output is carried out.
+    #[must_use]
+    pub fn table(&self) -> Table {
+        Table {
+            open: self.mine.as_ref().filter(|_| self.is_open()).map(Mine::open),
+            refused: self.refused.clone(),
+            containers: self.containers.clone(),
+            volumes: self.volumes.values().map(Row::of).collect(),
+        }
+    }
+
+    /// Whether [`Core::table`] differs from what it was when this was last called.
+    #[must_use]
+    pub fn table_changed(&mut self) -> bool {
+        std::mem::take(&mut self.table_changed)
+    }
+
+    /// The next thing to do.
+    #[must_use]
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Input::Tick`] is wanted, if nothing happens before.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Now> {
+        let prepares = self.waiting.values().map(|waiting| waiting.deadline);
+        // Nothing of this is acted on while no epoch is open: a time that has passed would wake for ever.
+        let retries = self.volumes.values().filter_map(|volume| volume.retry_at.filter(|_| self.ready));
+        let open = self.is_open();
+        let endings =
+            self.containers.values().filter_map(|container| self.end_time(container).filter(|_| open));
+        let beat = (self.wants_beat() && self.beat.is_none()).then_some(self.next_beat);
+        let lane = if let Lane::Pause { until } = self.lane { Some(until) } else { None };
+        let check = self.check.filter(|_| self.checking.is_none());
+        let others = [beat, lane, check, self.fence_at(), self.revoke_ends()];
+        prepares.chain(retries).chain(endings).chain(others.into_iter().flatten()).min()
+    }
+
+    /// Whether the driver may be called for `op` at this very moment: it is still wanted, and the time of
+    /// fencing has not come (L3).
+    #[must_use]
+    pub fn may_call_driver(&self, now: Now, op: Op) -> bool {
+        self.is_open()
+            && self.fence_at().map_or_else(|| self.never_fences(), |at| now < at)
+            && self.volumes.values().any(|volume| volume.awaits == Some(op))
+    }
+
+    /// The volumes and who uses them, for people and tests.
+    #[must_use]
+    pub fn volumes(&self) -> &BTreeMap<VolumeId, Volume> {
+        &self.volumes
+    }
+
+    /// Whether this epoch has taken in the leases that it found.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.ready
+    }
+
+    /// Where the session is.
+    #[must_use]
+    pub fn life(&self) -> &Life {
+        &self.life
+    }
+
+    /// The open epoch.
+    #[must_use]
+    pub fn epoch(&self) -> Option<Epoch> {
+        self.mine.as_ref().filter(|_| self.is_open()).map(Mine::epoch)
+    }
+
+    /// Takes in what happened.
+    pub fn handle(&mut self, now: Now, input: Input) {
+        match input {
+            Input::Prepare { request, container, agent, agent_id, volumes } => {
+                self.prepare(now, request, container, agent, agent_id, volumes);
+            }
+            Input::Isolate { request, container, pid, cgroup } => {
+                let answer = self.isolate(&container, pid, cgroup);
+                self.outputs.push_back(Output::Reply(request, answer.map(|()| Answer::Isolated)));
+            }
+            Input::Cleanup { request, container } => {
+                self.end(&container, "the container was destroyed while its volumes were prepared");
+                self.outputs.extend(request.map(|request| Output::Reply(request, Ok(Answer::Done))));
+            }
+            Input::Recover { request, agent, known, orphans } => {
+                self.recover(&agent, &known, &orphans);
+                self.outputs.push_back(Output::Reply(request, Ok(Answer::Done)));
+            }
+            Input::Read(op, result) => self.read(now, op, result),
+            Input::Committed(op, outcome) => self.committed(now, op, outcome),
+            Input::Settled(op, result) => self.settled(now, op, result),
+            Input::Mounted(op, result) => self.mounted(now, op, result),
+            Input::Unmounted(op, result) => self.unmounted(op, result),
+            Input::Idle(op, idleness) => self.idle(now, op, idleness),
+            Input::Safe(op, result) => self.safe(now, op, result),
+            Input::Guarded(guarded) => self.guarded = guarded,
+            Input::Flagged => self.fence("the deadman has begun to fence this host"),
+            Input::Tick => {}
+        }
+        self.progress(now);
+    }
+
+    fn op(&mut self) -> Op {
+        self.next_op += 1;
+        Op(self.next_op)
+    }
+
+    /// Everything that time or the last input has made possible.
+    fn progress(&mut self, now: Now) {
+        self.expire(now);
+        if self.fence_at().is_some_and(|at| at <= now) {
+            self.fence("no heartbeat got through to etcd in time");
+        }
+        if self.is_open() {
+            self.wind_down(now);
+        }
+        if self.is_open() && self.ready {
+            for container in self.waiting.keys().cloned().collect::<Vec<_>>() {
+                self.advance(&container);
+            }
+            for id in self.volumes.keys().cloned().collect::<Vec<_>>() {
+                self.start_effect(now, &id);
+            }
+        }
+        // Before what is written under the deadline, and after what may have been the last use.
+        self.extend();
+        self.progress_session(now);
+        self.extend();
+    }
+
+    /// Whether this host holds a lease, or may: then the deadline runs (L14).
+    fn armed(&self) -> bool {
+        !(self.volumes.is_empty() && self.leases.is_empty() && self.jobs.is_empty())
+    }
+
+    /// When fencing starts, if no further beat gets through.
+    pub(super) fn fence_at(&self) -> Option<Now> {
+        let mine = self.mine.as_ref().filter(|_| self.is_open() && self.armed() && !self.never_fences())?;
+        Some(self.beaten? + mine.timing().fence)
+    }
+
+    /// Whether the epoch was opened to go on without etcd: no reclaimer touches it either.
+    fn never_fences(&self) -> bool {
+        self.mine.as_ref().is_some_and(|mine| mine.record.by_time == ByTime::Never)
+    }
+
+    /// Tells the shared deadline what it must be, before anything that depends on it.
+    fn extend(&mut self) {
+        if !self.is_open() {
+            return;
+        }
+        // The next lease begins with a beat of its own (L14): what is left of an old one could be too short
+        // for it.
+        if !self.armed() {
+            self.beaten = None;
+        }
+        let fence_at = self.fence_at();
+        if fence_at != self.extended {
+            self.extended = fence_at;
+            self.outputs.push_back(Output::Extend(fence_at));
+        }
+    }
+
+    /// Begins to fence: this epoch never beats, writes or calls a driver again (L12). The table stays as it
+    /// is, for it says what is to be fenced.
+    fn fence(&mut self, why: &str) {
+        if !self.is_open() {
+            return;
+        }
+        let message: Text = format!("this host lost the right to its volumes: {why}").into();
+        for output in &mut self.outputs {
+            if let Output::Reply(_, answer @ Ok(Answer::Prepared { .. } | Answer::Isolated)) = output {
+                *answer = Err(message.clone());
+            }
+        }
+        self.outputs.retain(|o| matches!(o, Output::Reply(..) | Output::Limit { .. } | Output::Warn(_)));
+        for (container, waiting) in std::mem::take(&mut self.waiting) {
+            self.outputs.push_back(Output::Reply(waiting.request, Err(message.clone())));
+            self.containers.remove(&container);
+        }
+        for container in self.containers.keys() {
+            let (container, message) = (container.clone(), message.clone());
+            self.outputs.push_back(Output::Limit { container, message });
+        }
+        for volume in self.volumes.values_mut() {
+            volume.awaits = None;
+            volume.retry_at = None;
+        }
+        self.close();
+        self.obstacle = message;
+        let op = self.op();
+        self.life = Life::Fencing { op: Some(op) };
+        self.table_changed = true;
+        self.outputs.push_back(Output::Fence { op, why: why.into() });
+    }
+
+    /// Forgets all that is under way with etcd: late answers find nothing to match.
+    fn close(&mut self) {
+        self.lane = Lane::Idle;
+        self.jobs.clear();
+        self.leases.clear();
+        (self.barrier, self.ready) = (false, false);
+        (self.check, self.checking, self.beat, self.beaten) = (None, None, None, None);
+    }
+}

@@ -1,0 +1,437 @@
+//! The session: opening an epoch, beats, what a refused beat means, dying.
+
+use std::time::Duration;
+
+use super::lane::{Doing, Job, Lane};
+use super::{Core, OpenEpoch, Output, Settings};
+use crate::protocol::exchange::{
+    ByTime, ClusterId, Commit, Key, Outcome, Proof, Reading, Record, Session, SessionState, View,
+};
+use crate::protocol::timing::{RATE_ERROR, TTL_MAX, Timing};
+use crate::protocol::{Now, Op, Text};
+use crate::record::Epoch;
+use crate::store::Revision;
+
+/// Where a holder is in its life.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Life {
+    /// No epoch is open: whoever has the name is waited for, what an older life left is made safe.
+    Closed {
+        /// Another's silence, as long as it lasts.
+        silence: Option<Silence>,
+        /// How far this host is safe.
+        safety: Safety,
+    },
+    /// An epoch is open, live or revoking.
+    Open,
+    /// Its end is being written. Whatever the answer, it is over.
+    Dying {
+        /// How it is known that nothing can write.
+        proof: Proof,
+    },
+    /// The host is being fenced; no number while a failed fence waits to be tried again.
+    Fencing {
+        /// The effect.
+        op: Option<Op>,
+    },
+    /// Somebody else uses this holder's name.
+    Refused,
+}
+
+impl Life {
+    pub(super) const CLOSED: Self = Self::Closed { silence: None, safety: Safety::Unproved };
+}
+
+/// A session under this name that another machine owns, or that is missing: nothing but its silence
+/// tells that it is over.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Silence {
+    pub(in crate::protocol) session: Revision,
+    pub(in crate::protocol) beat: Revision,
+    pub(in crate::protocol) since: Now,
+}
+
+/// Whether everything of an older life of this host has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Safety {
+    /// Not known.
+    Unproved,
+    /// It is being ended.
+    Making(Op),
+    /// Proved, by mount tables and O_EXCL.
+    Proved,
+}
+
+/// The present epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(in crate::protocol) struct Mine {
+    pub(in crate::protocol) record: Session,
+    /// The revision of the session that everything this holder writes compares (L1).
+    pub(in crate::protocol) at: Revision,
+    /// Since when it is known to be revoked.
+    pub(in crate::protocol) revoking: Option<Now>,
+}
+
+/// A beat under way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(in crate::protocol) struct Beat {
+    pub(in crate::protocol) op: Op,
+    pub(in crate::protocol) sent: Now,
+    /// The revisions of session and store when it was sent.
+    pub(in crate::protocol) against: Revision,
+    pub(in crate::protocol) seen: Revision,
+}
+
+impl Mine {
+    /// An epoch known from the table alone: its session is read and rewritten before anything else.
+    pub(super) fn adopted(settings: &Settings, open: OpenEpoch) -> Self {
+        let OpenEpoch { epoch, timing, by_time } = open;
+        let record = Session { timing, by_time, ..session(settings, epoch) };
+        Self { record, at: Revision::ABSENT, revoking: None }
+    }
+
+    pub(super) fn open(&self) -> OpenEpoch {
+        OpenEpoch { epoch: self.epoch(), timing: self.timing(), by_time: self.record.by_time }
+    }
+
+    pub(super) fn epoch(&self) -> Epoch {
+        self.record.epoch
+    }
+
+    pub(super) fn timing(&self) -> Timing {
+        self.record.timing
+    }
+}
+
+fn session(settings: &Settings, epoch: Epoch) -> Session {
+    Session {
+        epoch,
+        instance: settings.instance.clone(),
+        state: SessionState::Live,
+        machine: settings.machine.clone(),
+        boot: settings.boot.clone(),
+        agent: None,
+        timing: settings.timing,
+        by_time: settings.by_time,
+        unsettled_through: Epoch(0),
+        reason: None,
+        since: None,
+    }
+}
+
+impl Core {
+    /// Whether an epoch is open here, live or revoking.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        matches!(self.life, Life::Open)
+    }
+
+    pub(super) fn is_revoking(&self) -> bool {
+        self.mine.as_ref().is_some_and(|mine| mine.record.state == SessionState::Revoking)
+    }
+
+    pub(super) fn progress_session(&mut self, now: Now) {
+        if matches!(self.lane, Lane::Pause { until } if until <= now) {
+            self.lane = Lane::Idle;
+        }
+        self.start_check(now);
+        if self.lane == Lane::Idle {
+            self.live_on(now);
+        }
+        // Last: what came before may have ended the session, or the need for it.
+        self.start_beat(now);
+    }
+
+    fn live_on(&mut self, now: Now) {
+        match self.life {
+            Life::Closed { safety: Safety::Making(_), .. }
+            | Life::Fencing { op: Some(_) }
+            | Life::Refused => {}
+            Life::Closed { .. } => self.lane_read(Reading::Everything, Doing::OpenRead),
+            Life::Fencing { op: None } => {
+                let op = self.op();
+                self.life = Life::Fencing { op: Some(op) };
+                self.outputs.push_back(Output::MakeSafe { op });
+            }
+            Life::Dying { proof } => self.die(proof),
+            Life::Open => self.step(now),
+        }
+    }
+
+    // --- opening ---------------------------------------------------------------------------------
+
+    /// Decides what the whole of etcd means for one who wants to open an epoch (L7).
+    pub(super) fn opening(&mut self, now: Now, view: &View) {
+        let Life::Closed { silence, safety } = &self.life else { return };
+        let (silence, safety) = (silence.clone(), safety.clone());
+        let me = &self.settings.holder;
+        let found = view.session(me);
+        let at = found.map_or(Revision::ABSENT, |(_, at)| at);
+        let epochs = view.held().filter(|(_, held, _)| held.holder == *me).map(|(_, held, _)| held.epoch);
+        let highest = epochs.max();
+        let beat = view.at(&Key::Beat(me.clone()));
+        let wait = match found {
+            None => highest.map(|_| Ok(TTL_MAX + TTL_MAX * 2 / RATE_ERROR)),
+            Some((session, _)) if matches!(session.state, SessionState::Dead(_)) => None,
+            Some((session, _)) if session.machine == self.settings.machine => None,
+            Some((session, _)) if session.by_time == ByTime::Allowed && session.timing.fences_in_time() => {
+                Some(Ok(session.timing.reclaim_span()))
+            }
+            Some((session, _)) => Some(Err(session.machine.clone())),
+        };
+        let mut compared_beat = None;
+        if let Some(wait) = wait {
+            let span = match wait {
+                Ok(span) => span,
+                Err(machine) => return self.obstruct(now, format!(
+                    "the holder name {me} belongs to machine {machine}, whose session never ends by silence"
+                )),
+            };
+            match &silence {
+                Some(silence) if silence.session == at && silence.beat == beat => {
+                    let ends = silence.since + span;
+                    if now < ends {
+                        self.lane = Lane::Pause { until: ends.min(now + self.settings.timing.beat) };
+                        return;
+                    }
+                    compared_beat = Some(beat);
+                }
+                known => {
+                    // It beats, or was rewritten: as long as it does, this host gets no session.
+                    self.obstacle = match known {
+                        Some(_) => format!(
+                            "the holder name {me} is used by another machine, which is alive; give this host a \
+                             name of its own with the parameter `holder`"
+                        ),
+                        None => format!("waiting whether another machine with the holder name {me} is alive"),
+                    }
+                    .into();
+                    self.outputs.push_back(Output::Warn(self.obstacle.clone()));
+                    let silence = Some(Silence { session: at, beat, since: now });
+                    self.life = Life::Closed { silence, safety };
+                    self.lane = Lane::Pause { until: now + self.settings.timing.beat };
+                    return;
+                }
+            }
+        }
+        if safety != Safety::Proved {
+            let op = self.op();
+            self.life = Life::Closed { silence, safety: Safety::Making(op) };
+            return self.outputs.push_back(Output::MakeSafe { op });
+        }
+        let last = found.map_or(Epoch(0), |(session, _)| session.epoch).max(highest.unwrap_or(Epoch(0)));
+        // Being safe is proved of this machine alone: of another it is known only if that proved it.
+        let unsettled_through = match found.map(|(session, _)| session) {
+            Some(before) if before.machine == self.settings.machine => before.unsettled_through,
+            Some(before) if matches!(before.state, SessionState::Dead(Proof::Unmounted | Proof::Fenced)) => {
+                before.unsettled_through
+            }
+            _ => last,
+        };
+        let agent = self.agent.clone();
+        let record = Session { agent, unsettled_through, ..session(&self.settings, Epoch(last.0 + 1)) };
+        let key = Key::Session(me.clone());
+        let mut commit = Commit::new(&view.cluster).put(key, at, Record::Session(record.clone()));
+        if let Some(beat) = compared_beat {
+            commit = commit.unchanged(Key::Beat(me.clone()), beat);
+        }
+        self.lane_commit(commit, Doing::OpenWrite(Box::new(record)));
+    }
+
+    fn obstruct(&mut self, now: Now, why: String) {
+        self.obstacle = why.into();
+        self.outputs.push_back(Output::Warn(self.obstacle.clone()));
+        self.lane = Lane::Pause { until: now + self.settings.retry.1 };
+    }
+
+    /// The epoch is open.
+    pub(super) fn opened(&mut self, record: Session, at: Revision) {
+        self.mine = Some(Mine { record, at, revoking: None });
+        self.life = Life::Open;
+        self.close();
+        self.extended = None;
+        self.jobs.push_back(Job::TakeOver);
+        self.table_changed = true;
+        self.outputs.push_back(Output::Reset);
+    }
+
+    /// Everything of an older life has ended, or could not be proved to have.
+    pub(super) fn safe(&mut self, now: Now, op: Op, result: Result<(), Text>) {
+        let fenced = match &self.life {
+            Life::Closed { safety: Safety::Making(making), .. } if *making == op => false,
+            Life::Fencing { op: Some(fencing) } if *fencing == op => true,
+            _ => return,
+        };
+        if let Err(why) = result {
+            let why: Text = format!("this host cannot be made safe, and gets no session: {why}").into();
+            self.outputs.push_back(Output::Warn(why.clone()));
+            self.obstacle = why;
+            self.lane = Lane::Pause { until: now + self.settings.retry.1 };
+            match &mut self.life {
+                Life::Closed { safety, .. } => *safety = Safety::Unproved,
+                life => *life = Life::Fencing { op: None },
+            }
+            return;
+        }
+        // Prepares that came in meanwhile wait on: nothing was begun for them.
+        self.volumes.clear();
+        let waiting = &self.waiting;
+        self.containers.retain(|container, _| waiting.contains_key(container));
+        self.table_changed = true;
+        match &mut self.life {
+            Life::Closed { safety, .. } => *safety = Safety::Proved,
+            life => {
+                *life = match (&self.refused, &self.mine) {
+                    (Some(_), _) => Life::Refused,
+                    (None, Some(_)) if fenced => Life::Dying { proof: Proof::Fenced },
+                    _ => Life::CLOSED,
+                }
+            }
+        }
+    }
+
+    // --- beats -----------------------------------------------------------------------------------
+
+    pub(super) fn wants_beat(&self) -> bool {
+        let known = self.mine.as_ref().is_some_and(|mine| mine.at != Revision::ABSENT);
+        self.is_open()
+            && known
+            && self.armed()
+            && self.guarded
+            && self.check.is_none()
+            && self.checking.is_none()
+    }
+
+    fn start_beat(&mut self, now: Now) {
+        if !self.wants_beat() || self.beat.is_some() || self.next_beat > now {
+            return;
+        }
+        let (Some(mine), Some(cluster)) = (&self.mine, &self.cluster) else { return };
+        let commit = Commit::beat(cluster, &self.settings.holder, mine.at);
+        let against = mine.at;
+        let op = self.op();
+        self.beat = Some(Beat { op, sent: now, against, seen: self.highest });
+        self.outputs.push_back(Output::Commit { op, commit });
+    }
+
+    /// Takes in the answer of the beat under way.
+    pub(super) fn beat_answered(&mut self, now: Now, beat: &Beat, outcome: Outcome) {
+        let Some(mine) = &self.mine else { return };
+        let timing = mine.timing();
+        match outcome {
+            Outcome::Done(at) => {
+                // Counted from the sending: a reclaimer may have read it right after (L12).
+                self.beaten = self.beaten.max(Some(beat.sent));
+                self.next_beat = beat.sent + timing.beat;
+                self.saw(at, beat.seen);
+            }
+            // This holder has rewritten its session since: the beat goes out again against that.
+            Outcome::Conflict if beat.against != mine.at => self.next_beat = now,
+            Outcome::Conflict => {
+                self.check = Some(now);
+                self.next_beat = now;
+            }
+            Outcome::Unknown | Outcome::NotSent => self.next_beat = now + timing.beat / 4,
+        }
+    }
+
+    // --- what etcd says of this session ----------------------------------------------------------
+
+    /// A revision that etcd showed for a request sent when `before` was the highest. A lower one means that
+    /// etcd was restored from a backup, and may have given our leases to others.
+    pub(super) fn saw(&mut self, at: Revision, before: Revision) -> bool {
+        if self.is_open() && at < before {
+            self.fence("etcd's revision has gone back: it was restored from a backup");
+            return false;
+        }
+        self.highest = self.highest.max(at);
+        true
+    }
+
+    /// Whether `view` is of the installation that this epoch was opened in.
+    pub(super) fn same_cluster(&mut self, id: &ClusterId) -> bool {
+        let same = self.cluster.as_ref().is_none_or(|known| known == id);
+        if !same && self.is_open() {
+            self.fence("etcd has another installation's id: it was restored from a backup");
+        }
+        same
+    }
+
+    /// Reads this holder's own session: why a beat was refused, or whether a barrier may be written (L15).
+    /// Answers whether the epoch goes on.
+    pub(super) fn learn(&mut self, now: Now, view: &View) -> bool {
+        let Some(mine) = &mut self.mine else { return false };
+        let (machine, boot) = (&self.settings.machine, &self.settings.boot);
+        match view.session(&self.settings.holder) {
+            Some((session, at)) if session.epoch == mine.epoch() && session.machine == *machine => {
+                if let SessionState::Dead(_) = session.state {
+                    let reason = session.reason.as_deref().unwrap_or("it was silent for too long");
+                    let why = format!("its session was declared dead: {reason}");
+                    // It is dead already: there is nothing to write at the end.
+                    self.fence(&why);
+                    self.mine = None;
+                    return false;
+                }
+                if session.boot != *boot {
+                    self.refuse("its session is of another boot of this machine");
+                    return false;
+                }
+                if at > mine.at {
+                    (mine.record, mine.at) = (session.clone(), at);
+                }
+                if session.state == SessionState::Revoking && mine.revoking.is_none() {
+                    mine.revoking = Some(now);
+                }
+                return true;
+            }
+            Some((session, _)) if session.epoch < mine.epoch() => {
+                self.fence("etcd has an older epoch of this host: it was restored from a backup");
+            }
+            Some((session, _)) => {
+                let why = format!(
+                    "its session is now epoch {} of machine {}: somebody else uses the holder name {}",
+                    session.epoch, session.machine, self.settings.holder
+                );
+                self.refuse(&why);
+            }
+            None => self.refuse("its session record is gone from etcd"),
+        }
+        false
+    }
+
+    /// Somebody else uses this name, or did away with the session: fence, and open no epoch again.
+    fn refuse(&mut self, why: &str) {
+        self.fence(why);
+        self.refused = Some(why.into());
+        self.mine = None;
+        self.outputs.push_back(Output::Warn(format!("no session is opened any more: {why}").into()));
+    }
+
+    // --- the end ---------------------------------------------------------------------------------
+
+    pub(super) fn revoke_ends(&self) -> Option<Now> {
+        let mine = self.mine.as_ref().filter(|_| self.is_open())?;
+        Some(mine.revoking? + self.patience())
+    }
+
+    /// How long winding down may take before this host is fenced instead.
+    pub(super) fn patience(&self) -> Duration {
+        self.settings.grace + self.settings.timing.kill
+    }
+
+    /// Whether a revoked session holds nothing any more, and no call of its is under way.
+    pub(super) fn is_wound_down(&self) -> bool {
+        self.is_revoking() && self.ready && !self.armed() && !self.barrier
+    }
+
+    fn die(&mut self, proof: Proof) {
+        let (Some(mine), Some(cluster)) = (&self.mine, &self.cluster) else {
+            self.life = Life::CLOSED;
+            return;
+        };
+        let record = Session { state: SessionState::Dead(proof), ..mine.record.clone() };
+        let key = Key::Session(self.settings.holder.clone());
+        let commit = Commit::new(cluster).put(key, mine.at, Record::Session(record));
+        self.lane_commit(commit, Doing::Die);
+    }
+}

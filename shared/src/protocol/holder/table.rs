@@ -1,0 +1,119 @@
+//! What a holder stores before each effect (L8): what a restarted worker adopts, and what has to be
+//! fenced. It lives where a reboot empties it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::volume::{Phase, Volume};
+use crate::protocol::exchange::ByTime;
+use crate::protocol::timing::Timing;
+use crate::protocol::{Now, Text};
+use crate::record::Epoch;
+use crate::volume::{ContainerId, VolumeId};
+
+/// A volume as a container asks for it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Wanted {
+    /// The canonical name, under which it is leased.
+    pub volume: VolumeId,
+    /// The name as the task gave it, for the driver.
+    pub asked: VolumeId,
+    /// Options for the driver to create it with when it does not exist; `None`: it must exist.
+    pub create: Option<BTreeMap<String, String>>,
+}
+
+/// A volume's mount on this host, with what is needed to prove later that it is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct MountedVolume {
+    /// What the driver answered: a directory at or below the mount.
+    pub mount_point: Text,
+    /// The file system's device number, `major:minor`.
+    pub device_number: Text,
+    /// The block device's path; `None` for a file system without one, such as NFS.
+    pub device: Option<Text>,
+    /// The kernel's sequence number of that disk: a device that was detached and made again under
+    /// the same number has another one.
+    pub disk_sequence: Option<u64>,
+}
+
+/// A container that uses volumes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Container {
+    /// The address of the agent that runs it.
+    pub agent: Text,
+    /// The agent's id, where the container's sandbox told it.
+    pub agent_id: Option<Text>,
+    /// Its volumes, in the order asked.
+    pub volumes: Vec<Wanted>,
+    /// Its first process on this host, once isolated.
+    pub pid: Option<u32>,
+    /// Its freezer cgroup, once isolated.
+    pub cgroup: Option<Text>,
+    /// Whether its prepare was answered with yes.
+    pub prepared: bool,
+    /// Since when it was told to end, because of a revoke. Not stored: a restarted worker learns of the
+    /// revoke again, and gives the grace again.
+    #[serde(skip)]
+    pub(in crate::protocol) ending: Option<Now>,
+    #[serde(skip)]
+    pub(super) killed: bool,
+}
+
+impl Container {
+    pub(in crate::protocol) fn new(agent: Text, agent_id: Option<Text>, volumes: Vec<Wanted>) -> Self {
+        let (pid, cgroup, ending) = (None, None, None);
+        Self { agent, agent_id, volumes, pid, cgroup, prepared: false, ending, killed: false }
+    }
+}
+
+/// A volume's row.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Row {
+    /// As the first container asked for it.
+    pub wanted: Wanted,
+    /// How far it is.
+    #[serde(flatten)]
+    pub phase: Phase,
+    /// Who uses it.
+    pub users: Vec<ContainerId>,
+}
+
+/// What a restarted worker must know of the open epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct OpenEpoch {
+    /// Its number.
+    pub epoch: Epoch,
+    /// The times that it was opened with.
+    pub timing: Timing,
+    /// Whether silence ends it.
+    pub by_time: ByTime,
+}
+
+/// The stored form of a holder's state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Table {
+    /// The epoch that is open, for a restarted worker to adopt.
+    pub open: Option<OpenEpoch>,
+    /// Why no epoch is ever opened again: somebody else uses this holder's name.
+    pub refused: Option<Text>,
+    /// All containers that use volumes: fencing kills them.
+    pub containers: BTreeMap<ContainerId, Container>,
+    /// All volumes that are, or may be, mounted here: fencing unmounts them.
+    pub volumes: Vec<Row>,
+}
+
+impl Row {
+    pub(super) fn of(volume: &Volume) -> Self {
+        Self {
+            wanted: volume.wanted.clone(),
+            phase: volume.phase.clone(),
+            users: volume.users.iter().cloned().collect(),
+        }
+    }
+
+    pub(super) fn volume(self) -> (VolumeId, Volume) {
+        let id = self.wanted.volume.clone();
+        (id, Volume::new(self.wanted, self.phase, self.users.into_iter().collect()))
+    }
+}
