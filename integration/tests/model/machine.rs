@@ -328,7 +328,8 @@ impl State {
         let fencing = it.worker.as_ref().is_some_and(|core| matches!(core.life(), Life::Fencing { .. }));
         let polled = self.control[host].contains(&Effect::KillWorker) || it.deadman.is_none();
         let begin = fence.is_some_and(|at| at <= NOW && (!it.shared.fenced || fencing)) && !polled;
-        let end = fence.is_some_and(|at| at + TICK <= NOW) && !self.control[host].is_empty();
+        let waits = matches!(self.control[host].front(), None | Some(Effect::Act(_, Act::Settle(_))));
+        let end = fence.is_some_and(|at| at + TICK <= NOW) && !waits;
         let patience = if host == 0 { bounds.late_calls } else { 0 };
         let call = self.calls.iter().any(|call| call.0 == host && call.4 >= patience);
         // A worker that lives is prompt: one that hangs does what a killed one does.
@@ -345,12 +346,6 @@ impl State {
             Stage::Commit(commit) => sent.who != Who::Nobody || etcd.would_commit(commit),
             _ => sent.who != Who::Nobody,
         });
-        for host in &mut self.hosts {
-            if let Some(deadman) = &mut host.deadman {
-                let mut now = Ticked;
-                renumber::deadman(deadman, &mut now);
-            }
-        }
         let mut numbers =
             Numbers { passed: Duration::ZERO, revisions: Vec::new(), ops: Vec::new(), known: false };
         self.visit_shared(&mut numbers);
@@ -415,6 +410,9 @@ impl State {
             renumber::holder(core, r);
         }
         renumber::table(&mut host.table, r);
+        if let Some(deadman) = &mut host.deadman {
+            renumber::deadman(deadman, host.shared, r);
+        }
         renumber::deadline(&mut host.shared, r);
         for (runner, (_, op)) in &mut host.fences {
             if *runner == Runner::Worker {
@@ -427,17 +425,6 @@ impl State {
             }
         }
     }
-}
-
-struct Ticked;
-impl Renumber for Ticked {
-    fn since(&mut self, at: &mut Now) {
-        *at = NOW;
-    }
-    fn due(&mut self, _: &mut Now) {}
-    fn revision(&mut self, _: &mut Revision) {}
-    fn seen(&mut self, _: &mut Revision) {}
-    fn op(&mut self, _: &mut Op) {}
 }
 
 struct Numbers {
@@ -469,6 +456,10 @@ impl Renumber for Numbers {
     }
     fn storms(&self) -> bool {
         false
+    }
+    fn ticked(&mut self, at: &mut Now) {
+        // No worker hangs here.
+        *at = NOW;
     }
     fn seen(&mut self, revision: &mut Revision) {
         // No etcd is restored here: none of these is ever above what is shown.
@@ -539,6 +530,10 @@ impl Model for Machine {
     fn actions(&self, s: &State, actions: &mut Vec<Action>) {
         if s.wrong.is_some() {
             return;
+        }
+        // SIGKILL is faster than anything that goes over a network.
+        if let Some(host) = (0..2).find(|host| s.control[*host].contains(&Effect::KillWorker)) {
+            return actions.push(Action::Control(host));
         }
         let bounds = &self.0;
         let reads = s.wire.iter().any(|sent| matches!(sent.stage, Stage::Read(_) | Stage::Seen(_)));
@@ -633,6 +628,10 @@ impl Model for Machine {
                 s.take(host, effects);
             }
             Action::Control(host) => {
+                // A kill does not wait for what the worker itself was at.
+                if s.control[host].contains(&Effect::KillWorker) {
+                    s.control[host].retain(|effect| !matches!(effect, Effect::Act(Runner::Worker, _)));
+                }
                 while let Some(effect) = s.control[host].pop_front() {
                     match effect {
                         Effect::Act(runner, Act::Settle(until)) if until > NOW => {
@@ -825,7 +824,7 @@ pub(crate) fn search(bounds: Bounds) -> Found {
 /// In how many of the reachable states the volume can no longer become takeable without further faults; with
 /// how many states there are.
 #[must_use]
-pub(crate) fn stuck(bounds: Bounds) -> (usize, usize) {
+pub(crate) fn stuck(bounds: Bounds) -> (usize, usize, Vec<Action>) {
     let machine = Machine(bounds);
     let key = |state: &State| {
         let mut hasher = DefaultHasher::new();
@@ -836,6 +835,7 @@ pub(crate) fn stuck(bounds: Bounds) -> (usize, usize) {
     let mut queue = VecDeque::new();
     let mut back: Vec<Vec<u32>> = Vec::new();
     let mut good = Vec::new();
+    let mut parents: Vec<Option<(u32, Action)>> = vec![None];
     for state in machine.init_states() {
         known.insert(key(&state), 0_u32);
         good.push(state.is_free_of_the_first());
@@ -847,7 +847,7 @@ pub(crate) fn stuck(bounds: Bounds) -> (usize, usize) {
         machine.actions(&state, &mut actions);
         for action in actions {
             let healthy = is_healthy(&state, &action);
-            let Some(next) = machine.next_state(&state, action) else { continue };
+            let Some(next) = machine.next_state(&state, action.clone()) else { continue };
             if !machine.within_boundary(&next) {
                 // Beyond is another epoch, which ends the lease of this one.
                 good[from as usize] = true;
@@ -857,6 +857,7 @@ pub(crate) fn stuck(bounds: Bounds) -> (usize, usize) {
                 let number = u32::try_from(good.len()).unwrap_or(u32::MAX);
                 good.push(next.is_free_of_the_first());
                 back.push(Vec::new());
+                parents.push(Some((from, action)));
                 queue.push_back((number, next));
                 number
             });
@@ -873,7 +874,13 @@ pub(crate) fn stuck(bounds: Bounds) -> (usize, usize) {
             }
         }
     }
-    (good.iter().filter(|good| !**good).count(), good.len())
+    let mut path = Vec::new();
+    let mut at = good.iter().position(|good| !*good);
+    while let Some((from, action)) = at.and_then(|at| parents[at].clone()) {
+        path.insert(0, action);
+        at = usize::try_from(from).ok();
+    }
+    (good.iter().filter(|good| !**good).count(), good.len(), path)
 }
 
 /// Whether a fair schedule without faults can be relied on to do this.

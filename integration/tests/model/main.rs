@@ -3,7 +3,19 @@
 
 mod machine;
 
-use machine::{Bounds, LARGE, SMALL, search, small, stuck};
+use machine::{Action, Bounds, LARGE, Machine, SMALL, search, small, stuck};
+use stateright::Model;
+
+/// Prints how a state comes about, one action a line.
+fn tell(bounds: Bounds, actions: Vec<Action>) {
+    let machine = Machine(bounds);
+    let mut state = machine.init_states().remove(0);
+    for action in actions {
+        let name = format!("{action:?}");
+        state = machine.next_state(&state, action).expect("the checker took this step");
+        println!("    {name:<24} {}", state.brief());
+    }
+}
 
 fn explore(bounds: Bounds) {
     let found = search(bounds);
@@ -16,12 +28,7 @@ fn explore(bounds: Bounds) {
         if found.moved { "" } else { "; the volume never moved" }
     );
     if let Some((property, actions)) = found.failure {
-        let machine = machine::Machine(bounds);
-        let mut state = stateright::Model::init_states(&machine).remove(0);
-        for action in actions {
-            state = stateright::Model::next_state(&machine, &state, action.clone()).unwrap();
-            println!("    {action:<24} {}", state.brief(), action = format!("{action:?}"));
-        }
+        tell(bounds, actions);
         panic!("{property}: {}", bounds.name);
     }
 }
@@ -47,8 +54,9 @@ fn at_most_one_host_writes_within_larger_bounds() {
 #[test]
 fn a_volume_becomes_takeable_from_every_state() {
     for bounds in SMALL {
-        let (stuck, states) = stuck(bounds);
+        let (stuck, states, actions) = stuck(bounds);
         println!("{:<40} {states:>9} states, {stuck} of them stuck", bounds.name);
+        tell(bounds, actions);
         assert_eq!(stuck, 0, "{}", bounds.name);
     }
 }

@@ -47,12 +47,12 @@ enum Worker {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Fencing {
+pub(super) enum Fencing {
     No,
-    /// The host is to be fenced before a worker is started again.
-    Begun,
-    /// It was, under the flag that still stands.
-    Done,
+    /// The host is to be fenced, for this deadline, before a worker is started again.
+    Begun(Option<Now>),
+    /// It was, for this deadline, whose flag may still stand.
+    Done(Option<Now>),
 }
 
 /// The core. See the module's head.
@@ -60,7 +60,7 @@ enum Fencing {
 pub struct Deadman {
     pub(super) ticked: Now,
     worker: Worker,
-    fencing: Fencing,
+    pub(super) fencing: Fencing,
     outputs: VecDeque<Output>,
 }
 
@@ -101,30 +101,33 @@ impl Deadman {
         match input {
             Input::WorkerTicked => self.ticked = self.ticked.max(now),
             Input::WorkerGone => self.worker = Worker::Gone,
-            Input::Fenced => self.fencing = Fencing::Done,
+            Input::Fenced => {
+                if let Fencing::Begun(at) = self.fencing {
+                    self.fencing = Fencing::Done(at);
+                }
+            }
             Input::Tick => {}
         }
+        // Another deadline is another epoch's, also for a deadman that was stopped while that was opened.
+        if matches!(self.fencing, Fencing::Done(at) if at != deadline.fence_at) {
+            self.fencing = Fencing::No;
+        }
         let due = deadline.fenced || deadline.fence_at.is_some_and(|at| at <= now);
-        match self.fencing {
-            Fencing::No if due => {
-                self.fencing = Fencing::Begun;
-                if !deadline.fenced {
-                    self.outputs.push_back(Output::Flag);
-                }
-                self.kill();
+        if self.fencing == Fencing::No && due {
+            self.fencing = Fencing::Begun(deadline.fence_at);
+            if !deadline.fenced {
+                self.outputs.push_back(Output::Flag);
             }
-            // A new epoch has cleared the flag.
-            Fencing::Done if !due => self.fencing = Fencing::No,
-            _ => {}
+            self.kill();
         }
         if now >= self.ticked + WORKER_SILENCE {
             self.kill();
         }
         if self.worker == Worker::Gone {
             match self.fencing {
-                Fencing::Begun if input == Input::WorkerGone => self.outputs.push_back(Output::Fence),
-                Fencing::Begun => {}
-                Fencing::No | Fencing::Done => {
+                Fencing::Begun(_) if input == Input::WorkerGone => self.outputs.push_back(Output::Fence),
+                Fencing::Begun(_) => {}
+                Fencing::No | Fencing::Done(_) => {
                     self.worker = Worker::Running;
                     self.ticked = now;
                     self.outputs.push_back(Output::Start);
@@ -178,6 +181,16 @@ mod tests {
         // The flag stands until the new worker has opened an epoch: it is not fenced for again.
         assert_eq!(run(&mut deadman, at(6), FENCED, Input::WorkerTicked), []);
         assert_eq!(run(&mut deadman, at(6), FENCED, Input::Tick), []);
+    }
+
+    #[test]
+    fn a_deadman_that_slept_through_the_opening_of_an_epoch_fences_that_too() {
+        let mut deadman = Deadman::beside_worker(at(5));
+        let _ = run(&mut deadman, at(5), OPEN, Input::Tick);
+        let _ = run(&mut deadman, at(5), FENCED, Input::WorkerGone);
+        assert_eq!(run(&mut deadman, at(6), FENCED, Input::Fenced), [Output::Start]);
+        let next = Deadline { fence_at: Some(at(9)), fenced: false };
+        assert_eq!(run(&mut deadman, at(9), next, Input::WorkerTicked), [Output::Flag, Output::Kill]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! revisions and operations by rank. The cores compare such numbers, and do nothing else with them, so that
 //! two states that differ in them alone behave the same; without this the states would never end.
 
-use super::deadman::Deadman;
+use super::deadman::{Deadman, Fencing};
 use super::exchange::{Commit, Held, Lease, Record, View};
 use super::holder::{Container, Deadline, Life, Phase, Row, Safety, Table};
 use super::reclaimer::Guard;
@@ -19,6 +19,10 @@ pub trait Renumber {
     fn revision(&mut self, revision: &mut Revision);
     /// The highest revision that somebody has seen: of account only where etcd can be restored from a backup.
     fn seen(&mut self, revision: &mut Revision);
+    /// When a deadman's worker last ticked.
+    fn ticked(&mut self, at: &mut Now) {
+        self.since(at);
+    }
     /// Whether so many holders are modelled that there can be a storm.
     fn storms(&self) -> bool {
         true
@@ -80,9 +84,15 @@ pub fn deadline(deadline: &mut Deadline, r: &mut impl Renumber) {
     deadline.fence_at.iter_mut().for_each(|at| r.since(at));
 }
 
-/// Visits a deadman.
-pub fn deadman(deadman: &mut Deadman, r: &mut impl Renumber) {
-    r.since(&mut deadman.ticked);
+/// Visits a deadman, beside the shared deadline as it is before that is visited.
+pub fn deadman(deadman: &mut Deadman, shared: Deadline, r: &mut impl Renumber) {
+    r.ticked(&mut deadman.ticked);
+    match &mut deadman.fencing {
+        // What the deadman itself would do first.
+        Fencing::Done(at) if *at != shared.fence_at => deadman.fencing = Fencing::No,
+        Fencing::Begun(Some(at)) | Fencing::Done(Some(at)) => r.since(at),
+        _ => {}
+    }
 }
 
 /// Visits a holder's core.

@@ -83,9 +83,9 @@ fn run(chosen: &BTreeSet<String>) -> io::Result<Vec<&'static str>> {
         return Err(io::Error::other("the copies do not build"));
     }
     let mut survivors = Vec::new();
-    let (_, unharmed) = hunt(&root, "unchanged")?;
+    let (found, unharmed) = hunt(&root, "unchanged")?;
     if !unharmed {
-        return Err(io::Error::other("the unchanged core fails"));
+        return Err(io::Error::other(format!("the unchanged core fails: {found}")));
     }
     let mut table = String::new();
     for mutant in &mutants {
@@ -107,7 +107,18 @@ fn run(chosen: &BTreeSet<String>) -> io::Result<Vec<&'static str>> {
 /// Lets a copy look for its own mistake; answers what it found, and whether it found nothing.
 fn hunt(root: &Path, name: &str) -> io::Result<(String, bool)> {
     let output = Command::new(root.join("target/release").join(name)).output()?;
-    Ok((String::from_utf8_lossy(&output.stdout).trim().to_owned(), output.status.success()))
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    match output.status.code() {
+        Some(0) => Ok((text, false)),
+        Some(1) => Ok((text, true)),
+        _ => Ok((
+            format!(
+                "it panics: {}",
+                String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or_default()
+            ),
+            false,
+        )),
+    }
 }
 
 fn write_copy(root: &Path, name: &str, mutant: Option<&Mutant>) -> io::Result<()> {
