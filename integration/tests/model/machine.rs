@@ -17,7 +17,7 @@ use shared::protocol::exchange::{
 use shared::protocol::fence::Act;
 use shared::protocol::holder::{Answer, Input, Life, Settings, Wanted};
 use shared::protocol::renumber::{self, Renumber};
-use shared::protocol::timing::{Profile, Timing};
+use shared::protocol::timing::Timing;
 use shared::protocol::{Now, Op, Request, Text, reclaimer};
 use shared::store::Revision;
 use shared::volume::{ContainerId, VolumeId};
@@ -121,15 +121,7 @@ pub(crate) struct Machine(pub(crate) Bounds);
 
 fn timing() -> Timing {
     let s = Duration::from_secs;
-    Timing {
-        ttl: s(5),
-        beat: s(1),
-        request: s(1),
-        election: s(0),
-        fence: s(2),
-        kill: s(1),
-        ..Profile::Fast.timing()
-    }
+    Timing { ttl: s(5), beat: s(1), request: s(1), election: s(0), fence: s(2), kill: s(1) }
 }
 
 fn id() -> VolumeId {
