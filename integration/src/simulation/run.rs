@@ -571,8 +571,7 @@ impl<'p> World<'p> {
                 Effect::Settle(op, volume) => self.settle(host, op, &volume),
                 Effect::Prove(op, volume) => {
                     let pause = self.dice(11, host as u64, op.0).range(MS, 20 * MS);
-                    let busy = self.calls.iter().any(|(h, call)| *h == host && call.volume == volume);
-                    let input = Input::Idle(op, self.nodes[host].host.idleness(&volume, busy));
+                    let input = Input::Idle(op, self.nodes[host].host.idleness(&volume));
                     self.after(pause, Event::CallAnswered { host, life, input });
                 }
                 Effect::Act(runner, act) => {

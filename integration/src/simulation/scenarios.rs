@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use shared::protocol::Request;
 use shared::protocol::exchange::{
     Agent, ByTime, ClusterId, Commit, Held, Instance, Key, Lease, Outcome, Record, Session, SessionState,
     Stage, Storm,
@@ -11,6 +10,7 @@ use shared::protocol::exchange::{
 use shared::protocol::holder::{self, Wanted};
 use shared::protocol::reclaimer::{Agents, Core, Input, Output};
 use shared::protocol::timing::RATE_ERROR;
+use shared::protocol::{Op, Request};
 use shared::record::Epoch;
 use shared::store::Revision;
 
@@ -29,7 +29,9 @@ pub fn check() -> Result<(), &'static str> {
     connected_agents()?;
     late_beat()?;
     never_by_time()?;
-    slow_answer()
+    slow_answer()?;
+    lost_acquire(false)?;
+    lost_acquire(true)
 }
 
 /// The slowest holder stops before the fastest reclaimer starts, and refuses times that do not allow it.
@@ -203,44 +205,96 @@ fn never_by_time() -> Result<(), &'static str> {
     }
 }
 
+/// A host whose requests are answered at once.
+struct Alone {
+    etcd: Etcd,
+    host: Host,
+    now: Duration,
+    effects: Vec<Effect>,
+}
+
+impl Alone {
+    /// A host that was just asked for a volume, for a container `c`.
+    fn asked() -> Self {
+        let now = Duration::from_secs(1);
+        let mut host = Host::new(now, settings(&Plan::of(1), 0));
+        let mut effects = Vec::new();
+        host.handle(now, holder::Input::Tick, &mut effects);
+        let volumes = vec![Wanted { volume: volume(0), asked: volume(0), create: None }];
+        let (request, container) = (Request(1), container("c"));
+        let prepare =
+            holder::Input::Prepare { request, container, agent: "a".into(), agent_id: None, volumes };
+        host.handle(now, prepare, &mut effects);
+        Self { etcd: Etcd::new(), host, now, effects }
+    }
+
+    fn tell(&mut self, input: holder::Input) {
+        self.host.handle(self.now, input, &mut self.effects);
+    }
+
+    /// Goes on until the host wants to commit something to a key for which `wanted` holds.
+    fn next_commit(&mut self, wanted: impl Fn(&Key) -> bool) -> Option<(Op, Commit)> {
+        for _ in 0..100 {
+            if self.effects.is_empty() {
+                return None;
+            }
+            match self.effects.remove(0) {
+                Effect::Read(op, reading) => {
+                    let view = self.etcd.read(&reading);
+                    self.tell(holder::Input::Read(op, Ok(view)));
+                }
+                Effect::Commit(op, commit) if commit.puts.iter().any(|(key, _)| wanted(key)) => {
+                    return Some((op, commit));
+                }
+                Effect::Commit(op, commit) => {
+                    let outcome = self.etcd.commit(&commit);
+                    self.tell(holder::Input::Committed(op, outcome));
+                }
+                Effect::Act(runner, act) => self.host.act(self.now, runner, &act, &mut self.effects),
+                _ => {}
+            }
+        }
+        None
+    }
+}
+
 /// A beat's answer that comes late does not move the deadline with it.
 fn slow_answer() -> Result<(), &'static str> {
-    let mut etcd = Etcd::new();
-    let mut now = Duration::from_secs(1);
-    let mut host = Host::new(now, settings(&Plan::of(1), 0));
-    let mut effects = Vec::new();
-    host.handle(now, holder::Input::Tick, &mut effects);
-    let volumes = vec![Wanted { volume: volume(0), asked: volume(0), create: None }];
-    let container = container("c");
-    let request = Request(1);
-    let prepare = holder::Input::Prepare { request, container, agent: "a".into(), agent_id: None, volumes };
-    host.handle(now, prepare, &mut effects);
-    for _ in 0..100 {
-        let Some(effect) = (!effects.is_empty()).then(|| effects.remove(0)) else { break };
-        match effect {
-            Effect::Read(op, reading) => {
-                host.handle(now, holder::Input::Read(op, Ok(etcd.read(&reading))), &mut effects);
-            }
-            Effect::Commit(op, commit) => {
-                let sent = now;
-                let outcome = etcd.commit(&commit);
-                let beat = commit.puts.iter().any(|(key, _)| matches!(key, Key::Beat(_)));
-                if beat {
-                    now += Duration::from_millis(400);
-                }
-                host.handle(now, holder::Input::Committed(op, outcome), &mut effects);
-                if beat && matches!(outcome, Outcome::Done(_)) {
-                    return match host.shared.fence_at {
-                        Some(at) if at == sent + timing().fence => Ok(()),
-                        _ => Err("scenario: the deadline is not counted from the sending of a beat"),
-                    };
-                }
-            }
-            Effect::Act(runner, act) => host.act(now, runner, &act, &mut effects),
-            _ => {}
+    let mut story = Alone::asked();
+    while let Some((op, commit)) = story.next_commit(|key| matches!(key, Key::Beat(_))) {
+        let sent = story.now;
+        story.now += Duration::from_millis(400);
+        let outcome = story.etcd.commit(&commit);
+        story.tell(holder::Input::Committed(op, outcome));
+        if matches!(outcome, Outcome::Done(_)) {
+            return match story.host.shared.fence_at {
+                Some(at) if at == sent + timing().fence => Ok(()),
+                _ => Err("scenario: the deadline is not counted from the sending of a beat"),
+            };
         }
     }
     Err("scenario: a host that was asked for a volume did not beat")
+}
+
+/// An acquire whose answer was lost, and whose container ends meanwhile: either it can no longer commit, or, when
+/// it has (`done`), the host knows of its lease.
+fn lost_acquire(done: bool) -> Result<(), &'static str> {
+    let mut story = Alone::asked();
+    let Some((op, commit)) = story.next_commit(|key| matches!(key, Key::Lease(_))) else {
+        return Err("scenario: a host that was asked for a volume did not ask for its lease");
+    };
+    if done {
+        story.etcd.commit(&commit);
+    }
+    story.tell(holder::Input::Committed(op, Outcome::Unknown));
+    story.tell(holder::Input::Cleanup { request: None, container: container("c") });
+    let _ = story.next_commit(|key| matches!(key, Key::Lease(_)));
+    let known = story.host.worker.as_ref().is_some_and(|core| core.volumes().contains_key(&volume(0)));
+    match (done, known, story.etcd.would_commit(&commit)) {
+        (true, false, _) => Err("scenario: a lease was granted, and forgotten"),
+        (false, false, true) => Err("scenario: an acquire was given up that can still commit"),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

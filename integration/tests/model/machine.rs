@@ -182,8 +182,7 @@ impl State {
                 }
                 Effect::Settle(op, _) => self.handle(host, Input::Settled(op, Ok(()))),
                 Effect::Prove(op, asked) => {
-                    let busy = self.calls.iter().any(|call| call.0 == host);
-                    let idleness = self.hosts[host].idleness(&asked, busy);
+                    let idleness = self.hosts[host].idleness(&asked);
                     self.handle(host, Input::Idle(op, idleness));
                 }
                 Effect::Reply(request, answer) => self.answer(host, request, answer),
@@ -403,7 +402,10 @@ impl State {
         }
         renumber::table(&mut host.table, r);
         if let Some(deadman) = &mut host.deadman {
-            renumber::deadman(deadman, host.shared, r);
+            renumber::deadman(deadman, &mut host.shared, r);
+        }
+        if host.deadman.is_none() {
+            host.shared.generation = 0;
         }
         renumber::deadline(&mut host.shared, r);
         for (runner, (_, op)) in &mut host.fences {
