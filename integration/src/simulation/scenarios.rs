@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use shared::protocol::deadman::{self, Deadman};
 use shared::protocol::exchange::{
     Agent, ByTime, ClusterId, Commit, Held, Instance, Key, Lease, Outcome, Record, Session, SessionState,
     Stage, Storm,
@@ -31,7 +32,9 @@ pub fn check() -> Result<(), &'static str> {
     never_by_time()?;
     slow_answer()?;
     lost_acquire(false)?;
-    lost_acquire(true)
+    lost_acquire(true)?;
+    adoption()?;
+    deadman_alone()
 }
 
 /// The slowest holder stops before the fastest reclaimer starts, and refuses times that do not allow it.
@@ -274,6 +277,41 @@ fn slow_answer() -> Result<(), &'static str> {
         }
     }
     Err("scenario: a host that was asked for a volume did not beat")
+}
+
+/// A restarted worker adopts an epoch whose time has not come, and no other.
+fn adoption() -> Result<(), &'static str> {
+    let mut story = Alone::asked();
+    let _ = story.next_commit(|key| matches!(key, Key::Lease(_)));
+    let shared = story.host.shared;
+    let Some(at) = shared.fence_at else {
+        return Err("scenario: a host that asks for a lease has no deadline");
+    };
+    let open = |now, shared| {
+        holder::Core::new(now, story.host.settings.clone(), story.host.table.clone(), shared).is_open()
+    };
+    if !open(at - Duration::from_millis(1), shared) {
+        return Err("scenario: a restarted worker did not adopt its epoch");
+    }
+    if open(at, shared) {
+        return Err("scenario: an epoch was adopted whose time was over");
+    }
+    if open(at - Duration::from_millis(1), holder::Deadline { fenced: true, ..shared }) {
+        return Err("scenario: an epoch was adopted that was being fenced");
+    }
+    Ok(())
+}
+
+/// A deadman fences when the deadline has passed, though its worker ticks.
+fn deadman_alone() -> Result<(), &'static str> {
+    let now = Duration::from_secs(9);
+    let mut deadman = Deadman::beside_worker(now);
+    let shared = holder::Deadline { fence_at: Some(now), ..holder::Deadline::default() };
+    deadman.handle(now, shared, deadman::Input::WorkerTicked);
+    match deadman.poll_output() {
+        Some(deadman::Output::Flag) => Ok(()),
+        _ => Err("scenario: a deadline passed, and the deadman did nothing"),
+    }
 }
 
 /// An acquire whose answer was lost, and whose container ends meanwhile: either it can no longer commit, or, when
