@@ -184,8 +184,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "unmounted_is_idle",
         "a lease is released on the driver's word",
         "holder/volumes.rs",
-        "volume.enter(Phase::Detaching { token, mounted, step: Step::Prove });",
-        "volume.enter(Phase::Detaching { token, mounted, step: Step::Release });",
+        "        };\n        volume.enter(Phase::Detaching { token, mounted, step: Step::Prove });",
+        "        };\n        volume.enter(Phase::Detaching { token, mounted, step: Step::Release });",
     ),
     mutant(
         "pinned_is_idle",
