@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use shared::protocol::deadman::{self, Deadman};
 use shared::protocol::exchange::{
-    Agent, ByTime, ClusterId, Commit, Held, Instance, Key, Lease, Outcome, Record, Session, SessionState,
-    Stage, Storm,
+    Agent, ByTime, ClusterId, Commit, Held, Instance, Key, Lease, Outcome, Reading, Record, Session,
+    SessionState, Stage, Storm,
 };
 use shared::protocol::holder::{self, Wanted};
 use shared::protocol::reclaimer::{Agents, Core, Input, Output};
@@ -33,6 +33,9 @@ pub fn check() -> Result<(), &'static str> {
     slow_answer()?;
     lost_acquire(false)?;
     lost_acquire(true)?;
+    another_machine()?;
+    revoked_meanwhile()?;
+    gate()?;
     adoption()?;
     deadman_alone()
 }
@@ -56,6 +59,37 @@ fn clocks() -> Result<(), &'static str> {
     Ok(())
 }
 
+fn live() -> Session {
+    Session {
+        epoch: Epoch(1),
+        instance: Instance("i".into()),
+        state: SessionState::Live,
+        machine: "m".into(),
+        boot: "b".into(),
+        agent: None,
+        timing: timing(),
+        by_time: ByTime::Allowed,
+        unsettled_through: Epoch(0),
+        reason: None,
+        since: None,
+    }
+}
+
+fn attached(host: usize) -> Held {
+    Held {
+        stage: Stage::Attached,
+        holder: name(host),
+        epoch: Epoch(1),
+        token: None,
+        agent_id: None,
+        containers: BTreeSet::new(),
+        mount_point: None,
+        unsettled: false,
+        revoked: None,
+        since: None,
+    }
+}
+
 /// A reclaimer whose reads return at once.
 struct Story {
     etcd: Etcd,
@@ -71,31 +105,10 @@ impl Story {
     fn of(count: usize, by_time: ByTime) -> Self {
         let mut etcd = Etcd::new();
         for host in 0..count {
-            let session = Session {
-                epoch: Epoch(1),
-                instance: Instance("i".into()),
-                state: SessionState::Live,
-                machine: "m".into(),
-                boot: "b".into(),
-                agent: Some(Agent { id: Some(format!("A{host}").into()), address: "a".into() }),
-                timing: timing(),
-                by_time,
-                unsettled_through: Epoch(0),
-                reason: None,
-                since: None,
-            };
-            let held = Held {
-                stage: Stage::Attached,
-                holder: name(host),
-                epoch: Epoch(1),
-                token: None,
-                agent_id: None,
-                containers: BTreeSet::new(),
-                mount_point: None,
-                unsettled: false,
-                revoked: None,
-                since: None,
-            };
+            let id = Some(format!("A{host}").into());
+            let agent = Some(Agent { id, address: "a".into() });
+            let session = Session { agent, by_time, ..live() };
+            let held = attached(host);
             let commit = Commit::new(&ClusterId("c1".into()))
                 .put(Key::Session(name(host)), Revision::ABSENT, Record::Session(session))
                 .put(Key::Lease(volume(host)), Revision::ABSENT, Record::Lease(Lease::Held(held)));
@@ -235,26 +248,32 @@ impl Alone {
         self.host.handle(self.now, input, &mut self.effects);
     }
 
+    /// Does the first thing that the host asks for.
+    fn one(&mut self) {
+        match self.effects.remove(0) {
+            Effect::Read(op, reading) => {
+                let view = self.etcd.read(&reading);
+                self.tell(holder::Input::Read(op, Ok(view)));
+            }
+            Effect::Commit(op, commit) => {
+                let outcome = self.etcd.commit(&commit);
+                self.tell(holder::Input::Committed(op, outcome));
+            }
+            Effect::Act(runner, act) => self.host.act(self.now, runner, &act, &mut self.effects),
+            _ => {}
+        }
+    }
+
     /// Goes on until the host wants to commit something to a key for which `wanted` holds.
     fn next_commit(&mut self, wanted: impl Fn(&Key) -> bool) -> Option<(Op, Commit)> {
         for _ in 0..100 {
-            if self.effects.is_empty() {
-                return None;
-            }
-            match self.effects.remove(0) {
-                Effect::Read(op, reading) => {
-                    let view = self.etcd.read(&reading);
-                    self.tell(holder::Input::Read(op, Ok(view)));
-                }
+            match self.effects.first()? {
                 Effect::Commit(op, commit) if commit.puts.iter().any(|(key, _)| wanted(key)) => {
-                    return Some((op, commit));
+                    let found = (*op, commit.clone());
+                    self.effects.remove(0);
+                    return Some(found);
                 }
-                Effect::Commit(op, commit) => {
-                    let outcome = self.etcd.commit(&commit);
-                    self.tell(holder::Input::Committed(op, outcome));
-                }
-                Effect::Act(runner, act) => self.host.act(self.now, runner, &act, &mut self.effects),
-                _ => {}
+                _ => self.one(),
             }
         }
         None
@@ -277,6 +296,72 @@ fn slow_answer() -> Result<(), &'static str> {
         }
     }
     Err("scenario: a host that was asked for a volume did not beat")
+}
+
+/// A lease of an epoch that another machine ended by opening the next one is taken as unsettled.
+fn another_machine() -> Result<(), &'static str> {
+    let mut story = Alone::asked();
+    let cluster = ClusterId("c1".into());
+    let session = Session { epoch: Epoch(2), unsettled_through: Epoch(1), ..live() };
+    let commit = Commit::new(&cluster)
+        .put(Key::Session(name(9)), Revision::ABSENT, Record::Session(session))
+        .put(Key::Lease(volume(0)), Revision::ABSENT, Record::Lease(Lease::Held(attached(9))));
+    story.etcd.commit(&commit);
+    let taken = story.next_commit(|key| matches!(key, Key::Lease(_)));
+    match taken.as_ref().and_then(|(_, commit)| commit.puts.first()) {
+        Some((_, Record::Lease(Lease::Held(held)))) if held.unsettled => Ok(()),
+        Some(_) => Err("scenario: another machine's epoch was taken for a proof"),
+        None => Err("scenario: a lease of an earlier epoch was not taken"),
+    }
+}
+
+/// An acquire that was read for before a revoke, and would be sent after the host learned of it, is not.
+fn revoked_meanwhile() -> Result<(), &'static str> {
+    let mut story = Alone::asked();
+    let mut held_back = None;
+    for _ in 0..100 {
+        if story.effects.is_empty() {
+            break;
+        }
+        match story.effects.remove(0) {
+            Effect::Read(op, Reading::Keys(keys))
+                if held_back.is_none() && !keys.iter().any(|key| matches!(key, Key::Session(_))) =>
+            {
+                held_back = Some((op, story.etcd.read(&Reading::Keys(keys))));
+                let key = Key::Session(name(0));
+                if let Some((Record::Session(session), at)) = story.etcd.entries.get(&key).cloned() {
+                    let session = Session { state: SessionState::Revoking, ..session };
+                    let commit = Commit::new(&ClusterId("c1".into())).put(key, at, Record::Session(session));
+                    story.etcd.commit(&commit);
+                }
+                story.now += timing().beat;
+                story.tell(holder::Input::Tick);
+            }
+            Effect::Commit(_, commit) if commit.puts.iter().any(|(key, _)| matches!(key, Key::Lease(_))) => {
+                return Err("scenario: a host that knew of its revoke asked for a lease");
+            }
+            effect => {
+                story.effects.insert(0, effect);
+                story.one();
+            }
+        }
+        if story.effects.is_empty()
+            && let Some((op, view)) = held_back.take()
+        {
+            story.tell(holder::Input::Read(op, Ok(view)));
+        }
+    }
+    Ok(())
+}
+
+/// A container that the worker does not know is not let go.
+fn gate() -> Result<(), &'static str> {
+    let mut story = Alone::asked();
+    while story.next_commit(|_| false).is_some() {}
+    let (request, container) = (Request(7), container("x"));
+    story.tell(holder::Input::Isolate { request, container, pid: 1, cgroup: None });
+    let let_go = |effect: &Effect| matches!(effect, Effect::Reply(Request(7), Ok(_)));
+    if story.effects.iter().any(let_go) { Err("scenario: an unknown container was let go") } else { Ok(()) }
 }
 
 /// A restarted worker adopts an epoch whose time has not come, and no other.
