@@ -5,7 +5,7 @@
 //! unmount that happens at the wrong time takes the volume from whoever has it, as EBS's detach does.
 
 use shared::protocol::Op;
-use shared::protocol::holder::{Input, MountFault};
+use shared::protocol::holder::{Input, MountFault, UnmountFault};
 use shared::volume::VolumeId;
 
 use super::host::{Mount, mounted};
@@ -49,7 +49,7 @@ impl World<'_> {
             let input = if mount {
                 Input::Mounted(op, Err(MountFault::Unreachable("connection refused".into())))
             } else {
-                Input::Unmounted(op, Err("connection refused".into()))
+                Input::Unmounted(op, Err(UnmountFault::Answered("connection refused".into())))
             };
             return self.after(MS, Event::CallAnswered { host, life, input });
         }
@@ -57,7 +57,7 @@ impl World<'_> {
             let input = if mount {
                 Input::Mounted(op, Err(MountFault::Unresolved("no answer".into())))
             } else {
-                Input::Unmounted(op, Err("no answer".into()))
+                Input::Unmounted(op, Err(UnmountFault::Unresolved("no answer".into())))
             };
             self.after(PATIENCE, Event::CallAnswered { host, life, input });
         }
@@ -115,7 +115,7 @@ impl World<'_> {
             (true, None) => Input::Mounted(op, Ok(mounted(&volume))),
             (true, Some(why)) => Input::Mounted(op, Err(MountFault::Refused(why.into()))),
             (false, None) => Input::Unmounted(op, Ok(())),
-            (false, Some(why)) => Input::Unmounted(op, Err(why.into())),
+            (false, Some(why)) => Input::Unmounted(op, Err(UnmountFault::Answered(why.into()))),
         };
         self.after(MS, Event::CallAnswered { host, life, input });
     }

@@ -161,7 +161,7 @@ impl Host {
                 }
                 self.shared.fence_at = fence_at;
             }
-            Output::Reset => self.shared = Deadline::default(),
+            Output::Reset => self.shared = self.shared.next(),
             Output::Settle { op, asked, .. } => effects.push(Effect::Settle(op, asked)),
             Output::Mount { op, wanted, .. } => {
                 if self.may_call(now, op) {
@@ -324,13 +324,13 @@ impl Host {
         self.deadman(now, deadman::Input::WorkerGone, effects);
     }
 
-    /// What looking at the device tells. `busy`: a driver call is under way, and holds it.
+    /// What looking at the device tells. A driver call that is under way is not to be seen there.
     #[must_use]
-    pub fn idleness(&self, volume: &VolumeId, busy: bool) -> Idleness {
+    pub fn idleness(&self, volume: &VolumeId) -> Idleness {
         if self.mounts.contains_key(volume) {
             return Idleness::Mounted;
         }
-        if busy || self.processes.values().any(|process| process.copies.contains(volume)) {
+        if self.processes.values().any(|process| process.copies.contains(volume)) {
             return Idleness::Pinned("a process".into());
         }
         Idleness::Proved

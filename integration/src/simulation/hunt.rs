@@ -6,7 +6,7 @@ use super::scenarios;
 use super::search::search;
 
 /// How many schedules a mistake may survive.
-const RUNS: u64 = 40_000;
+const RUNS: u64 = 150_000;
 
 /// Looks for a mistake, and prints what found it; answers 0 when something did, and 1 otherwise.
 #[must_use]

@@ -571,8 +571,7 @@ impl<'p> World<'p> {
                 Effect::Settle(op, volume) => self.settle(host, op, &volume),
                 Effect::Prove(op, volume) => {
                     let pause = self.dice(11, host as u64, op.0).range(MS, 20 * MS);
-                    let busy = self.calls.iter().any(|(h, call)| *h == host && call.volume == volume);
-                    let input = Input::Idle(op, self.nodes[host].host.idleness(&volume, busy));
+                    let input = Input::Idle(op, self.nodes[host].host.idleness(&volume));
                     self.after(pause, Event::CallAnswered { host, life, input });
                 }
                 Effect::Act(runner, act) => {
@@ -762,7 +761,11 @@ impl<'p> World<'p> {
         for (volume, held, _) in self.etcd.read(&Reading::Everything).held() {
             let forgets = |node: &Node| {
                 let Some(core) = &node.host.worker else { return false };
-                let mine = node.host.settings.holder == held.holder && core.epoch() == Some(held.epoch);
+                // Two machines of one name may be at the same epoch, where a person deleted a session.
+                let named = self.nodes.iter().filter(|n| n.host.settings.holder == held.holder).count();
+                let mine = named == 1
+                    && node.host.settings.holder == held.holder
+                    && core.epoch() == Some(held.epoch);
                 mine && core.is_ready() && !core.volumes().contains_key(volume)
             };
             if let Some(host) = self.nodes.iter().position(forgets) {

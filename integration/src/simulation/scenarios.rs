@@ -3,14 +3,15 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use shared::protocol::Request;
+use shared::protocol::deadman::{self, Deadman};
 use shared::protocol::exchange::{
-    Agent, ByTime, ClusterId, Commit, Held, Instance, Key, Lease, Outcome, Record, Session, SessionState,
-    Stage, Storm,
+    Agent, ByTime, ClusterId, Commit, Held, Instance, Key, Lease, Outcome, Reading, Record, Session,
+    SessionState, Stage, Storm,
 };
 use shared::protocol::holder::{self, Wanted};
 use shared::protocol::reclaimer::{Agents, Core, Input, Output};
 use shared::protocol::timing::RATE_ERROR;
+use shared::protocol::{Op, Request};
 use shared::record::Epoch;
 use shared::store::Revision;
 
@@ -29,7 +30,14 @@ pub fn check() -> Result<(), &'static str> {
     connected_agents()?;
     late_beat()?;
     never_by_time()?;
-    slow_answer()
+    slow_answer()?;
+    lost_acquire(false)?;
+    lost_acquire(true)?;
+    another_machine()?;
+    revoked_meanwhile()?;
+    gate()?;
+    adoption()?;
+    deadman_alone()
 }
 
 /// The slowest holder stops before the fastest reclaimer starts, and refuses times that do not allow it.
@@ -51,6 +59,37 @@ fn clocks() -> Result<(), &'static str> {
     Ok(())
 }
 
+fn live() -> Session {
+    Session {
+        epoch: Epoch(1),
+        instance: Instance("i".into()),
+        state: SessionState::Live,
+        machine: "m".into(),
+        boot: "b".into(),
+        agent: None,
+        timing: timing(),
+        by_time: ByTime::Allowed,
+        unsettled_through: Epoch(0),
+        reason: None,
+        since: None,
+    }
+}
+
+fn attached(host: usize) -> Held {
+    Held {
+        stage: Stage::Attached,
+        holder: name(host),
+        epoch: Epoch(1),
+        token: None,
+        agent_id: None,
+        containers: BTreeSet::new(),
+        mount_point: None,
+        unsettled: false,
+        revoked: None,
+        since: None,
+    }
+}
+
 /// A reclaimer whose reads return at once.
 struct Story {
     etcd: Etcd,
@@ -66,31 +105,10 @@ impl Story {
     fn of(count: usize, by_time: ByTime) -> Self {
         let mut etcd = Etcd::new();
         for host in 0..count {
-            let session = Session {
-                epoch: Epoch(1),
-                instance: Instance("i".into()),
-                state: SessionState::Live,
-                machine: "m".into(),
-                boot: "b".into(),
-                agent: Some(Agent { id: Some(format!("A{host}").into()), address: "a".into() }),
-                timing: timing(),
-                by_time,
-                unsettled_through: Epoch(0),
-                reason: None,
-                since: None,
-            };
-            let held = Held {
-                stage: Stage::Attached,
-                holder: name(host),
-                epoch: Epoch(1),
-                token: None,
-                agent_id: None,
-                containers: BTreeSet::new(),
-                mount_point: None,
-                unsettled: false,
-                revoked: None,
-                since: None,
-            };
+            let id = Some(format!("A{host}").into());
+            let agent = Some(Agent { id, address: "a".into() });
+            let session = Session { agent, by_time, ..live() };
+            let held = attached(host);
             let commit = Commit::new(&ClusterId("c1".into()))
                 .put(Key::Session(name(host)), Revision::ABSENT, Record::Session(session))
                 .put(Key::Lease(volume(host)), Revision::ABSENT, Record::Lease(Lease::Held(held)));
@@ -203,44 +221,203 @@ fn never_by_time() -> Result<(), &'static str> {
     }
 }
 
-/// A beat's answer that comes late does not move the deadline with it.
-fn slow_answer() -> Result<(), &'static str> {
-    let mut etcd = Etcd::new();
-    let mut now = Duration::from_secs(1);
-    let mut host = Host::new(now, settings(&Plan::of(1), 0));
-    let mut effects = Vec::new();
-    host.handle(now, holder::Input::Tick, &mut effects);
-    let volumes = vec![Wanted { volume: volume(0), asked: volume(0), create: None }];
-    let container = container("c");
-    let request = Request(1);
-    let prepare = holder::Input::Prepare { request, container, agent: "a".into(), agent_id: None, volumes };
-    host.handle(now, prepare, &mut effects);
-    for _ in 0..100 {
-        let Some(effect) = (!effects.is_empty()).then(|| effects.remove(0)) else { break };
-        match effect {
+/// A host whose requests are answered at once.
+struct Alone {
+    etcd: Etcd,
+    host: Host,
+    now: Duration,
+    effects: Vec<Effect>,
+}
+
+impl Alone {
+    /// A host that was just asked for a volume, for a container `c`.
+    fn asked() -> Self {
+        let now = Duration::from_secs(1);
+        let mut host = Host::new(now, settings(&Plan::of(1), 0));
+        let mut effects = Vec::new();
+        host.handle(now, holder::Input::Tick, &mut effects);
+        let volumes = vec![Wanted { volume: volume(0), asked: volume(0), create: None }];
+        let (request, container) = (Request(1), container("c"));
+        let prepare =
+            holder::Input::Prepare { request, container, agent: "a".into(), agent_id: None, volumes };
+        host.handle(now, prepare, &mut effects);
+        Self { etcd: Etcd::new(), host, now, effects }
+    }
+
+    fn tell(&mut self, input: holder::Input) {
+        self.host.handle(self.now, input, &mut self.effects);
+    }
+
+    /// Does the first thing that the host asks for.
+    fn one(&mut self) {
+        match self.effects.remove(0) {
             Effect::Read(op, reading) => {
-                host.handle(now, holder::Input::Read(op, Ok(etcd.read(&reading))), &mut effects);
+                let view = self.etcd.read(&reading);
+                self.tell(holder::Input::Read(op, Ok(view)));
             }
             Effect::Commit(op, commit) => {
-                let sent = now;
-                let outcome = etcd.commit(&commit);
-                let beat = commit.puts.iter().any(|(key, _)| matches!(key, Key::Beat(_)));
-                if beat {
-                    now += Duration::from_millis(400);
-                }
-                host.handle(now, holder::Input::Committed(op, outcome), &mut effects);
-                if beat && matches!(outcome, Outcome::Done(_)) {
-                    return match host.shared.fence_at {
-                        Some(at) if at == sent + timing().fence => Ok(()),
-                        _ => Err("scenario: the deadline is not counted from the sending of a beat"),
-                    };
-                }
+                let outcome = self.etcd.commit(&commit);
+                self.tell(holder::Input::Committed(op, outcome));
             }
-            Effect::Act(runner, act) => host.act(now, runner, &act, &mut effects),
+            Effect::Act(runner, act) => self.host.act(self.now, runner, &act, &mut self.effects),
             _ => {}
         }
     }
+
+    /// Goes on until the host wants to commit something to a key for which `wanted` holds.
+    fn next_commit(&mut self, wanted: impl Fn(&Key) -> bool) -> Option<(Op, Commit)> {
+        for _ in 0..100 {
+            match self.effects.first()? {
+                Effect::Commit(op, commit) if commit.puts.iter().any(|(key, _)| wanted(key)) => {
+                    let found = (*op, commit.clone());
+                    self.effects.remove(0);
+                    return Some(found);
+                }
+                _ => self.one(),
+            }
+        }
+        None
+    }
+}
+
+/// A beat's answer that comes late does not move the deadline with it.
+fn slow_answer() -> Result<(), &'static str> {
+    let mut story = Alone::asked();
+    while let Some((op, commit)) = story.next_commit(|key| matches!(key, Key::Beat(_))) {
+        let sent = story.now;
+        story.now += Duration::from_millis(400);
+        let outcome = story.etcd.commit(&commit);
+        story.tell(holder::Input::Committed(op, outcome));
+        if matches!(outcome, Outcome::Done(_)) {
+            return match story.host.shared.fence_at {
+                Some(at) if at == sent + timing().fence => Ok(()),
+                _ => Err("scenario: the deadline is not counted from the sending of a beat"),
+            };
+        }
+    }
     Err("scenario: a host that was asked for a volume did not beat")
+}
+
+/// A lease of an epoch that another machine ended by opening the next one is taken as unsettled.
+fn another_machine() -> Result<(), &'static str> {
+    let mut story = Alone::asked();
+    let cluster = ClusterId("c1".into());
+    let session = Session { epoch: Epoch(2), unsettled_through: Epoch(1), ..live() };
+    let commit = Commit::new(&cluster)
+        .put(Key::Session(name(9)), Revision::ABSENT, Record::Session(session))
+        .put(Key::Lease(volume(0)), Revision::ABSENT, Record::Lease(Lease::Held(attached(9))));
+    story.etcd.commit(&commit);
+    let taken = story.next_commit(|key| matches!(key, Key::Lease(_)));
+    match taken.as_ref().and_then(|(_, commit)| commit.puts.first()) {
+        Some((_, Record::Lease(Lease::Held(held)))) if held.unsettled => Ok(()),
+        Some(_) => Err("scenario: another machine's epoch was taken for a proof"),
+        None => Err("scenario: a lease of an earlier epoch was not taken"),
+    }
+}
+
+/// An acquire that was read for before a revoke, and would be sent after the host learned of it, is not.
+fn revoked_meanwhile() -> Result<(), &'static str> {
+    let mut story = Alone::asked();
+    let mut held_back = None;
+    for _ in 0..100 {
+        if story.effects.is_empty() {
+            break;
+        }
+        match story.effects.remove(0) {
+            Effect::Read(op, Reading::Keys(keys))
+                if held_back.is_none() && !keys.iter().any(|key| matches!(key, Key::Session(_))) =>
+            {
+                held_back = Some((op, story.etcd.read(&Reading::Keys(keys))));
+                let key = Key::Session(name(0));
+                if let Some((Record::Session(session), at)) = story.etcd.entries.get(&key).cloned() {
+                    let session = Session { state: SessionState::Revoking, ..session };
+                    let commit = Commit::new(&ClusterId("c1".into())).put(key, at, Record::Session(session));
+                    story.etcd.commit(&commit);
+                }
+                story.now += timing().beat;
+                story.tell(holder::Input::Tick);
+            }
+            Effect::Commit(_, commit) if commit.puts.iter().any(|(key, _)| matches!(key, Key::Lease(_))) => {
+                return Err("scenario: a host that knew of its revoke asked for a lease");
+            }
+            effect => {
+                story.effects.insert(0, effect);
+                story.one();
+            }
+        }
+        if story.effects.is_empty()
+            && let Some((op, view)) = held_back.take()
+        {
+            story.tell(holder::Input::Read(op, Ok(view)));
+        }
+    }
+    Ok(())
+}
+
+/// A container that the worker does not know is not let go.
+fn gate() -> Result<(), &'static str> {
+    let mut story = Alone::asked();
+    while story.next_commit(|_| false).is_some() {}
+    let (request, container) = (Request(7), container("x"));
+    story.tell(holder::Input::Isolate { request, container, pid: 1, cgroup: None });
+    let let_go = |effect: &Effect| matches!(effect, Effect::Reply(Request(7), Ok(_)));
+    if story.effects.iter().any(let_go) { Err("scenario: an unknown container was let go") } else { Ok(()) }
+}
+
+/// A restarted worker adopts an epoch whose time has not come, and no other.
+fn adoption() -> Result<(), &'static str> {
+    let mut story = Alone::asked();
+    let _ = story.next_commit(|key| matches!(key, Key::Lease(_)));
+    let shared = story.host.shared;
+    let Some(at) = shared.fence_at else {
+        return Err("scenario: a host that asks for a lease has no deadline");
+    };
+    let open = |now, shared| {
+        holder::Core::new(now, story.host.settings.clone(), story.host.table.clone(), shared).is_open()
+    };
+    if !open(at - Duration::from_millis(1), shared) {
+        return Err("scenario: a restarted worker did not adopt its epoch");
+    }
+    if open(at, shared) {
+        return Err("scenario: an epoch was adopted whose time was over");
+    }
+    if open(at - Duration::from_millis(1), holder::Deadline { fenced: true, ..shared }) {
+        return Err("scenario: an epoch was adopted that was being fenced");
+    }
+    Ok(())
+}
+
+/// A deadman fences when the deadline has passed, though its worker ticks.
+fn deadman_alone() -> Result<(), &'static str> {
+    let now = Duration::from_secs(9);
+    let mut deadman = Deadman::beside_worker(now);
+    let shared = holder::Deadline { fence_at: Some(now), ..holder::Deadline::default() };
+    deadman.handle(now, shared, deadman::Input::WorkerTicked);
+    match deadman.poll_output() {
+        Some(deadman::Output::Flag) => Ok(()),
+        _ => Err("scenario: a deadline passed, and the deadman did nothing"),
+    }
+}
+
+/// An acquire whose answer was lost, and whose container ends meanwhile: either it can no longer commit, or, when
+/// it has (`done`), the host knows of its lease.
+fn lost_acquire(done: bool) -> Result<(), &'static str> {
+    let mut story = Alone::asked();
+    let Some((op, commit)) = story.next_commit(|key| matches!(key, Key::Lease(_))) else {
+        return Err("scenario: a host that was asked for a volume did not ask for its lease");
+    };
+    if done {
+        story.etcd.commit(&commit);
+    }
+    story.tell(holder::Input::Committed(op, Outcome::Unknown));
+    story.tell(holder::Input::Cleanup { request: None, container: container("c") });
+    let _ = story.next_commit(|key| matches!(key, Key::Lease(_)));
+    let known = story.host.worker.as_ref().is_some_and(|core| core.volumes().contains_key(&volume(0)));
+    match (done, known, story.etcd.would_commit(&commit)) {
+        (true, false, _) => Err("scenario: a lease was granted, and forgotten"),
+        (false, false, true) => Err("scenario: an acquire was given up that can still commit"),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -49,10 +49,10 @@ enum Worker {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Fencing {
     No,
-    /// The host is to be fenced, for this deadline, before a worker is started again.
-    Begun(Option<Now>),
-    /// It was, for this deadline, whose flag may still stand.
-    Done(Option<Now>),
+    /// The host is to be fenced, for this generation of the deadline, before a worker is started again.
+    Begun(u64),
+    /// It was, for this generation, whose flag may still stand.
+    Done(u64),
 }
 
 /// The core. See the module's head.
@@ -102,19 +102,19 @@ impl Deadman {
             Input::WorkerTicked => self.ticked = self.ticked.max(now),
             Input::WorkerGone => self.worker = Worker::Gone,
             Input::Fenced => {
-                if let Fencing::Begun(at) = self.fencing {
-                    self.fencing = Fencing::Done(at);
+                if let Fencing::Begun(generation) = self.fencing {
+                    self.fencing = Fencing::Done(generation);
                 }
             }
             Input::Tick => {}
         }
-        // Another deadline is another epoch's, also for a deadman that was stopped while that was opened.
-        if matches!(self.fencing, Fencing::Done(at) if at != deadline.fence_at) {
+        // Another generation is another epoch's, also for a deadman that was stopped while that was opened.
+        if matches!(self.fencing, Fencing::Done(generation) if generation != deadline.generation) {
             self.fencing = Fencing::No;
         }
         let due = deadline.fenced || deadline.fence_at.is_some_and(|at| at <= now);
         if self.fencing == Fencing::No && due {
-            self.fencing = Fencing::Begun(deadline.fence_at);
+            self.fencing = Fencing::Begun(deadline.generation);
             if !deadline.fenced {
                 self.outputs.push_back(Output::Flag);
             }
@@ -148,8 +148,8 @@ impl Deadman {
 mod tests {
     use super::*;
 
-    const OPEN: Deadline = Deadline { fence_at: Some(Duration::from_secs(5)), fenced: false };
-    const FENCED: Deadline = Deadline { fence_at: Some(Duration::from_secs(5)), fenced: true };
+    const OPEN: Deadline = Deadline { fence_at: Some(Duration::from_secs(5)), fenced: false, generation: 1 };
+    const FENCED: Deadline = Deadline { fence_at: Some(Duration::from_secs(5)), fenced: true, generation: 1 };
 
     fn at(seconds: u64) -> Now {
         Duration::from_secs(seconds)
@@ -189,7 +189,7 @@ mod tests {
         let _ = run(&mut deadman, at(5), OPEN, Input::Tick);
         let _ = run(&mut deadman, at(5), FENCED, Input::WorkerGone);
         assert_eq!(run(&mut deadman, at(6), FENCED, Input::Fenced), [Output::Start]);
-        let next = Deadline { fence_at: Some(at(9)), fenced: false };
+        let next = Deadline { fence_at: Some(at(9)), ..FENCED.next() };
         assert_eq!(run(&mut deadman, at(9), next, Input::WorkerTicked), [Output::Flag, Output::Kill]);
     }
 

@@ -84,15 +84,18 @@ pub fn deadline(deadline: &mut Deadline, r: &mut impl Renumber) {
     deadline.fence_at.iter_mut().for_each(|at| r.since(at));
 }
 
-/// Visits a deadman, beside the shared deadline as it is before that is visited.
-pub fn deadman(deadman: &mut Deadman, shared: Deadline, r: &mut impl Renumber) {
+/// Visits a deadman and the shared deadline: of its generation it counts alone whether it is the same.
+pub fn deadman(deadman: &mut Deadman, shared: &mut Deadline, r: &mut impl Renumber) {
     r.ticked(&mut deadman.ticked);
     match &mut deadman.fencing {
         // What the deadman itself would do first.
-        Fencing::Done(at) if *at != shared.fence_at => deadman.fencing = Fencing::No,
-        Fencing::Begun(Some(at)) | Fencing::Done(Some(at)) => r.since(at),
-        _ => {}
+        Fencing::Done(generation) if *generation != shared.generation => deadman.fencing = Fencing::No,
+        Fencing::Begun(generation) | Fencing::Done(generation) => {
+            *generation = if *generation == shared.generation { 0 } else { u64::MAX };
+        }
+        Fencing::No => {}
     }
+    shared.generation = 0;
 }
 
 /// Visits a holder's core.
@@ -140,6 +143,7 @@ pub fn holder(core: &mut holder::Core, r: &mut impl Renumber) {
     for volume in core.volumes.values_mut() {
         phase(&mut volume.phase, r);
         volume.trouble = None;
+        volume.settles_at.iter_mut().for_each(|at| r.due(at));
         volume.awaits.iter_mut().for_each(|op| r.op(op));
         volume.retry_at.iter_mut().for_each(|at| r.due(at));
     }

@@ -184,8 +184,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "unmounted_is_idle",
         "a lease is released on the driver's word",
         "holder/volumes.rs",
-        "volume.enter(Phase::Detaching { token, mounted, step: Step::Prove });",
-        "volume.enter(Phase::Detaching { token, mounted, step: Step::Release });",
+        "        };\n        volume.enter(Phase::Detaching { token, mounted, step: Step::Prove });",
+        "        };\n        volume.enter(Phase::Detaching { token, mounted, step: Step::Release });",
     ),
     mutant(
         "pinned_is_idle",
@@ -219,8 +219,15 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "lease_after_revoke",
         "a lease is taken after a revoke",
         "holder/lane.rs",
-        "if self.is_revoking() {\n                        self.refuse_job(\"this host's session is revoked\".into());\n                    } else if !volumes",
-        "if !volumes",
+        "(Some(cluster), SessionState::Live) =>",
+        "(Some(cluster), _) =>",
+    ),
+    mutant(
+        "unmount_not_settled",
+        "a lease is released under an Unmount that had no answer",
+        "holder/volumes.rs",
+        "if let Some(at) = volume.settles_at.filter(|at| now < *at) {",
+        "if let Some(at) = volume.settles_at.filter(|_| false) {",
     ),
     mutant(
         "acquire_without_a_beat",

@@ -1,12 +1,12 @@
 //! Builds copies of the protocol core with one seeded mistake each, and lets simulation and model find it:
-//! `extvol-mutants [NAME...]`, from the workspace's root. Writes docs/mutants.md when all were tried.
+//! `extvol-mutants [NAME...]`, from the workspace's root. Writes what found them into docs/mutants.md.
 //!
 //! The mistakes are in the copies alone, below target/mutants; the product has no switch for them. A mistake
 //! whose text is not in the core exactly once is an error: the list has to follow the core.
 
 mod list;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
@@ -14,6 +14,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use list::{MUTANTS, Mutant};
+
+/// The page with the results. A run of some mutants replaces their lines alone.
+const TABLE: &str = "docs/mutants.md";
 
 /// What of `shared` the core needs.
 const SHARED: [&str; 7] =
@@ -87,21 +90,38 @@ fn run(chosen: &BTreeSet<String>) -> io::Result<Vec<&'static str>> {
     if !unharmed {
         return Err(io::Error::other(format!("the unchanged core fails: {found}")));
     }
-    let mut table = String::new();
+    let mut rows = rows()?;
     for mutant in &mutants {
         let (verdict, survived) = hunt(&root, mutant.name)?;
         println!("{:<36} {verdict}", mutant.name);
         if survived {
             survivors.push(mutant.name);
         }
+        rows.insert(
+            mutant.mistake.to_owned(),
+            format!("| {} | `{}` | {verdict} |", mutant.mistake, mutant.file),
+        );
+    }
+    let mut table = include_str!("head.md").to_owned();
+    for row in MUTANTS.iter().filter_map(|mutant| rows.get(mutant.mistake)) {
         // Writing to a string does not fail.
-        let _ = writeln!(table, "| {} | `{}` | {verdict} |", mutant.mistake, mutant.file);
+        let _ = writeln!(table, "{row}");
     }
-    if chosen.is_empty() && survivors.is_empty() {
-        let head = include_str!("head.md");
-        fs::write("docs/mutants.md", format!("{head}{table}"))?;
-    }
+    fs::write(TABLE, table)?;
     Ok(survivors)
+}
+
+/// The rows of the page as it is, by mistake.
+fn rows() -> io::Result<BTreeMap<String, String>> {
+    let page = match fs::read_to_string(TABLE) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        page => page?,
+    };
+    let row = |line: &str| {
+        let mistake = line.strip_prefix("| ")?.split(" |").next()?;
+        Some((mistake.to_owned(), line.to_owned()))
+    };
+    Ok(page.lines().filter_map(row).collect())
 }
 
 /// Lets a copy look for its own mistake; answers what it found, and whether it found nothing.

@@ -83,6 +83,16 @@ pub struct Deadline {
     pub fence_at: Option<Now>,
     /// The sticky flag: fencing has begun.
     pub fenced: bool,
+    /// Which epoch's it is: counted up by each [`Output::Reset`], so that nobody takes one fence for another's.
+    pub generation: u64,
+}
+
+impl Deadline {
+    /// That of a new epoch.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self { generation: self.generation + 1, ..Self::default() }
+    }
 }
 
 /// A lease that is this session's, found in etcd when the session was opened or adopted.
@@ -102,6 +112,15 @@ pub enum MountFault {
     /// The call did not reach the driver.
     Unreachable(Text),
     /// No answer: the driver may still be at it.
+    Unresolved(Text),
+}
+
+/// Why a driver's Unmount is not known to be done.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum UnmountFault {
+    /// The driver answered, or was not reached: no call is under way.
+    Answered(Text),
+    /// No answer: the driver may still be at it, and take the volume from whoever has it then.
     Unresolved(Text),
 }
 
@@ -172,7 +191,7 @@ pub enum Input {
     /// The result of [`Output::Mount`].
     Mounted(Op, Result<MountedVolume, MountFault>),
     /// The result of [`Output::Unmount`].
-    Unmounted(Op, Result<(), Text>),
+    Unmounted(Op, Result<(), UnmountFault>),
     /// The result of [`Output::ProveIdle`].
     Idle(Op, Idleness),
     /// The result of [`Output::MakeSafe`] and [`Output::Fence`].
@@ -208,7 +227,7 @@ pub enum Output {
     /// Move the shared deadline, by compare-and-swap: when that finds the flag set, nothing after this is
     /// carried out, and [`Input::Flagged`] follows.
     Extend(Option<Now>),
-    /// A new epoch: clear the shared deadline and its flag.
+    /// A new epoch: clear the shared deadline and its flag ([`Deadline::next`]).
     Reset,
     /// Have the storage take the volume away from every other host.
     Settle {
@@ -479,7 +498,7 @@ impl Core {
             Input::Committed(op, outcome) => self.committed(now, op, outcome),
             Input::Settled(op, result) => self.settled(now, op, result),
             Input::Mounted(op, result) => self.mounted(now, op, result),
-            Input::Unmounted(op, result) => self.unmounted(op, result),
+            Input::Unmounted(op, result) => self.unmounted(now, op, result),
             Input::Idle(op, idleness) => self.idle(now, op, idleness),
             Input::Safe(op, result) => self.safe(now, op, result),
             Input::Guarded(guarded) => self.guarded = guarded,

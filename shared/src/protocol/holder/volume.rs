@@ -85,6 +85,10 @@ pub struct Volume {
     pub(super) recorded: bool,
     /// Whether a Mount may be under way, or have been done, that nobody has heard of.
     pub(super) unresolved: bool,
+    /// Until when a driver call that had no answer may still happen: the lease is not released before.
+    pub(in crate::protocol) settles_at: Option<Now>,
+    /// Whether an older life of this host may have left such a call.
+    pub(super) inherited: bool,
     /// Whether it alone was revoked: nobody may join.
     pub(super) revoked: bool,
     pub(in crate::protocol) awaits: Option<Op>,
@@ -102,6 +106,8 @@ impl Volume {
             trouble: None,
             recorded: false,
             unresolved: false,
+            settles_at: None,
+            inherited: false,
             revoked: false,
             awaits: None,
             retry_at: None,
@@ -122,6 +128,8 @@ impl Volume {
     pub(super) fn adopt(&mut self, lease: &FoundLease) {
         let token = lease.token;
         self.unresolved = true;
+        // While a volume is attached no call is under way (L19).
+        self.inherited = !matches!(self.phase, Phase::Attached { .. });
         let phase = match &self.phase {
             Phase::Attached { mounted, .. } => Phase::Attached { token, mounted: mounted.clone() },
             Phase::Detaching { mounted, .. } if !lease.unsettled => {

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::lane::Job;
-use super::{Container, Core, FoundLease, Idleness, MountFault, MountedVolume, Output, Phase, Step, Volume};
+use super::{
+    Container, Core, FoundLease, Idleness, MountFault, MountedVolume, Output, Phase, Step, UnmountFault,
+    Volume,
+};
 use crate::protocol::{Now, Op, Text};
 use crate::record::Token;
 use crate::volume::{ContainerId, VolumeId};
@@ -77,7 +80,7 @@ impl Core {
     }
 
     pub(super) fn mounted(&mut self, now: Now, op: Op, result: Result<MountedVolume, MountFault>) {
-        let bounds = self.settings.retry;
+        let (bounds, settle) = (self.settings.retry, self.settings.settle);
         let Some((id, volume)) = self.by_op(op) else { return };
         let Phase::Mounting { token } = volume.phase else { return };
         let mut worth_a_line = true;
@@ -104,6 +107,7 @@ impl Core {
             // that the lease is never released under a call that can still land (L10).
             Err(MountFault::Unresolved(why)) => {
                 volume.unresolved = true;
+                volume.settles_at = Some(now + settle);
                 worth_a_line = volume.retry(now, why.clone(), bounds);
                 why
             }
@@ -139,18 +143,39 @@ impl Core {
         }
     }
 
-    pub(super) fn unmounted(&mut self, op: Op, result: Result<(), Text>) {
+    pub(super) fn unmounted(&mut self, now: Now, op: Op, result: Result<(), UnmountFault>) {
+        let settle = self.settings.settle;
         let Some((_, volume)) = self.by_op(op) else { return };
         let Phase::Detaching { token, mounted, .. } = volume.phase.clone() else { return };
         // Whatever the driver says, the mount tables decide: RexRay's second Unmount is an error.
-        volume.trouble = result.err();
+        volume.trouble = match result {
+            Ok(()) => None,
+            Err(UnmountFault::Answered(why)) => Some(why),
+            Err(UnmountFault::Unresolved(why)) => {
+                volume.settles_at = Some(now + settle);
+                Some(why)
+            }
+        };
         volume.enter(Phase::Detaching { token, mounted, step: Step::Prove });
     }
 
     pub(super) fn idle(&mut self, now: Now, op: Op, idleness: Idleness) {
-        let bounds = self.settings.retry;
+        let (bounds, settle) = (self.settings.retry, self.settings.settle);
         let Some((id, volume)) = self.by_op(op) else { return };
         let Phase::Detaching { token, mounted, .. } = volume.phase.clone() else { return };
+        if idleness == Idleness::Proved {
+            if std::mem::take(&mut volume.inherited) {
+                volume.settles_at = Some(now + settle);
+            }
+            // A call without an answer is not to be seen at the device. Whoever mounts next would lose the volume
+            // to a late unmount, or share it with a late mount (L10).
+            if let Some(at) = volume.settles_at.filter(|at| now < *at) {
+                volume.enter(Phase::Detaching { token, mounted, step: Step::Prove });
+                volume.trouble = Some("a driver call that had no answer may still happen".into());
+                volume.retry_at = Some(at);
+                return;
+            }
+        }
         let driver = volume.trouble.take().map(|t| format!(" (the driver said: {t})")).unwrap_or_default();
         let (step, trouble) = match idleness {
             Idleness::Proved => (Step::Release, None),
