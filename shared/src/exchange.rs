@@ -4,6 +4,8 @@
 //! says `state: live` and has a field `revoking`: for an older reader it is what it has to be, a session whose
 //! leases are not to be taken.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::keys::Keys;
@@ -14,6 +16,7 @@ use crate::protocol::exchange::{
 use crate::protocol::timing::{Profile, Timing};
 use crate::record::{self, Epoch, HeldLease, LeaseRecord, RecordError, SessionRecord, decode, encode};
 use crate::store::{Compare, Transaction};
+use crate::volume::VolumeId;
 
 #[derive(Serialize, Deserialize)]
 struct StoredSession {
@@ -31,6 +34,8 @@ struct StoredSession {
     by_time: Option<ByTime>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     unsettled_through: Option<Epoch>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    wants: BTreeSet<VolumeId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     reason: Option<Text>,
 }
@@ -180,6 +185,7 @@ fn stored_session(session: &Session, now: &str) -> StoredSession {
         timing: Some(session.timing),
         by_time: Some(session.by_time),
         unsettled_through: Some(session.unsettled_through),
+        wants: session.wants.clone(),
         reason: session.reason.clone(),
     }
 }
@@ -204,6 +210,7 @@ fn session(stored: StoredSession) -> Session {
         // A keeper without a heartbeat cannot be judged by silence.
         by_time: stored.by_time.unwrap_or(ByTime::Never),
         unsettled_through: stored.unsettled_through.unwrap_or(Epoch(0)),
+        wants: stored.wants,
         reason: stored.reason,
         since: Some(record.since.into()),
     }
@@ -211,13 +218,11 @@ fn session(stored: StoredSession) -> Session {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
     use crate::protocol::exchange::ClusterId;
     use crate::record::Token;
     use crate::store::Revision;
-    use crate::volume::{ContainerId, Driver, Holder, VolumeId, VolumeName};
+    use crate::volume::{ContainerId, Driver, Holder, VolumeName};
 
     fn me() -> Holder {
         Holder::new("agent-1").unwrap()
@@ -233,6 +238,10 @@ mod tests {
             agent: Some(Agent { id: Some("S0".into()), address: "slave(1)@10.0.0.1:5051".into() }),
             timing: Profile::Default.timing(),
             by_time: ByTime::Allowed,
+            wants: BTreeSet::from([VolumeId {
+                driver: Driver::new("ebs").unwrap(),
+                name: VolumeName::new("w").unwrap(),
+            }]),
             unsettled_through: Epoch(1),
             reason: Some("asked for".into()),
             since: Some("then".into()),

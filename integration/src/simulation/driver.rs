@@ -29,6 +29,7 @@ pub(super) struct Call {
     /// Whether the caller has given up.
     given_up: bool,
     refused: bool,
+    unusable: bool,
     blocked: bool,
 }
 
@@ -44,12 +45,13 @@ impl World<'_> {
         node.busy.insert(volume.clone(), lands);
         let given_up = lands > now + PATIENCE;
         let refused = dice.permille(20);
+        let unusable = dice.permille(10);
         let (life, boot) = (node.life, node.boot);
         if dice.permille(15) {
             let input = if mount {
                 Input::Mounted(op, Err(MountFault::Unreachable("connection refused".into())))
             } else {
-                Input::Unmounted(op, Err(UnmountFault::Answered("connection refused".into())))
+                Input::Unmounted(op, Err(UnmountFault::Unreachable("connection refused".into())))
             };
             return self.after(MS, Event::CallAnswered { host, life, input });
         }
@@ -62,7 +64,7 @@ impl World<'_> {
             self.after(PATIENCE, Event::CallAnswered { host, life, input });
         }
         let volume = volume.clone();
-        let call = Call { op, life, boot, volume, mount, given_up, refused, blocked: false };
+        let call = Call { op, life, boot, volume, mount, given_up, refused, unusable, blocked: false };
         self.log(|| format!("h{host} calls the driver: {call:?}"));
         self.calls.push((host, call.clone()));
         self.at(lands, Event::Land { host, call });
@@ -84,7 +86,8 @@ impl World<'_> {
             *other != host && node.host.mounts.get(&volume).is_some_and(|mount| !mount.blocked)
         };
         let elsewhere = self.nodes.iter().enumerate().find(has).map(|(other, _)| other);
-        let stopped = self.nodes[host].lost > 0 && elsewhere.is_some();
+        let paused = |other: usize| self.nodes[host].lost > 0 || call.mount && self.nodes[other].lost > 0;
+        let stopped = elsewhere.is_some_and(paused);
         let refused = call.refused || call.blocked || stopped;
         self.log(|| format!("h{host} driver call happens (here: {here}, refused: {refused}): {call:?}"));
         let mut failed = None;
@@ -112,10 +115,15 @@ impl World<'_> {
         }
         let (op, life) = (call.op, call.life);
         let input = match (call.mount, failed) {
+            (true, None) if call.unusable => {
+                let mounted = Some(Box::new(mounted(&volume)));
+                let why = "it is mounted below no mount root".into();
+                Input::Mounted(op, Err(MountFault::Unusable { why, mounted }))
+            }
             (true, None) => Input::Mounted(op, Ok(mounted(&volume))),
             (true, Some(why)) => Input::Mounted(op, Err(MountFault::Refused(why.into()))),
             (false, None) => Input::Unmounted(op, Ok(())),
-            (false, Some(why)) => Input::Unmounted(op, Err(UnmountFault::Answered(why.into()))),
+            (false, Some(why)) => Input::Unmounted(op, Err(UnmountFault::Refused(why.into()))),
         };
         self.after(MS, Event::CallAnswered { host, life, input });
     }

@@ -72,6 +72,12 @@ impl World<'_> {
                 self.after(50 * MS, Event::Agents);
                 self.after(lasts, Event::Recover(fault));
             }
+            Fault::StopAgent { host, lasts } => {
+                self.stopped.insert(host);
+                self.lose_tasks(host);
+                self.after(50 * MS, Event::Agents);
+                self.after(lasts, Event::Recover(fault));
+            }
             Fault::RestartAgent { host } => self.restart_agent(host),
             Fault::RevokeVolume { volume } => self.revoke_volume(volume),
             Fault::SlowDriver { host, lasts } => self.nodes[host].slow = now + lasts,
@@ -109,8 +115,9 @@ impl World<'_> {
                 self.end_strays(host);
                 self.after(50 * MS, Event::Agents);
             }
-            Fault::GiveUp { host, .. } => {
+            Fault::GiveUp { host, .. } | Fault::StopAgent { host, .. } => {
                 self.given_up.remove(&host);
+                self.stopped.remove(&host);
                 self.end_strays(host);
                 self.nodes[host].connected = self.now;
                 self.after(50 * MS, Event::Agents);
@@ -219,6 +226,7 @@ impl World<'_> {
         self.member_hung = self.member_hung.min(self.now);
         self.no_quorum = self.no_quorum.min(self.now);
         self.given_up.clear();
+        self.stopped.clear();
         self.after(50 * MS, Event::Agents);
     }
 

@@ -8,10 +8,12 @@ use shared::protocol::deadman::{self, Deadman};
 use shared::protocol::exchange::{Commit, Reading};
 use shared::protocol::fence::{Act, Fence};
 use shared::protocol::holder::{
-    Answer, Core, Deadline, Idleness, Input, MountedVolume, Output, Settings, Table, Wanted,
+    Answer, Core, Deadline, Idleness, Input, MountedVolume, Output, Settings, Sight, Table, Wanted,
 };
 use shared::protocol::{Now, Op, Request, Text};
 use shared::volume::{ContainerId, VolumeId};
+
+use super::run::volume;
 
 /// Who runs a fence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -37,6 +39,8 @@ pub enum Effect {
     Settle(Op, VolumeId),
     /// A look at mount tables and device.
     Prove(Op, VolumeId),
+    /// A look at the mount.
+    Look(Op, VolumeId),
     /// A step of a fence.
     Act(Runner, Act),
     /// A container is killed, outside a fence.
@@ -174,6 +178,7 @@ impl Host {
                 }
             }
             Output::ProveIdle { op, asked, .. } => effects.push(Effect::Prove(op, asked)),
+            Output::Look { op, mounted } => effects.push(Effect::Look(op, mounted_volume(&mounted))),
             Output::MakeSafe { op } => self.start_fence(now, Runner::Worker, op, effects),
             Output::Fence { op, .. } => {
                 self.shared.fenced = true;
@@ -336,6 +341,17 @@ impl Host {
         Idleness::Proved
     }
 
+    /// What looking at the mount tells.
+    #[must_use]
+    pub fn sight(&self, volume: &VolumeId) -> Sight {
+        if !self.mounts.contains_key(volume) {
+            return Sight::Gone("nothing is mounted there".into());
+        }
+        let sees = |process: &Process| process.volumes.contains(volume) || process.copies.contains(volume);
+        let elsewhere = self.processes.values().any(sees).then(|| "a process".into());
+        Sight::Mounted { elsewhere }
+    }
+
     /// A container is forked: its processes exist, and wait to be let go.
     pub fn fork(&mut self, container: &ContainerId, volumes: &[Wanted]) {
         let copies =
@@ -351,7 +367,13 @@ pub fn mounted(volume: &VolumeId) -> MountedVolume {
     MountedVolume {
         mount_point: volume.name.as_str().into(),
         device_number: "7:0".into(),
+        source: "/dev/loop0".into(),
         device: None,
-        disk_sequence: None,
     }
+}
+
+/// The volume that [`mounted`] was made of.
+fn mounted_volume(mounted: &MountedVolume) -> VolumeId {
+    let number = mounted.mount_point.trim_start_matches('v').parse();
+    volume(number.unwrap_or(usize::MAX))
 }

@@ -80,6 +80,9 @@ pub enum Fault {
     LoseQuorum { lasts: Micros },
     /// Mesos gives an agent up.
     GiveUp { host: usize, lasts: Micros },
+    /// The agent's process is down for a while. Its containers run on; a framework without checkpoints has
+    /// them started elsewhere at once.
+    StopAgent { host: usize, lasts: Micros },
     /// The agent is started again: it knows some containers, and not others.
     RestartAgent { host: usize },
     /// An operator revokes one volume.
@@ -221,6 +224,7 @@ impl Plan {
             | Fault::Suspend { host, .. }
             | Fault::CutHost { host, .. }
             | Fault::GiveUp { host, .. }
+            | Fault::StopAgent { host, .. }
             | Fault::RestartAgent { host }
             | Fault::SlowDriver { host, .. }
             | Fault::DeleteSession { host } => host < hosts,
@@ -254,9 +258,10 @@ impl Plan {
             56..=59 => Fault::CutReclaimer { reclaimer, lasts },
             60..=62 => Fault::RestartReclaimer { reclaimer },
             63..=65 => Fault::Lead { reclaimer },
-            66..=71 => Fault::HangMember { lasts },
-            72..=75 => Fault::LoseQuorum { lasts },
-            76..=82 => Fault::GiveUp { host, lasts },
+            66..=70 => Fault::HangMember { lasts },
+            71..=73 => Fault::LoseQuorum { lasts },
+            74..=78 => Fault::GiveUp { host, lasts },
+            79..=82 => Fault::StopAgent { host, lasts },
             83..=84 => Fault::RestartAgent { host },
             85..=87 => Fault::RevokeVolume { volume: dice.index(self.volumes) },
             88..=94 => Fault::SlowDriver { host, lasts },

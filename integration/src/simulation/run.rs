@@ -246,6 +246,8 @@ pub(super) struct World<'p> {
     pub(super) calls: Vec<(usize, Call)>,
     pub(super) tasks: Vec<Task>,
     pub(super) given_up: BTreeSet<usize>,
+    /// Hosts whose agent does not run.
+    pub(super) stopped: BTreeSet<usize>,
     pub(super) tokens: BTreeMap<VolumeId, Token>,
     pub(super) probes: usize,
     pub(super) calm: bool,
@@ -297,7 +299,9 @@ pub(super) fn settings(plan: &Plan, host: usize) -> Settings {
         timing: timing(),
         by_time,
         grace: Duration::from_millis(500),
-        prepare_timeout: Duration::from_secs(6),
+        prepare_timeout: Duration::from_secs(8),
+        wait_timeout: Duration::from_secs(if plan.seed.is_multiple_of(3) { 0 } else { 6 }),
+        start_timeout: Duration::from_secs(20),
         retry: (Duration::from_millis(100), Duration::from_secs(1)),
         settle: Duration::from_millis(3_000),
         storage_fencing: plan.storage_fencing,
@@ -371,6 +375,7 @@ impl<'p> World<'p> {
             calls: Vec::new(),
             tasks: Vec::new(),
             given_up: BTreeSet::new(),
+            stopped: BTreeSet::new(),
             tokens: BTreeMap::new(),
             probes: 0,
             calm: false,
@@ -572,6 +577,11 @@ impl<'p> World<'p> {
                 Effect::Prove(op, volume) => {
                     let pause = self.dice(11, host as u64, op.0).range(MS, 20 * MS);
                     let input = Input::Idle(op, self.nodes[host].host.idleness(&volume));
+                    self.after(pause, Event::CallAnswered { host, life, input });
+                }
+                Effect::Look(op, volume) => {
+                    let pause = self.dice(14, host as u64, op.0).range(MS, 20 * MS);
+                    let input = Input::Seen(op, self.nodes[host].host.sight(&volume));
                     self.after(pause, Event::CallAnswered { host, life, input });
                 }
                 Effect::Act(runner, act) => {
@@ -780,8 +790,10 @@ impl<'p> World<'p> {
             let id: Text = format!("A{host}").into();
             if self.given_up.contains(&host) {
                 agents.given_up.insert(id);
-            } else if node.powered && node.suspended.is_none() {
+            } else if node.powered && node.suspended.is_none() && !self.stopped.contains(&host) {
                 agents.connected.insert(id);
+            } else {
+                agents.inactive.insert(id);
             }
         }
         agents

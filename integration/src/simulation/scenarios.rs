@@ -70,6 +70,7 @@ fn live() -> Session {
         timing: timing(),
         by_time: ByTime::Allowed,
         unsettled_through: Epoch(0),
+        wants: BTreeSet::new(),
         reason: None,
         since: None,
     }
@@ -359,7 +360,7 @@ fn gate() -> Result<(), &'static str> {
     let mut story = Alone::asked();
     while story.next_commit(|_| false).is_some() {}
     let (request, container) = (Request(7), container("x"));
-    story.tell(holder::Input::Isolate { request, container, pid: 1, cgroup: None });
+    story.tell(holder::Input::Isolate { request, agent: "a".into(), container, pid: 1, cgroup: None });
     let let_go = |effect: &Effect| matches!(effect, Effect::Reply(Request(7), Ok(_)));
     if story.effects.iter().any(let_go) { Err("scenario: an unknown container was let go") } else { Ok(()) }
 }
@@ -410,7 +411,7 @@ fn lost_acquire(done: bool) -> Result<(), &'static str> {
         story.etcd.commit(&commit);
     }
     story.tell(holder::Input::Committed(op, Outcome::Unknown));
-    story.tell(holder::Input::Cleanup { request: None, container: container("c") });
+    story.tell(holder::Input::Cleanup { request: Request(9), agent: "a".into(), container: container("c") });
     let _ = story.next_commit(|key| matches!(key, Key::Lease(_)));
     let known = story.host.worker.as_ref().is_some_and(|core| core.volumes().contains_key(&volume(0)));
     match (done, known, story.etcd.would_commit(&commit)) {

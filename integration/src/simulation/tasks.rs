@@ -63,7 +63,8 @@ impl World<'_> {
     /// Whether a host's isolator reaches a worker now.
     fn reachable(&self, host: usize) -> bool {
         let node = &self.nodes[host];
-        node.powered && node.suspended.is_none() && node.hung <= self.now && node.host.worker.is_some()
+        let agent = node.powered && node.suspended.is_none() && !self.stopped.contains(&host);
+        agent && node.hung <= self.now && node.host.worker.is_some()
     }
 
     /// The framework starts the task again, somewhere else.
@@ -88,7 +89,7 @@ impl World<'_> {
             return;
         }
         let host = it.host;
-        if !self.nodes[host].powered || self.nodes[host].suspended.is_some() {
+        if !self.nodes[host].powered || self.nodes[host].suspended.is_some() || self.stopped.contains(&host) {
             return self.retry(task);
         }
         if !self.reachable(host) {
@@ -166,7 +167,8 @@ impl World<'_> {
         }
         let container = self.container_of(task);
         let (request, cgroup) = (request(task, attempt, true), Some("c".into()));
-        self.tell(host, Input::Isolate { request, container, pid: 1, cgroup });
+        let agent = self.agent(host);
+        self.tell(host, Input::Isolate { request, agent, container, pid: 1, cgroup });
     }
 
     /// The container's first instruction.
@@ -207,13 +209,14 @@ impl World<'_> {
         if !self.reachable(host) {
             return self.after(100 * MS, Event::Cleanup { host, container });
         }
-        self.tell(host, Input::Cleanup { request: Some(Request(u64::MAX)), container });
+        let (request, agent) = (Request(u64::MAX), self.agent(host));
+        self.tell(host, Input::Cleanup { request, agent, container });
     }
 
     /// The agent hears that a container must end, and ends it; not always.
     pub(super) fn limited(&mut self, host: usize, container: ContainerId) {
         let mut dice = self.dice(8, host as u64, self.now);
-        if dice.permille(850) {
+        if !self.stopped.contains(&host) && dice.permille(850) {
             let boot = self.nodes[host].boot;
             let pause = dice.range(20 * MS, 400 * MS);
             self.after(pause, Event::Killed { host, boot, container, by_worker: false });
@@ -228,7 +231,7 @@ impl World<'_> {
         let task = (0..self.tasks.len()).find(|task| self.container_of(*task) == *container);
         if by_worker {
             if self.reachable(host) {
-                self.tell(host, Input::Cleanup { request: None, container: container.clone() });
+                self.tell(host, Input::Ended { container: container.clone() });
             }
         } else {
             self.cleanup(host, container.clone());

@@ -1,7 +1,8 @@
 //! Requests to etcd: how long they take, and which are lost, late or done twice.
 
 use shared::protocol::Op;
-use shared::protocol::exchange::{Key, Lease, Outcome, Record, SessionState, Stage};
+use shared::protocol::exchange::{Commit, Key, Lease, Outcome, Record, SessionState, Stage};
+use shared::protocol::holder::Input;
 use shared::record::Token;
 
 use super::plan::{MS, Micros};
@@ -80,6 +81,7 @@ impl World<'_> {
                 self.log(|| format!("etcd: {client:?} #{} {outcome:?}", op.0));
                 if self.etcd.revision > before {
                     self.check_grants(commit);
+                    self.notify(commit);
                 }
                 Answer::Commit(outcome)
             }
@@ -89,8 +91,24 @@ impl World<'_> {
         }
     }
 
+    /// Watches tell those who wait; one in twenty stays silent.
+    fn notify(&mut self, commit: &Commit) {
+        for host in 0..self.nodes.len() {
+            let node = &self.nodes[host];
+            let Some(core) = node.host.worker.as_ref().filter(|_| node.cut <= self.now) else { continue };
+            let watching = core.watching();
+            let changed = commit.puts.iter().find(|(key, _)| watching.contains_key(key));
+            let Some((key, _)) = changed else { continue };
+            let mut dice = self.dice(15, host as u64, self.etcd.revision.0.unsigned_abs());
+            if !dice.permille(50) {
+                let (life, input) = (node.life, Input::Changed(key.clone()));
+                self.after(dice.range(200, 5 * MS), Event::CallAnswered { host, life, input });
+            }
+        }
+    }
+
     /// Tokens only grow.
-    fn check_grants(&mut self, commit: &shared::protocol::exchange::Commit) {
+    fn check_grants(&mut self, commit: &Commit) {
         for (key, record) in &commit.puts {
             let (Key::Lease(volume), Record::Lease(Lease::Held(held))) = (key, record) else { continue };
             if held.token.is_some() {

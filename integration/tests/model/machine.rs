@@ -128,6 +128,10 @@ fn id() -> VolumeId {
     volume(0)
 }
 
+fn clean_up(container: ContainerId) -> Input {
+    Input::Cleanup { request: Request(3), agent: "a".into(), container }
+}
+
 fn user(host: usize) -> ContainerId {
     container(&format!("c{host}"))
 }
@@ -143,6 +147,9 @@ impl Bounds {
             by_time: ByTime::Allowed,
             grace: TICK,
             prepare_timeout: Duration::from_secs(1_000),
+            // A lease of another is asked for again and again instead.
+            wait_timeout: Duration::ZERO,
+            start_timeout: Duration::MAX,
             retry: (TICK, TICK),
             // A call lands within `late_calls` ticks, at the latest right before the next one.
             settle: TICK * u32::from(self.late_calls + 1),
@@ -185,10 +192,14 @@ impl State {
                     let idleness = self.hosts[host].idleness(&asked);
                     self.handle(host, Input::Idle(op, idleness));
                 }
+                Effect::Look(op, asked) => {
+                    let sight = self.hosts[host].sight(&asked);
+                    self.handle(host, Input::Seen(op, sight));
+                }
                 Effect::Reply(request, answer) => self.answer(host, request, answer),
                 Effect::Kill(it) => {
                     self.hosts[host].processes.remove(&it);
-                    self.handle(host, Input::Cleanup { request: None, container: it });
+                    self.handle(host, clean_up(it));
                 }
                 Effect::Limit(_) => {}
                 control => self.control[host].push_back(control),
@@ -203,7 +214,10 @@ impl State {
                 let wanted = [Wanted { volume: id(), asked: id(), create: None }];
                 self.hosts[host].fork(&it, &wanted);
                 let (request, cgroup) = (Request(2), Some("c".into()));
-                self.handle(host, Input::Isolate { request, container: it, pid: 1, cgroup });
+                self.handle(
+                    host,
+                    Input::Isolate { request, agent: "a".into(), container: it, pid: 1, cgroup },
+                );
             }
             (Ok(_), 2) => {
                 let mounted = self.hosts[host].mounts.contains_key(&id());
@@ -216,7 +230,7 @@ impl State {
             }
             (Err(_), 1 | 2) => {
                 self.hosts[host].processes.remove(&it);
-                self.handle(host, Input::Cleanup { request: None, container: it });
+                self.handle(host, clean_up(it));
             }
             _ => {}
         }
@@ -502,7 +516,7 @@ impl Model for Machine {
             let none =
                 Input::Prepare { request, container, agent: "a".into(), agent_id: None, volumes: Vec::new() };
             state.handle(host, none);
-            state.handle(host, Input::Cleanup { request: None, container: user(host) });
+            state.handle(host, clean_up(user(host)));
             while !state.control[host].is_empty() || host == 0 && !state.wire.is_empty() {
                 while let Some(Effect::Act(runner, act)) = state.control[host].pop_front() {
                     let mut effects = Vec::new();
@@ -659,7 +673,7 @@ impl Model for Machine {
             }
             Action::End(host) => {
                 s.hosts[host].processes.remove(&user(host));
-                s.handle(host, Input::Cleanup { request: None, container: user(host) });
+                s.handle(host, clean_up(user(host)));
             }
             Action::Apply(index) => {
                 let sent = s.wire.remove(index);

@@ -114,6 +114,8 @@ pub struct Session {
     /// Leases of this and earlier epochs are unsettled though a later one was opened: that was done by
     /// another machine, which has proved nothing about the one that held them (L19).
     pub unsettled_through: Epoch,
+    /// Volumes of others that containers here wait for.
+    pub wants: BTreeSet<VolumeId>,
     /// Why it was revoked or declared dead, for people.
     pub reason: Option<Text>,
     /// Wall clock of its beginning; `None` is filled in when it is written.

@@ -59,7 +59,7 @@ impl Fence {
             idling: table.volumes.iter().map(|row| (row.wanted.volume.clone(), mounted(row))).collect(),
             sweeping: false,
             swept: false,
-            settle: settle.filter(|_| table.volumes.iter().any(|row| row.phase.may_call_driver())),
+            settle: settle.filter(|_| table.volumes.iter().any(|row| row.may_call_driver())),
             give_up,
             acts: VecDeque::new(),
         };
@@ -139,7 +139,7 @@ impl Fence {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::holder::{Container, Phase, Row, Wanted};
+    use crate::protocol::holder::{Container, Notes, Phase, Row, Wanted};
     use crate::record::Token;
     use crate::store::Revision;
     use crate::volume::{Driver, VolumeName};
@@ -154,7 +154,7 @@ mod tests {
         });
         Table {
             containers: containers.into(),
-            volumes: vec![Row { wanted, phase, users: Vec::new() }],
+            volumes: vec![Row { wanted, phase, users: Vec::new(), notes: Notes::default() }],
             ..Table::default()
         }
     }

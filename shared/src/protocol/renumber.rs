@@ -143,11 +143,19 @@ pub fn holder(core: &mut holder::Core, r: &mut impl Renumber) {
     for volume in core.volumes.values_mut() {
         phase(&mut volume.phase, r);
         volume.trouble = None;
-        volume.settles_at.iter_mut().for_each(|at| r.due(at));
+        volume.settled_at.iter_mut().for_each(|at| r.due(at));
         volume.awaits.iter_mut().for_each(|op| r.op(op));
         volume.retry_at.iter_mut().for_each(|at| r.due(at));
     }
-    core.waiting.values_mut().for_each(|waiting| r.due(&mut waiting.deadline));
+    for waiting in core.waiting.values_mut() {
+        r.due(&mut waiting.deadline);
+        r.due(&mut waiting.patience);
+        if let Some(others) = &mut waiting.others {
+            r.revision(&mut others.read);
+            r.due(&mut others.again);
+        }
+    }
+    core.unisolated.values_mut().for_each(|at| r.due(at));
     let mut last = Op(core.next_op);
     r.op(&mut last);
     core.next_op = last.0;

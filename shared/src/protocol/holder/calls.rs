@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::lane::Job;
-use super::{Answer, Container, Core, Output, Phase, Volume, Waiting, Wanted};
+use super::{Answer, Container, Core, Output, Phase, Settings, Volume, Waiting, Wanted};
 use crate::protocol::exchange::Agent;
 use crate::protocol::{Now, Request, Text};
 use crate::volume::ContainerId;
@@ -19,22 +19,34 @@ impl Core {
         volumes: Vec<Wanted>,
     ) {
         if let Some(known) = self.containers.get(&container) {
-            if known.volumes != volumes {
-                let refusal = format!("container {container} was prepared before, with other volumes");
-                return self.outputs.push_back(Output::Reply(request, Err(refusal.into())));
-            }
-            // The same call again, from a connection that has replaced a lost one: who waits is new,
-            // the deadline is not.
-            let timeout = now + self.settings.prepare_timeout;
-            let deadline = self.waiting.get(&container).map_or(timeout, |waiting| waiting.deadline);
-            self.waiting.insert(container, Waiting { request, deadline });
-            return;
+            let refusal = if !known.is_of(&agent) {
+                format!(
+                    "another agent on this host, at {}, has volumes for a container {container}",
+                    known.agent
+                )
+            } else if known.volumes != volumes {
+                format!("container {container} was prepared before, with other volumes")
+            } else {
+                // The same call again, from a connection that has replaced a lost one: who waits is new,
+                // the deadlines are not.
+                let known = self.waiting.remove(&container);
+                let waiting = known.unwrap_or_else(|| self.waiting(now, request));
+                self.waiting.insert(container, Waiting { request, ..waiting });
+                return;
+            };
+            return self.outputs.push_back(Output::Reply(request, Err(refusal.into())));
         }
         self.serve(Agent { id: agent_id.clone(), address: agent.clone() });
         self.containers.insert(container.clone(), Container::new(agent, agent_id, volumes));
-        let deadline = now + self.settings.prepare_timeout;
-        self.waiting.insert(container, Waiting { request, deadline });
+        let waiting = self.waiting(now, request);
+        self.waiting.insert(container, waiting);
         self.table_changed = true;
+    }
+
+    fn waiting(&self, now: Now, request: Request) -> Waiting {
+        let Settings { prepare_timeout, wait_timeout, .. } = self.settings;
+        let (deadline, patience) = (now + prepare_timeout, now + wait_timeout);
+        Waiting { request, deadline, patience, others: None, wants: BTreeSet::new() }
     }
 
     /// The session tells which agent it serves: the barrier's rewrite says so too.
@@ -48,23 +60,31 @@ impl Core {
 
     /// The gate: a container is let go only while its volumes are mounted and no fence has begun. After
     /// the table was stored the shell looks at the shared flag once more.
-    pub(super) fn isolate(&mut self, id: &ContainerId, pid: u32, cgroup: Option<Text>) -> Result<(), Text> {
+    pub(super) fn isolate(
+        &mut self,
+        agent: &Text,
+        id: &ContainerId,
+        pid: u32,
+        cgroup: Option<Text>,
+    ) -> Result<(), Text> {
         if !self.is_open() {
             return Err(format!("container {id} cannot start: {}", self.obstacle).into());
         }
-        let Some(container) = self.containers.get_mut(id) else {
+        let Some(container) = self.containers.get_mut(id).filter(|container| container.is_of(agent)) else {
             return Err(
                 format!("the keeper does not know container {id}: its volumes are not mounted").into()
             );
         };
         let attached = |wanted: &Wanted| {
-            self.volumes.get(&wanted.volume).is_some_and(|v| matches!(v.phase, Phase::Attached { .. }))
+            let volume = self.volumes.get(&wanted.volume);
+            volume.is_some_and(|volume| volume.is_usable() && volume.users.contains(id))
         };
         if let Some(gone) = container.volumes.iter().find(|wanted| !attached(wanted)) {
             return Err(format!("volume {} is no longer mounted for container {id}", gone.volume).into());
         }
         container.pid = Some(pid);
         container.cgroup = cgroup;
+        self.unisolated.remove(id);
         self.table_changed = true;
         Ok(())
     }
@@ -77,9 +97,12 @@ impl Core {
     ) {
         for container in known.iter().chain(orphans) {
             if let Some(entry) = self.containers.get_mut(container) {
-                // A container follows its agent to a new address.
-                entry.agent = agent.clone();
-                self.table_changed = true;
+                // A task's container follows its agent to a new address. A standalone one's id was
+                // chosen by a user, and may be another agent's as well.
+                if entry.agent != *agent && entry.agent_id.is_some() {
+                    entry.agent = agent.clone();
+                    self.table_changed = true;
+                }
             }
         }
         let ended = |(id, entry): (&ContainerId, &Container)| {
@@ -95,6 +118,7 @@ impl Core {
         if let Some(waiting) = self.waiting.remove(container) {
             self.outputs.push_back(Output::Reply(waiting.request, Err(why.into())));
         }
+        self.unisolated.remove(container);
         // While the host is fenced the table says what has to be killed; a container that ended stays in it.
         let keep = matches!(self.life, super::Life::Fencing { .. });
         if !keep && self.containers.remove(container).is_some() {
@@ -114,11 +138,30 @@ impl Core {
             let waits_for = self.waits_for(&container);
             self.end(&container, &format!("its volumes were not ready within {seconds} s: {waits_for}"));
         }
+        let late = |(id, by): (&ContainerId, &Now)| (*by <= now).then(|| id.clone());
+        for container in self.unisolated.iter().filter_map(late).collect::<Vec<_>>() {
+            let warning =
+                format!("container {container} has its volumes, and was never started: they are taken back");
+            self.outputs.push_back(Output::Warn(warning.into()));
+            self.end(&container, "it was not started in time");
+        }
+        self.stop_waiting(now);
+    }
+
+    /// Notes that a container which has its volumes has to start.
+    pub(super) fn expect_start(&mut self, now: Now, id: &ContainerId) {
+        let isolated = self.containers.get(id).is_none_or(Container::is_isolated);
+        if let Some(by) = now.checked_add(self.settings.start_timeout).filter(|_| !isolated) {
+            self.unisolated.insert(id.clone(), by);
+        }
     }
 
     fn waits_for(&self, container: &ContainerId) -> String {
         if !self.is_open() || !self.ready {
             return format!("this host has no session in etcd yet: {}", self.obstacle);
+        }
+        if let Some(others) = self.waiting.get(container).and_then(|waiting| waiting.others.as_ref()) {
+            return others.why.to_string();
         }
         let wanted = self.containers.get(container).map(|entry| entry.volumes.as_slice()).unwrap_or_default();
         let each = wanted.iter().filter_map(|wanted| {
@@ -126,9 +169,14 @@ impl Core {
             let doing = match &volume.phase {
                 _ if volume.revoked => "an operator has revoked",
                 Phase::Acquiring => "etcd has not answered for the lease of",
+                Phase::Mounting { .. } if !volume.confirmed && !volume.is_called() => {
+                    "etcd has not yet confirmed the lease of"
+                }
                 Phase::Settling { .. } => "the storage has not yet taken from its last host",
                 Phase::Mounting { .. } => "the driver has not yet mounted",
                 Phase::Detaching { .. } => "its last use is not over for",
+                Phase::Attached { .. } if volume.gone => "somebody has unmounted, and others still use,",
+                Phase::Attached { .. } if !volume.seen => "it cannot be told whether it is still mounted:",
                 Phase::Attached { .. } => return None,
             };
             let trouble = volume.trouble.as_ref().map(|t| format!(" ({t})")).unwrap_or_default();
@@ -139,7 +187,10 @@ impl Core {
 
     /// Moves a waiting prepare on: joins what is there, acquires what is not, answers when all is
     /// mounted.
-    pub(super) fn advance(&mut self, id: &ContainerId) {
+    pub(super) fn advance(&mut self, now: Now, id: &ContainerId) {
+        if self.waiting.get(id).is_some_and(|waiting| waiting.others.is_some()) {
+            return;
+        }
         let Some(container) = self.containers.get_mut(id) else { return };
         let mut missing: BTreeMap<_, Wanted> = BTreeMap::new();
         let mut mount_points = Vec::new();
@@ -151,10 +202,12 @@ impl Core {
                 }
                 Some(volume) if volume.may_be_joined() => {
                     if volume.users.insert(id.clone()) {
-                        volume.recorded = false;
+                        (volume.recorded, volume.seen) = (false, false);
                         self.table_changed = true;
                     }
-                    if let Phase::Attached { mounted, .. } = &volume.phase {
+                    if let Phase::Attached { mounted, .. } = &volume.phase
+                        && volume.seen
+                    {
                         mount_points.push(mounted.mount_point.clone());
                     }
                 }
@@ -164,6 +217,7 @@ impl Core {
         if mount_points.len() == container.volumes.len() {
             container.prepared = true;
             self.table_changed = true;
+            self.expect_start(now, id);
             if let Some(waiting) = self.waiting.remove(id) {
                 self.outputs.push_back(Output::Reply(waiting.request, Ok(Answer::Prepared { mount_points })));
             }
@@ -171,8 +225,7 @@ impl Core {
             let agent_id = container.agent_id.clone();
             let volumes = missing.keys().cloned().collect();
             for (volume, wanted) in missing {
-                let users = BTreeSet::from([id.clone()]);
-                self.volumes.insert(volume, Volume::new(wanted, Phase::Acquiring, users));
+                self.volumes.insert(volume, Volume::acquiring(wanted, id.clone()));
             }
             self.table_changed = true;
             let (container, owners) = (id.clone(), BTreeSet::new());

@@ -20,7 +20,14 @@ pub(super) enum Claim {
         /// Whether the owner's driver calls or I/O may still land.
         unsettled: bool,
     },
-    /// It may not; the sentence is for the task.
+    /// Another host has it; the sentence is for the task.
+    Held {
+        /// Who.
+        owner: Holder,
+        /// Since when, for whom, and what frees it.
+        why: Text,
+    },
+    /// It may not, and waiting does not help; the sentence is for the task.
     Refused(Text),
 }
 
@@ -41,7 +48,7 @@ impl Core {
             // were taken over when this one was opened.
             return match held.epoch == epoch {
                 true => Claim::Take { from: None, unsettled: held.unsettled },
-                false => Claim::Refused(held_elsewhere(id, held, "another session of this host")),
+                false => held_elsewhere(id, held, "another session of this host"),
             };
         }
         if !asked.contains(&held.holder) {
@@ -49,16 +56,16 @@ impl Core {
         }
         // A missing session proves nothing: the reclaimer writes a tombstone in time.
         let Some((owner, at)) = view.session(&held.holder) else {
-            return Claim::Refused(held_elsewhere(id, held, "its session is missing"));
+            return held_elsewhere(id, held, "its session is missing");
         };
         let by_time = match owner.state {
             _ if owner.epoch > held.epoch => held.epoch <= owner.unsettled_through,
             _ if owner.epoch < held.epoch => {
-                return Claim::Refused(held_elsewhere(id, held, "its session is older than the lease"));
+                return held_elsewhere(id, held, "its session is older than the lease");
             }
             SessionState::Dead(proof) => proof == Proof::Time,
-            SessionState::Live => return Claim::Refused(held_elsewhere(id, held, "live")),
-            SessionState::Revoking => return Claim::Refused(held_elsewhere(id, held, "being revoked")),
+            SessionState::Live => return held_elsewhere(id, held, "live"),
+            SessionState::Revoking => return held_elsewhere(id, held, "being revoked"),
         };
         if by_time && self.settings.fencing_required && !self.settings.storage_fencing {
             return Claim::Refused(
@@ -77,7 +84,7 @@ impl Core {
 }
 
 /// The sentence for a task whose volume is held elsewhere: who, since when, what frees it.
-fn held_elsewhere(volume: &VolumeId, held: &Held, how: &str) -> Text {
+fn held_elsewhere(volume: &VolumeId, held: &Held, how: &str) -> Claim {
     let containers = held.containers.iter().map(|c| c.as_str()).collect::<Vec<_>>().join(", ");
     let (users, frees) = match held.containers.len() {
         0 => ("no container".to_owned(), "when that host has unmounted it"),
@@ -86,10 +93,10 @@ fn held_elsewhere(volume: &VolumeId, held: &Held, how: &str) -> Text {
     };
     let since = held.since.as_deref().unwrap_or("just now");
     let agent = held.agent_id.as_deref().map(|id| format!(", agent {id}")).unwrap_or_default();
-    format!(
+    let why = format!(
         "volume {volume} is held by {} ({how}, since {since}{agent}, {users}); it is free {frees}, or after \
          `extvol revoke {volume}`",
         held.holder
-    )
-    .into()
+    );
+    Claim::Held { owner: held.holder.clone(), why: why.into() }
 }

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 
 use super::claim::Claim;
 use super::session::Life;
+use super::wait::Others;
 use super::{Core, FoundLease, Output};
 use crate::protocol::exchange::{
     Commit, Held, Key, Lease, Outcome, Proof, Reading, Record, Session, SessionState, Stage, View,
@@ -226,7 +227,8 @@ impl Core {
                 {
                     let instance = self.settings.instance.clone();
                     let agent = self.agent.clone().or_else(|| mine.record.agent.clone());
-                    let record = Session { instance, agent, ..mine.record.clone() };
+                    let wants = self.wants();
+                    let record = Session { instance, agent, wants, ..mine.record.clone() };
                     let put = Record::Session(record.clone());
                     let commit = Commit::new(cluster).put(self.session_key(), mine.at, put);
                     self.lane_commit(commit, Doing::BarrierWrite(Box::new(record)));
@@ -235,7 +237,7 @@ impl Core {
             Doing::JobRead => match self.jobs.front().cloned() {
                 Some(Job::TakeOver) => self.take_over(now, &view),
                 Some(Job::Acquire { volumes, container, agent_id, owners }) => {
-                    self.acquire(&view, &volumes, &container, agent_id.as_ref(), &owners);
+                    self.acquire(now, &view, &volumes, &container, agent_id.as_ref(), &owners);
                 }
                 _ => {}
             },
@@ -368,7 +370,7 @@ impl Core {
         }
         if older.is_empty() {
             self.jobs.pop_front();
-            self.take_in(found);
+            self.take_in(now, found);
         } else if self.is_fresh(now) {
             self.write_leases(older);
         }
@@ -376,6 +378,7 @@ impl Core {
 
     fn acquire(
         &mut self,
+        now: Now,
         view: &View,
         volumes: &[VolumeId],
         container: &ContainerId,
@@ -384,6 +387,7 @@ impl Core {
     ) {
         let Some(mine) = &self.mine else { return };
         let (epoch, mut more, mut taken) = (mine.epoch(), BTreeSet::new(), Vec::new());
+        let (mut wants, mut keys, mut held_by) = (BTreeSet::new(), BTreeSet::new(), None);
         for id in volumes {
             let lease = view.lease(id);
             let (from, unsettled) = match self.claim(id, lease.map(|(lease, _)| lease), epoch, view, owners) {
@@ -392,6 +396,12 @@ impl Core {
                     continue;
                 }
                 Claim::Refused(why) => return self.refuse_job(why),
+                Claim::Held { owner, why } => {
+                    wants.insert(id.clone());
+                    keys.extend([Key::Lease(id.clone()), Key::Session(owner)]);
+                    held_by.get_or_insert(why);
+                    continue;
+                }
                 Claim::Take { from, unsettled } => (from, unsettled),
             };
             let held = Held {
@@ -414,6 +424,14 @@ impl Core {
                 owners.extend(more);
             }
             return;
+        }
+        if let Some(why) = held_by {
+            let again = now + mine.timing().ttl / 2;
+            let others = Others { keys, read: view.revision, why: why.clone(), again };
+            return match self.wait_for_others(now, container, wants, others) {
+                true => self.drop_job(),
+                false => self.refuse_job(why),
+            };
         }
         let mut commit = match (&self.cluster, mine.record.state) {
             (Some(cluster), SessionState::Live) => {
@@ -458,24 +476,25 @@ impl Core {
         }
     }
 
-    /// Ends the acquire at the head of the queue without leases.
+    /// Ends the acquire at the head of the queue without leases, and its container. Others that wait for the same
+    /// volumes ask for themselves: the refusal may be of another one.
     fn refuse_job(&mut self, why: Text) {
-        let Some(Job::Acquire { volumes, container, .. }) = self.jobs.pop_front() else { return };
-        let mut refused = BTreeSet::from([container]);
+        let Some(Job::Acquire { container, .. }) = self.jobs.front().cloned() else { return };
+        self.drop_job();
+        self.end(&container, &why);
+    }
+
+    /// Gives up the acquire at the head of the queue.
+    fn drop_job(&mut self) {
+        let Some(Job::Acquire { volumes, .. }) = self.jobs.pop_front() else { return };
         // One whose answer was lost may have been granted, as the barrier's reading has shown: then the leases
         // are ours, and have to be given back like any other without users.
         let (ours, others): (Vec<_>, Vec<_>) =
             volumes.into_iter().partition(|id| self.leases.contains_key(id));
-        for id in &ours {
-            refused.extend(self.volumes.get_mut(id).into_iter().flat_map(|v| std::mem::take(&mut v.users)));
-        }
         self.acquired(&ours);
         for id in others {
-            refused.extend(self.volumes.remove(&id).into_iter().flat_map(|volume| volume.users));
+            self.volumes.remove(&id);
         }
         self.table_changed = true;
-        for container in refused {
-            self.end(&container, &why);
-        }
     }
 }

@@ -2,12 +2,13 @@
 //! volumes. See the head of [`super`] for how it is run.
 //!
 //! ```text
-//! mod.rs      what goes in and comes out; time; the fence
+//! io.rs       what goes in and comes out
+//! mod.rs      time; the fence
 //! session.rs  opening an epoch, beats, what a refused beat means, dying
 //! lane.rs     one write of leases or session at a time; the barrier after an unknown outcome
 //! claim.rs    whether a lease may be taken
-//! calls.rs    what the isolator asks: prepare, isolate, cleanup, recover
-//! volumes.rs  what follows for each volume
+//! calls.rs    what the isolator asks: prepare, isolate, cleanup, recover; wait.rs: for others' leases
+//! volumes.rs  what is done next for each volume; results.rs: what follows from it; revoke.rs: winding down
 //! volume.rs, table.rs   one volume; what is stored before each effect
 //! ```
 //!
@@ -23,25 +24,31 @@
 
 mod calls;
 mod claim;
+mod io;
 mod lane;
+mod results;
+mod revoke;
 mod session;
 mod table;
 mod volume;
 mod volumes;
+mod wait;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+pub use io::{Answer, FoundLease, Idleness, Input, MountFault, Output, Sight, UnmountFault};
 pub use session::{Life, Safety, Silence};
-pub use table::{Container, MountedVolume, OpenEpoch, Row, Table, Wanted};
-pub use volume::{Phase, Step, Volume};
+pub use table::{BlockDevice, Container, MountedVolume, OpenEpoch, Row, Table, Wanted};
+pub use volume::{Notes, Phase, Step, Volume};
 
 use self::lane::{Job, Lane};
 use self::session::{Beat, Mine};
-use super::exchange::{Agent, ByTime, ClusterId, Commit, Held, Instance, Outcome, Reading, View};
+pub(super) use self::wait::Waiting;
+use super::exchange::{Agent, ByTime, ClusterId, Held, Instance};
 use super::timing::Timing;
-use super::{Now, Op, Request, Text};
-use crate::record::{Epoch, Token};
+use super::{Now, Op, Text};
+use crate::record::Epoch;
 use crate::store::Revision;
 use crate::volume::{ContainerId, Holder, VolumeId};
 
@@ -64,6 +71,11 @@ pub struct Settings {
     pub grace: Duration,
     /// Within it a prepare is answered.
     pub prepare_timeout: Duration,
+    /// For how long of that a prepare waits for a lease that another host has.
+    pub wait_timeout: Duration,
+    /// Within it a container that has its volumes has to start. Mesos's own limit, which counts from before the
+    /// prepare, is a minute by default (`executor_registration_timeout`).
+    pub start_timeout: Duration,
     /// The first and the longest pause before something that failed is tried again.
     pub retry: (Duration, Duration),
     /// How long a driver call may still land after its caller has died.
@@ -93,227 +105,6 @@ impl Deadline {
     pub fn next(self) -> Self {
         Self { generation: self.generation + 1, ..Self::default() }
     }
-}
-
-/// A lease that is this session's, found in etcd when the session was opened or adopted.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct FoundLease {
-    /// Its fencing token.
-    pub token: Token,
-    /// Whether an earlier holder's driver calls or I/O may still land.
-    pub unsettled: bool,
-}
-
-/// Why a driver's Mount gave no mount.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum MountFault {
-    /// The driver said no, and is done with it.
-    Refused(Text),
-    /// The call did not reach the driver.
-    Unreachable(Text),
-    /// No answer: the driver may still be at it.
-    Unresolved(Text),
-}
-
-/// Why a driver's Unmount is not known to be done.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum UnmountFault {
-    /// The driver answered, or was not reached: no call is under way.
-    Answered(Text),
-    /// No answer: the driver may still be at it, and take the volume from whoever has it then.
-    Unresolved(Text),
-}
-
-/// What came of asking whether a volume's device is idle.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Idleness {
-    /// Proved: no mount in any namespace holds it.
-    Proved,
-    /// The host's own mount is still there: the driver has not unmounted.
-    Mounted,
-    /// The host's mount is gone, but something else still holds the device.
-    Pinned(Text),
-    /// It could not be told.
-    Unknown(Text),
-}
-
-/// What happens to the core.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Input {
-    /// Mesos is about to start a container that names volumes.
-    Prepare {
-        /// Whom to answer.
-        request: Request,
-        /// The container.
-        container: ContainerId,
-        /// The agent's address, which tells two agents of one host apart.
-        agent: Text,
-        /// The agent's id, if the container's sandbox tells it.
-        agent_id: Option<Text>,
-        /// Its volumes, in the order of the answer's mount points.
-        volumes: Vec<Wanted>,
-    },
-    /// The container's process exists, and has not yet been let go.
-    Isolate {
-        /// Whom to answer.
-        request: Request,
-        /// The container.
-        container: ContainerId,
-        /// Its process on this host.
-        pid: u32,
-        /// Its freezer cgroup.
-        cgroup: Option<Text>,
-    },
-    /// All of the container's processes are dead, or it never had one.
-    Cleanup {
-        /// Whom to answer; nobody when the worker itself saw its cgroup empty.
-        request: Option<Request>,
-        /// The container, maybe one that was never prepared.
-        container: ContainerId,
-    },
-    /// An agent has started, and knows these containers.
-    Recover {
-        /// Whom to answer.
-        request: Request,
-        /// The agent's address.
-        agent: Text,
-        /// Containers that it goes on with.
-        known: BTreeSet<ContainerId>,
-        /// Containers that it will kill and clean up.
-        orphans: BTreeSet<ContainerId>,
-    },
-    /// The result of [`Output::Read`]: what was read, or why nothing was. It comes within R.
-    Read(Op, Result<View, Text>),
-    /// The result of [`Output::Commit`]. It comes within R.
-    Committed(Op, Outcome),
-    /// The result of [`Output::Settle`].
-    Settled(Op, Result<(), Text>),
-    /// The result of [`Output::Mount`].
-    Mounted(Op, Result<MountedVolume, MountFault>),
-    /// The result of [`Output::Unmount`].
-    Unmounted(Op, Result<(), UnmountFault>),
-    /// The result of [`Output::ProveIdle`].
-    Idle(Op, Idleness),
-    /// The result of [`Output::MakeSafe`] and [`Output::Fence`].
-    Safe(Op, Result<(), Text>),
-    /// Whether the deadman ticks (L16).
-    Guarded(bool),
-    /// The sticky flag was found set.
-    Flagged,
-    /// Time has passed: see [`Core::next_deadline`].
-    Tick,
-}
-
-/// What the shell is to do.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Output {
-    /// Answer a call. A yes to [`Input::Isolate`] is sent only if the sticky flag is still clear after
-    /// the table was stored: it is the gate.
-    Reply(Request, Result<Answer, Text>),
-    /// Read from etcd, linearizably.
-    Read {
-        /// Under which number the result comes.
-        op: Op,
-        /// What.
-        reading: Reading,
-    },
-    /// Send a transaction.
-    Commit {
-        /// Under which number the result comes.
-        op: Op,
-        /// The transaction.
-        commit: Commit,
-    },
-    /// Move the shared deadline, by compare-and-swap: when that finds the flag set, nothing after this is
-    /// carried out, and [`Input::Flagged`] follows.
-    Extend(Option<Now>),
-    /// A new epoch: clear the shared deadline and its flag ([`Deadline::next`]).
-    Reset,
-    /// Have the storage take the volume away from every other host.
-    Settle {
-        /// Under which number the result comes.
-        op: Op,
-        /// The lease.
-        token: Token,
-        /// The volume, as the driver was asked for it.
-        asked: VolumeId,
-    },
-    /// Have the driver mount, if [`Core::may_call_driver`] still says so right before.
-    Mount {
-        /// Under which number the result comes.
-        op: Op,
-        /// The lease.
-        token: Token,
-        /// What to mount.
-        wanted: Wanted,
-    },
-    /// Have the driver unmount, if [`Core::may_call_driver`] still says so right before. Comes only after
-    /// the lease was rewritten as `detaching`, which confirmed that it is this session's.
-    Unmount {
-        /// Under which number the result comes.
-        op: Op,
-        /// The lease.
-        token: Token,
-        /// The volume, as the driver was asked for it.
-        asked: VolumeId,
-    },
-    /// Find out whether the device is idle.
-    ProveIdle {
-        /// Under which number the result comes.
-        op: Op,
-        /// The volume, as the driver was asked for it.
-        asked: VolumeId,
-        /// What was mounted, if that is known.
-        mounted: Option<MountedVolume>,
-    },
-    /// Before an epoch: end every container and mount that an older life of this host left, and prove it
-    /// ([`super::fence`]).
-    MakeSafe {
-        /// Under which number the result comes.
-        op: Op,
-    },
-    /// Set the sticky flag, then as [`Output::MakeSafe`]; the deadman, where it ticks, sees the flag and does
-    /// it, beginning with this worker.
-    Fence {
-        /// Under which number the result comes.
-        op: Op,
-        /// For the log and for people.
-        why: Text,
-    },
-    /// Kill a container's processes.
-    Kill {
-        /// The container.
-        container: ContainerId,
-    },
-    /// Tell whoever watches the container that it must end, and why.
-    Limit {
-        /// The container.
-        container: ContainerId,
-        /// For the framework to show.
-        message: Text,
-    },
-    /// Something an operator should read.
-    Warn(Text),
-}
-
-/// The good answer to a call.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Answer {
-    /// To [`Input::Prepare`]: where each volume is mounted, in the order asked.
-    Prepared {
-        /// Host paths.
-        mount_points: Vec<Text>,
-    },
-    /// To [`Input::Isolate`]: the container may run.
-    Isolated,
-    /// To anything else.
-    Done,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(in crate::protocol) struct Waiting {
-    pub(in crate::protocol) request: Request,
-    pub(in crate::protocol) deadline: Now,
 }
 
 /// The core. See the module's head.
@@ -357,6 +148,8 @@ pub struct Core {
     pub(super) volumes: BTreeMap<VolumeId, Volume>,
     /// Prepares that are not yet answered.
     pub(super) waiting: BTreeMap<ContainerId, Waiting>,
+    /// Until when containers must start that have their volumes, or did before a restart.
+    pub(super) unisolated: BTreeMap<ContainerId, Now>,
     // --- shell
     pub(super) outputs: VecDeque<Output>,
     pub(super) next_op: u64,
@@ -397,6 +190,7 @@ impl Core {
             containers,
             volumes: volumes.into_iter().map(Row::volume).collect(),
             waiting: BTreeMap::new(),
+            unisolated: BTreeMap::new(),
             outputs: VecDeque::new(),
             next_op: 0,
             table_changed: false,
@@ -430,7 +224,7 @@ impl Core {
     /// When [`Input::Tick`] is wanted, if nothing happens before.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Now> {
-        let prepares = self.waiting.values().map(|waiting| waiting.deadline);
+        let prepares = self.next_wait().into_iter().chain(self.unisolated.values().copied());
         // Nothing of this is acted on while no epoch is open: a time that has passed would wake for ever.
         let retries = self.volumes.values().filter_map(|volume| volume.retry_at.filter(|_| self.ready));
         let open = self.is_open();
@@ -458,6 +252,13 @@ impl Core {
         &self.volumes
     }
 
+    /// The containers that use volumes. The shell looks at those of which something has run, and
+    /// tells by [`Input::Ended`] when nothing does any more.
+    #[must_use]
+    pub fn containers(&self) -> &BTreeMap<ContainerId, Container> {
+        &self.containers
+    }
+
     /// Whether this epoch has taken in the leases that it found.
     #[must_use]
     pub fn is_ready(&self) -> bool {
@@ -482,14 +283,29 @@ impl Core {
             Input::Prepare { request, container, agent, agent_id, volumes } => {
                 self.prepare(now, request, container, agent, agent_id, volumes);
             }
-            Input::Isolate { request, container, pid, cgroup } => {
-                let answer = self.isolate(&container, pid, cgroup);
+            Input::Isolate { request, agent, container, pid, cgroup } => {
+                let answer = self.isolate(&agent, &container, pid, cgroup);
                 self.outputs.push_back(Output::Reply(request, answer.map(|()| Answer::Isolated)));
             }
-            Input::Cleanup { request, container } => {
-                self.end(&container, "the container was destroyed while its volumes were prepared");
-                self.outputs.extend(request.map(|request| Output::Reply(request, Ok(Answer::Done))));
+            Input::Cleanup { request, agent, container } => {
+                if self.containers.get(&container).is_some_and(|entry| entry.is_of(&agent)) {
+                    self.end(&container, "the container was destroyed while its volumes were prepared");
+                }
+                self.outputs.push_back(Output::Reply(request, Ok(Answer::Done)));
             }
+            Input::Ended { container } => {
+                // Mesos has not said so: others who see the volume are looked for before it is unmounted.
+                for volume in self.volumes.values_mut().filter(|volume| volume.users.contains(&container)) {
+                    volume.doubted = true;
+                }
+                self.end(&container, "its processes have ended");
+            }
+            Input::Unstored { why } => {
+                for container in self.waiting.keys().cloned().collect::<Vec<_>>() {
+                    self.end(&container, &why);
+                }
+            }
+            Input::Changed(key) => self.changed(&key),
             Input::Recover { request, agent, known, orphans } => {
                 self.recover(&agent, &known, &orphans);
                 self.outputs.push_back(Output::Reply(request, Ok(Answer::Done)));
@@ -499,6 +315,7 @@ impl Core {
             Input::Settled(op, result) => self.settled(now, op, result),
             Input::Mounted(op, result) => self.mounted(now, op, result),
             Input::Unmounted(op, result) => self.unmounted(now, op, result),
+            Input::Seen(op, sight) => self.looked(now, op, sight),
             Input::Idle(op, idleness) => self.idle(now, op, idleness),
             Input::Safe(op, result) => self.safe(now, op, result),
             Input::Guarded(guarded) => self.guarded = guarded,
@@ -524,11 +341,15 @@ impl Core {
         }
         if self.is_open() && self.ready {
             for container in self.waiting.keys().cloned().collect::<Vec<_>>() {
-                self.advance(&container);
+                self.advance(now, &container);
             }
             for id in self.volumes.keys().cloned().collect::<Vec<_>>() {
                 self.start_effect(now, &id);
             }
+        }
+        let told = self.mine.as_ref().map(|mine| &mine.record.wants);
+        if self.is_open() && told.is_some_and(|told| *told != self.wants()) {
+            self.barrier = true;
         }
         // Before what is written under the deadline, and after what may have been the last use.
         self.extend();
@@ -586,6 +407,7 @@ impl Core {
             self.outputs.push_back(Output::Reply(waiting.request, Err(message.clone())));
             self.containers.remove(&container);
         }
+        self.unisolated.clear();
         for container in self.containers.keys() {
             let (container, message) = (container.clone(), message.clone());
             self.outputs.push_back(Output::Limit { container, message });

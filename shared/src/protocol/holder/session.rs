@@ -1,6 +1,6 @@
 //! The session: opening an epoch, beats, what a refused beat means, dying.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
 
 use super::lane::{Doing, Job, Lane};
 use super::{Core, OpenEpoch, Output, Settings};
@@ -114,6 +114,7 @@ fn session(settings: &Settings, epoch: Epoch) -> Session {
         timing: settings.timing,
         by_time: settings.by_time,
         unsettled_through: Epoch(0),
+        wants: BTreeSet::new(),
         reason: None,
         since: None,
     }
@@ -124,10 +125,6 @@ impl Core {
     #[must_use]
     pub fn is_open(&self) -> bool {
         matches!(self.life, Life::Open)
-    }
-
-    pub(super) fn is_revoking(&self) -> bool {
-        self.mine.as_ref().is_some_and(|mine| mine.record.state == SessionState::Revoking)
     }
 
     pub(super) fn progress_session(&mut self, now: Now) {
@@ -229,7 +226,9 @@ impl Core {
             _ => last,
         };
         let agent = self.agent.clone();
-        let record = Session { agent, unsettled_through, ..session(&self.settings, Epoch(last.0 + 1)) };
+        let wants = self.wants();
+        let record =
+            Session { agent, unsettled_through, wants, ..session(&self.settings, Epoch(last.0 + 1)) };
         let key = Key::Session(me.clone());
         let mut commit = Commit::new(&view.cluster).put(key, at, Record::Session(record.clone()));
         if let Some(beat) = compared_beat {
@@ -408,21 +407,6 @@ impl Core {
     }
 
     // --- the end ---------------------------------------------------------------------------------
-
-    pub(super) fn revoke_ends(&self) -> Option<Now> {
-        let mine = self.mine.as_ref().filter(|_| self.is_open())?;
-        Some(mine.revoking? + self.patience())
-    }
-
-    /// How long winding down may take before this host is fenced instead.
-    pub(super) fn patience(&self) -> Duration {
-        self.settings.grace + self.settings.timing.kill
-    }
-
-    /// Whether a revoked session holds nothing any more, and no call of its is under way.
-    pub(super) fn is_wound_down(&self) -> bool {
-        self.is_revoking() && self.ready && !self.armed() && !self.barrier
-    }
 
     fn die(&mut self, proof: Proof) {
         let (Some(mine), Some(cluster)) = (&self.mine, &self.cluster) else {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::volume::{Phase, Volume};
+use super::volume::{Notes, Phase, Volume};
 use crate::protocol::exchange::ByTime;
 use crate::protocol::timing::Timing;
 use crate::protocol::{Now, Text};
@@ -30,10 +30,21 @@ pub struct MountedVolume {
     pub mount_point: Text,
     /// The file system's device number, `major:minor`.
     pub device_number: Text,
-    /// The block device's path; `None` for a file system without one, such as NFS.
-    pub device: Option<Text>,
-    /// The kernel's sequence number of that disk: a device that was detached and made again under
-    /// the same number has another one.
+    /// The source in the mount table, such as `/dev/xvdf` or `server:/export`.
+    pub source: Text,
+    /// The block device; `None` for a file system without one, such as NFS.
+    pub device: Option<BlockDevice>,
+}
+
+/// A disk, or a part of one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct BlockDevice {
+    /// Its node's real path.
+    pub path: Text,
+    /// Its own number, `major:minor`.
+    pub number: Text,
+    /// The kernel's sequence number of that disk, since Linux 5.15: a disk that was detached and
+    /// another one that was made under the same number differ in it.
     pub disk_sequence: Option<u64>,
 }
 
@@ -65,6 +76,17 @@ impl Container {
         let (pid, cgroup, ending) = (None, None, None);
         Self { agent, agent_id, volumes, pid, cgroup, prepared: false, ending, killed: false }
     }
+
+    /// Whether a call of the agent at this address may be about this container: ids of standalone
+    /// containers are chosen by users, and two agents of a host may have the same.
+    pub(super) fn is_of(&self, agent: &Text) -> bool {
+        self.agent == *agent
+    }
+
+    /// Whether its process exists, or did.
+    pub(super) fn is_isolated(&self) -> bool {
+        self.pid.is_some() || self.cgroup.is_some()
+    }
 }
 
 /// A volume's row.
@@ -77,6 +99,9 @@ pub struct Row {
     pub phase: Phase,
     /// Who uses it.
     pub users: Vec<ContainerId>,
+    /// What else must be known of it.
+    #[serde(flatten)]
+    pub notes: Notes,
 }
 
 /// What a restarted worker must know of the open epoch.
@@ -104,16 +129,23 @@ pub struct Table {
 }
 
 impl Row {
+    /// Whether a driver call for it may be under way.
+    #[must_use]
+    pub fn may_call_driver(&self) -> bool {
+        self.phase.may_call_driver() || self.notes.unsettled
+    }
+
     pub(super) fn of(volume: &Volume) -> Self {
         Self {
             wanted: volume.wanted.clone(),
             phase: volume.phase.clone(),
             users: volume.users.iter().cloned().collect(),
+            notes: volume.notes(),
         }
     }
 
     pub(super) fn volume(self) -> (VolumeId, Volume) {
         let id = self.wanted.volume.clone();
-        (id, Volume::new(self.wanted, self.phase, self.users.into_iter().collect()))
+        (id, Volume::restored(self.wanted, self.phase, self.users.into_iter().collect(), self.notes))
     }
 }

@@ -47,16 +47,8 @@ pub enum Phase {
     },
 }
 
-impl Phase {
-    /// Whether a driver call may be under way.
-    #[must_use]
-    pub fn may_call_driver(&self) -> bool {
-        matches!(self, Self::Mounting { .. } | Self::Detaching { .. })
-    }
-}
-
-/// How far a volume is on its way to be released. Every failure goes back to `Announce`, so that
-/// each Unmount follows a transaction that confirmed the lease (L3).
+/// How far a volume is on its way to be released. Whatever needs another Unmount goes back to
+/// `Announce`, so that each follows a transaction that confirmed the lease (L3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Step {
@@ -68,6 +60,19 @@ pub enum Step {
     Prove,
     /// Free the lease.
     Release,
+}
+
+/// What is stored of a volume beside its phase.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Notes {
+    /// Whether the driver was ever asked to mount it under this lease.
+    pub(super) asked: bool,
+    /// Whether a driver call may be under way of which no end is known.
+    pub(in crate::protocol) unsettled: bool,
+    /// Whether its last user ended without Mesos having said so: it is not unmounted while another mount
+    /// namespace shows it.
+    pub(super) doubted: bool,
 }
 
 /// A volume that this host has, gets or gives up.
@@ -83,53 +88,86 @@ pub struct Volume {
     pub trouble: Option<Text>,
     /// Whether the lease in etcd names the present users and mount point.
     pub(super) recorded: bool,
-    /// Whether a Mount may be under way, or have been done, that nobody has heard of.
+    /// Whether a transaction has confirmed the lease since the driver was last called.
+    pub(super) confirmed: bool,
+    /// Whether the mount was looked at since the last container began to use it.
+    pub(super) seen: bool,
+    /// Whether it was found unmounted by somebody else.
+    pub(super) gone: bool,
+    /// Whether a Mount may have been done that nobody has heard of.
     pub(super) unresolved: bool,
-    /// Until when a driver call that had no answer may still happen: the lease is not released before.
-    pub(in crate::protocol) settles_at: Option<Now>,
-    /// Whether an older life of this host may have left such a call.
-    pub(super) inherited: bool,
+    /// How often the driver refused to unmount or detach it, while its device was idle.
+    pub(super) refusals: u32,
     /// Whether it alone was revoked: nobody may join.
     pub(super) revoked: bool,
+    asked: bool,
+    pub(super) doubted: bool,
+    /// A driver call of this life has not ended.
+    calling: bool,
+    /// Until when a driver call that had no answer may still happen: the lease is not released before.
+    pub(in crate::protocol) settled_at: Option<Now>,
+    /// An older life's note of such a call; its time begins when the lease is taken in.
+    unsettled_before: bool,
     pub(in crate::protocol) awaits: Option<Op>,
     pub(in crate::protocol) retry_at: Option<Now>,
     /// The pause before the last step was tried again; none when it went well.
     pub(super) pause: Option<Duration>,
 }
 
+impl Phase {
+    /// Whether a driver call may be under way.
+    #[must_use]
+    pub fn may_call_driver(&self) -> bool {
+        matches!(self, Self::Mounting { .. } | Self::Detaching { .. })
+    }
+}
+
 impl Volume {
-    pub(super) fn new(wanted: Wanted, phase: Phase, users: BTreeSet<ContainerId>) -> Self {
+    pub(super) fn restored(wanted: Wanted, phase: Phase, users: BTreeSet<ContainerId>, notes: Notes) -> Self {
         Self {
             wanted,
             phase,
             users,
             trouble: None,
             recorded: false,
+            confirmed: false,
+            seen: false,
+            gone: false,
             unresolved: false,
-            settles_at: None,
-            inherited: false,
+            refusals: 0,
             revoked: false,
+            asked: notes.asked,
+            doubted: notes.doubted,
+            calling: false,
+            settled_at: None,
+            unsettled_before: notes.unsettled,
             awaits: None,
             retry_at: None,
             pause: None,
         }
     }
 
-    /// A volume that only its lease tells of. It is mounted once more, which Mount allows on the host
-    /// that has it: then its device is known, and its release can be proved.
-    pub(super) fn found(id: &VolumeId, lease: &FoundLease) -> Self {
+    pub(super) fn acquiring(wanted: Wanted, user: ContainerId) -> Self {
+        Self::restored(wanted, Phase::Acquiring, BTreeSet::from([user]), Notes::default())
+    }
+
+    /// A volume that only its lease tells of, on a host that was made safe. It is mounted once more, which
+    /// Mount allows on the host that has it: then its device is known, and its release can be proved.
+    pub(super) fn found(id: &VolumeId, lease: &FoundLease, settled_at: Now) -> Self {
         let wanted = Wanted { volume: id.clone(), asked: id.clone(), create: None };
-        let mut volume = Self::new(wanted, Phase::Acquiring, BTreeSet::new());
-        volume.adopt(lease);
+        let notes = Notes { asked: true, ..Notes::default() };
+        let mut volume = Self::restored(wanted, Phase::Acquiring, BTreeSet::new(), notes);
+        volume.adopt(lease, settled_at);
         volume
     }
 
     /// Goes on with a lease that etcd names as ours. `unsettled` is what the lease itself says.
-    pub(super) fn adopt(&mut self, lease: &FoundLease) {
+    pub(super) fn adopt(&mut self, lease: &FoundLease, settled_at: Now) {
         let token = lease.token;
-        self.unresolved = true;
-        // While a volume is attached no call is under way (L19).
-        self.inherited = !matches!(self.phase, Phase::Attached { .. });
+        self.unresolved = self.asked;
+        if std::mem::take(&mut self.unsettled_before) {
+            self.settled_at = Some(settled_at);
+        }
         let phase = match &self.phase {
             Phase::Attached { mounted, .. } => Phase::Attached { token, mounted: mounted.clone() },
             Phase::Detaching { mounted, .. } if !lease.unsettled => {
@@ -141,12 +179,72 @@ impl Volume {
         self.enter(phase);
     }
 
+    pub(super) fn notes(&self) -> Notes {
+        let unsettled = self.calling || self.settled_at.is_some() || self.unsettled_before;
+        Notes { asked: self.asked, unsettled, doubted: self.doubted }
+    }
+
     /// Enters a phase or step: whatever failed before counts no more.
     pub(super) fn enter(&mut self, phase: Phase) {
         self.phase = phase;
         self.recorded = false;
+        self.confirmed = false;
+        self.seen = false;
         self.awaits = None;
         self.retry_at = None;
+    }
+
+    /// The driver is called.
+    pub(super) fn call(&mut self) {
+        self.asked = true;
+        self.calling = true;
+        self.confirmed = false;
+    }
+
+    /// Whether the driver was called and has not ended it.
+    pub(super) fn is_called(&self) -> bool {
+        self.calling
+    }
+
+    /// The driver has ended a call.
+    pub(super) fn answered(&mut self) {
+        self.calling = false;
+    }
+
+    /// A call ended without an answer: it may go on until then.
+    pub(super) fn unanswered(&mut self, settled_at: Now) {
+        self.calling = false;
+        self.unresolved = true;
+        self.settled_at = self.settled_at.max(Some(settled_at));
+    }
+
+    /// Notes that no call without an answer can be under way any more; answers whether that is new. What
+    /// was proved before, such a call may have undone: it is proved again (L10).
+    pub(super) fn settles(&mut self, now: Now) -> bool {
+        let settles = self.settled_at.take_if(|at| *at <= now).is_some();
+        if settles && let Phase::Detaching { token, mounted, step: Step::Release } = self.phase.clone() {
+            self.enter(Phase::Detaching { token, mounted, step: Step::Announce });
+        }
+        settles
+    }
+
+    /// Leaves a phase in which nobody needs it any more; answers whether that happened.
+    pub(super) fn leave(&mut self) -> bool {
+        if !self.users.is_empty() {
+            return false;
+        }
+        let phase = match self.phase.clone() {
+            // The lease came, and nobody waits for it any more: nothing was ever done under it.
+            Phase::Mounting { token } if !self.asked => {
+                Phase::Detaching { token, mounted: None, step: Step::Release }
+            }
+            Phase::Attached { token, mounted } if !self.doubted => {
+                Phase::Detaching { token, mounted: Some(mounted), step: Step::Announce }
+            }
+            _ => return false,
+        };
+        self.enter(phase);
+        true
     }
 
     /// The last step is to be tried again after a pause that doubles. Answers whether this failure is
@@ -169,7 +267,12 @@ impl Volume {
 
     /// Whether a container may begin to use it; one that is being released must first be gone.
     pub(super) fn may_be_joined(&self) -> bool {
-        !self.revoked && !matches!(self.phase, Phase::Detaching { .. })
+        !self.revoked && !self.gone && !matches!(self.phase, Phase::Detaching { .. })
+    }
+
+    /// Whether a container that has it may start.
+    pub(super) fn is_usable(&self) -> bool {
+        matches!(self.phase, Phase::Attached { .. }) && !self.gone
     }
 
     pub(super) fn due(&self, now: Now) -> bool {

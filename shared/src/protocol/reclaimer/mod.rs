@@ -36,9 +36,11 @@ pub struct Agents {
     pub connected: BTreeSet<Text>,
     /// The addresses of those that are connected.
     pub addresses: BTreeSet<Text>,
-    /// The ids of those that Mesos has given up: unreachable, gone, removed, or inactive while another task
-    /// waits for their volume.
+    /// The ids of those that Mesos has given up: unreachable, gone, removed.
     pub given_up: BTreeSet<Text>,
+    /// The ids of those that Mesos knows, and that are not connected: they are given up when another host waits
+    /// for a volume of theirs.
+    pub inactive: BTreeSet<Text>,
 }
 
 /// What happens to the core.
@@ -100,6 +102,8 @@ pub(super) struct Watch {
     pub(super) disconnected: bool,
     /// Since when Mesos has given its agent up.
     pub(super) given_up: Option<Now>,
+    /// Whether another host waits for a lease of its.
+    pub(super) wanted: bool,
     pub(super) warned: bool,
 }
 
@@ -215,6 +219,7 @@ impl Core {
 
     fn observe(&mut self, now: Now, view: &View) {
         let mut holding: BTreeMap<&Holder, Epoch> = BTreeMap::new();
+        let wanted = wanted(view);
         for (_, held, _) in view.held() {
             let epoch = holding.entry(&held.holder).or_insert(held.epoch);
             *epoch = held.epoch.max(*epoch);
@@ -242,7 +247,7 @@ impl Core {
             let mut watch = match self.watches.remove(holder) {
                 // A rewritten session (a revoke, a barrier) is no sign of life: the wait goes on.
                 Some(watch) if watch.epoch == epoch && watch.beat == beat => {
-                    Watch { session, span, state, agent, ..watch }
+                    Watch { session, span, state, agent, wanted: wanted.contains(holder), ..watch }
                 }
                 known => Watch {
                     epoch,
@@ -254,6 +259,7 @@ impl Core {
                     agent,
                     disconnected: true,
                     given_up: known.and_then(|watch| watch.given_up),
+                    wanted: wanted.contains(holder),
                     warned: false,
                 },
             };
@@ -392,12 +398,27 @@ impl Watch {
         if agents.connected.contains(id) {
             self.disconnected = false;
         }
-        if agents.given_up.contains(id) && !agents.connected.contains(id) {
+        let given_up = agents.given_up.contains(id) || self.wanted && agents.inactive.contains(id);
+        if given_up && !agents.connected.contains(id) {
             self.given_up.get_or_insert(now);
         } else {
             self.given_up = None;
         }
     }
+}
+
+/// The holders of whose leases another live session wants one.
+fn wanted(view: &View) -> BTreeSet<&Holder> {
+    let mut holders = BTreeSet::new();
+    for (key, (record, _)) in &view.entries {
+        if let (Key::Session(_), Record::Session(Session { state: SessionState::Live, wants, .. })) =
+            (key, record)
+        {
+            let held = wants.iter().filter_map(|volume| view.lease(volume)?.0.held());
+            holders.extend(held.map(|held| &held.holder));
+        }
+    }
+    holders
 }
 
 /// What stands for a session that is missing though there are leases of it.
@@ -412,6 +433,7 @@ fn tombstone(epoch: Epoch, settings: &Settings, reason: Option<Text>) -> Session
         timing: settings.timing,
         by_time: ByTime::Allowed,
         unsettled_through: Epoch(0),
+        wants: BTreeSet::new(),
         reason,
         since: None,
     }

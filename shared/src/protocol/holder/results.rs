@@ -1,0 +1,212 @@
+//! What follows from the result of an effect.
+
+use std::collections::BTreeSet;
+
+use super::{Core, Idleness, MountFault, MountedVolume, Output, Phase, Sight, Step, UnmountFault, Volume};
+use crate::protocol::{Now, Op, Text};
+use crate::volume::{ContainerId, VolumeId};
+
+/// How often a driver that refuses to detach an idle disk is asked again before the lease is released
+/// all the same: another host's Mount then meets the storage's own refusal.
+const DETACH_TRIES: u32 = 5;
+
+impl Core {
+    /// The volume whose effect `op` is; none for the effect of a phase that was left.
+    fn by_op(&mut self, op: Op) -> Option<(VolumeId, &mut Volume)> {
+        let (id, volume) = self.volumes.iter_mut().find(|(_, volume)| volume.awaits == Some(op))?;
+        volume.awaits = None;
+        Some((id.clone(), volume))
+    }
+
+    pub(super) fn settled(&mut self, now: Now, op: Op, result: Result<(), Text>) {
+        let bounds = self.settings.retry;
+        let Some((id, volume)) = self.by_op(op) else { return };
+        let Phase::Settling { token } = volume.phase else { return };
+        match result {
+            Ok(()) => {
+                volume.settle();
+                volume.enter(Phase::Mounting { token });
+                self.table_changed = true;
+            }
+            Err(why) => {
+                if volume.retry(now, why.clone(), bounds) {
+                    let line = format!("the storage has not taken volume {id} from its last host: {why}");
+                    self.outputs.push_back(Output::Warn(line.into()));
+                }
+            }
+        }
+    }
+
+    pub(super) fn mounted(&mut self, now: Now, op: Op, result: Result<MountedVolume, MountFault>) {
+        let (bounds, settled_at) = (self.settings.retry, now + self.settings.settle);
+        let Some((id, volume)) = self.by_op(op) else { return };
+        let Phase::Mounting { token } = volume.phase else { return };
+        volume.answered();
+        let (why, undo) = match result {
+            Ok(mounted) => {
+                volume.settle();
+                volume.enter(Phase::Attached { token, mounted });
+                volume.seen = true;
+                self.table_changed = true;
+                return;
+            }
+            // The driver may still be at it. Mount is idempotent: it is asked until it answers, so
+            // that the lease is never released under a call that can still land (L10).
+            Err(MountFault::Unresolved(why)) => {
+                volume.unanswered(settled_at);
+                (why, None)
+            }
+            // This call is not under way, but one before it may be, and the storage may have the volume
+            // attached here: the driver has to say.
+            Err(MountFault::Unreachable(why)) if volume.unresolved => (why, None),
+            Err(MountFault::Refused(why)) if volume.settled_at.is_some() => (why, None),
+            Err(MountFault::Refused(why) | MountFault::Unreachable(why)) => (why, Some(None)),
+            Err(MountFault::Unusable { why, mounted }) => (why, Some(mounted.map(|mounted| *mounted))),
+        };
+        let worth_a_line = match undo {
+            Some(mounted) => {
+                volume.enter(Phase::Detaching { token, mounted, step: Step::Announce });
+                true
+            }
+            None => volume.retry(now, why.clone(), bounds),
+        };
+        let users = std::mem::take(&mut volume.users);
+        self.table_changed = true;
+        let why = format!("volume {id} could not be mounted: {why}");
+        if users.is_empty() && worth_a_line {
+            self.outputs.push_back(Output::Warn(why.as_str().into()));
+        }
+        for user in users {
+            self.end(&user, &why);
+        }
+    }
+
+    /// The lease was rewritten, and so confirmed.
+    pub(super) fn recorded(&mut self, op: Op) {
+        let Some((_, volume)) = self.by_op(op) else { return };
+        match volume.phase.clone() {
+            Phase::Mounting { .. } => volume.confirmed = true,
+            Phase::Detaching { token, mounted, step: Step::Announce } => {
+                volume.enter(Phase::Detaching { token, mounted, step: Step::Unmount });
+                self.table_changed = true;
+            }
+            _ => volume.settle(),
+        }
+    }
+
+    /// The lease is free, or another's by now.
+    pub(super) fn released(&mut self, op: Op, id: &VolumeId) {
+        if self.volumes.get(id).is_some_and(|volume| volume.awaits == Some(op)) {
+            self.volumes.remove(id);
+            self.table_changed = true;
+        }
+    }
+
+    pub(super) fn unmounted(&mut self, now: Now, op: Op, result: Result<(), UnmountFault>) {
+        let (bounds, settled_at) = (self.settings.retry, now + self.settings.settle);
+        self.table_changed = true;
+        let Some((id, volume)) = self.by_op(op) else { return };
+        let Phase::Detaching { token, mounted, .. } = volume.phase.clone() else { return };
+        volume.answered();
+        // Whatever the driver says, the mount tables decide: RexRay's second Unmount is an error.
+        volume.trouble = match result {
+            Ok(()) => None,
+            Err(UnmountFault::Refused(why)) => {
+                volume.refusals += 1;
+                Some(why)
+            }
+            Err(UnmountFault::Unreachable(why)) => Some(why),
+            // It may be idle by now, and yet be detached later, under whoever has it then.
+            Err(UnmountFault::Unresolved(why)) => {
+                volume.unanswered(settled_at);
+                volume.enter(Phase::Detaching { token, mounted, step: Step::Announce });
+                if volume.retry(now, why.clone(), bounds) {
+                    let line =
+                        format!("volume {id} stays leased: the driver has not ended its Unmount: {why}");
+                    self.outputs.push_back(Output::Warn(line.into()));
+                }
+                return;
+            }
+        };
+        volume.enter(Phase::Detaching { token, mounted, step: Step::Prove });
+    }
+
+    pub(super) fn looked(&mut self, now: Now, op: Op, sight: Sight) {
+        let bounds = self.settings.retry;
+        self.table_changed = true;
+        let Some((id, volume)) = self.by_op(op) else { return };
+        match sight {
+            Sight::Mounted { elsewhere: Some(by) } if volume.doubted && volume.users.is_empty() => {
+                volume.seen = true;
+                let trouble = format!("{by} still sees it, and no container is known that uses it");
+                if volume.retry(now, trouble.as_str().into(), bounds) {
+                    let line = format!("volume {id} stays mounted: {trouble}");
+                    self.outputs.push_back(Output::Warn(line.into()));
+                }
+            }
+            Sight::Mounted { .. } => {
+                volume.seen = true;
+                volume.settle();
+                if volume.users.is_empty() {
+                    volume.doubted = false;
+                }
+            }
+            Sight::Unknown(why) => {
+                if volume.retry(now, why.clone(), bounds) {
+                    let line = format!("volume {id} could not be looked at: {why}");
+                    self.outputs.push_back(Output::Warn(line.into()));
+                }
+            }
+            Sight::Gone(why) => {
+                (volume.seen, volume.gone, volume.doubted) = (true, true, false);
+                let users = volume.users.clone();
+                self.gone(&users, &format!("volume {id} was unmounted behind the keeper's back: {why}"));
+            }
+        }
+    }
+
+    /// Ends the users of a volume that somebody else has unmounted: they would go on in the empty directory
+    /// beneath.
+    fn gone(&mut self, users: &BTreeSet<ContainerId>, message: &str) {
+        self.outputs.push_back(Output::Warn(message.into()));
+        for container in users {
+            if self.containers.get(container).is_some_and(|container| container.prepared) {
+                let (container, message) = (container.clone(), message.into());
+                self.outputs.push_back(Output::Limit { container, message });
+            } else {
+                self.end(container, message);
+            }
+        }
+    }
+
+    pub(super) fn idle(&mut self, now: Now, op: Op, idleness: Idleness) {
+        let bounds = self.settings.retry;
+        let Some((id, volume)) = self.by_op(op) else { return };
+        let Phase::Detaching { token, mounted, .. } = volume.phase.clone() else { return };
+        let said = volume.trouble.take();
+        let driver = said.as_ref().map(|said| format!(" (the driver said: {said})")).unwrap_or_default();
+        let mut line = None;
+        let (step, trouble) = match idleness {
+            Idleness::ProvedAttached if said.is_some() && volume.refusals <= DETACH_TRIES => {
+                (Step::Announce, Some(format!("it is idle, but still attached to this host{driver}")))
+            }
+            Idleness::Proved | Idleness::ProvedAttached => {
+                line = said.map(|_| format!("volume {id} is idle, and its lease is released{driver}"));
+                (Step::Release, None)
+            }
+            Idleness::Mounted => (Step::Announce, Some(format!("the driver has not unmounted it{driver}"))),
+            Idleness::Pinned(by) => (Step::Prove, Some(format!("its device is not idle: {by}"))),
+            Idleness::Unknown(why) => (Step::Prove, Some(format!("it cannot be proved idle: {why}"))),
+        };
+        volume.enter(Phase::Detaching { token, mounted, step });
+        match trouble {
+            None => volume.settle(),
+            Some(trouble) if volume.retry(now, trouble.as_str().into(), bounds) => {
+                line = Some(format!("volume {id} stays leased: {trouble}"));
+            }
+            Some(_) => {}
+        }
+        self.outputs.extend(line.map(|line| Output::Warn(line.into())));
+        self.table_changed = true;
+    }
+}

@@ -1,0 +1,89 @@
+//! Winding down what was revoked: a message first, then a kill, then the short path, which is the fence (L15).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{Container, Core, Output, Volume};
+use crate::protocol::exchange::SessionState;
+use crate::protocol::{Now, Text};
+use crate::volume::VolumeId;
+
+impl Core {
+    pub(super) fn is_revoking(&self) -> bool {
+        self.mine.as_ref().is_some_and(|mine| mine.record.state == SessionState::Revoking)
+    }
+
+    pub(super) fn revoke_ends(&self) -> Option<Now> {
+        let mine = self.mine.as_ref().filter(|_| self.is_open())?;
+        Some(mine.revoking? + self.patience())
+    }
+
+    /// How long winding down may take before this host is fenced instead.
+    pub(super) fn patience(&self) -> Duration {
+        self.settings.grace + self.settings.timing.kill
+    }
+
+    /// Whether a revoked session holds nothing any more, and no call of its is under way.
+    pub(super) fn is_wound_down(&self) -> bool {
+        self.is_revoking() && self.ready && !self.armed() && !self.barrier
+    }
+
+    /// When something is next due for a container that was told to end.
+    pub(super) fn end_time(&self, container: &Container) -> Option<Now> {
+        let since = container.ending?;
+        Some(since + if container.killed { self.patience() } else { self.settings.grace })
+    }
+
+    /// Ends whoever uses what was revoked.
+    pub(super) fn wind_down(&mut self, now: Now) {
+        let all = self.is_revoking();
+        if !all && !self.volumes.values().any(|volume| volume.revoked) {
+            return;
+        }
+        if self.revoke_ends().is_some_and(|at| at <= now) {
+            return self.fence("it was revoked, and did not wind down in time");
+        }
+        let mut unprepared = Vec::new();
+        let mut overdue = false;
+        for (id, container) in &mut self.containers {
+            if !all && !uses_revoked(container, &self.volumes) {
+                continue;
+            }
+            if self.waiting.contains_key(id) {
+                unprepared.push(id.clone());
+                continue;
+            }
+            let told = container.ending.is_some();
+            let since = *container.ending.get_or_insert(now);
+            if !told {
+                let reason = self.mine.as_ref().filter(|_| all).and_then(|mine| mine.record.reason.clone());
+                let message = message(container, all, reason.as_ref());
+                self.outputs.push_back(Output::Limit { container: id.clone(), message });
+            }
+            if now >= since + self.settings.grace && !container.killed {
+                container.killed = true;
+                self.outputs.push_back(Output::Kill { container: id.clone() });
+            }
+            overdue |= now >= since + self.settings.grace + self.settings.timing.kill;
+        }
+        for id in unprepared {
+            self.end(&id, "the volumes that it asks for are revoked from this host");
+        }
+        if overdue {
+            self.fence("a container did not end after a revoke");
+        }
+    }
+}
+
+fn uses_revoked(container: &Container, volumes: &BTreeMap<VolumeId, Volume>) -> bool {
+    container.volumes.iter().any(|wanted| volumes.get(&wanted.volume).is_some_and(|volume| volume.revoked))
+}
+
+/// What the framework shows: which volumes, and why.
+fn message(container: &Container, all: bool, reason: Option<&Text>) -> Text {
+    let volumes: Vec<_> = container.volumes.iter().map(|wanted| wanted.volume.to_string()).collect();
+    let of = if all { "with all leases of this host" } else { "by an operator" };
+    let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+    format!("the lease of volume {} was revoked {of}{why}; the container has to end", volumes.join(", "))
+        .into()
+}
