@@ -210,6 +210,10 @@ impl LeaseStore for EtcdStore {
         self.read_prefix(prefix).await.map_err(EtcdFault::of_read)
     }
 
+    async fn get_all(&self, keys: &[String], prefixes: &[String]) -> Result<Snapshot, StoreError> {
+        self.read_all(keys, prefixes).await.map_err(EtcdFault::of_read)
+    }
+
     async fn commit(&self, transaction: Transaction) -> Result<Revision, StoreError> {
         match self.try_commit(transaction).await {
             Ok(Some(revision)) => Ok(revision),

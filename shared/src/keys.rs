@@ -79,6 +79,18 @@ impl Keys {
         Some(VolumeId { driver, name })
     }
 
+    /// The prefix of all heartbeats.
+    #[must_use]
+    pub fn beats(&self) -> String {
+        format!("{}/beats/", self.prefix)
+    }
+
+    /// The holder whose heartbeat `key` is; `None` for any other key.
+    #[must_use]
+    pub fn holder_of_beat(&self, key: &str) -> Option<Holder> {
+        Holder::new(decode(key.strip_prefix(&self.beats())?)?).ok()
+    }
+
     /// A holder's heartbeat.
     #[must_use]
     pub fn beat(&self, holder: &Holder) -> String {
@@ -242,7 +254,9 @@ mod tests {
         }
         assert_eq!(keys.volume_of("/x/sessions/a"), None);
         let holder = Holder::new("agent-1.example:5051").unwrap();
-        assert_eq!(keys.holder_of(&keys.session(&holder)), Some(holder));
+        assert_eq!(keys.holder_of(&keys.session(&holder)), Some(holder.clone()));
+        assert_eq!(keys.holder_of_beat(&keys.beat(&holder)), Some(holder.clone()));
+        assert_eq!(keys.holder_of_beat(&keys.session(&holder)), None);
     }
 
     #[test]

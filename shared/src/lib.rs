@@ -7,6 +7,7 @@ pub mod decide;
 pub mod etcd;
 pub mod event;
 pub mod exchange;
+pub mod exchange_io;
 pub mod holder;
 pub mod keys;
 #[cfg(any(test, feature = "testing"))]

@@ -286,6 +286,15 @@ impl LeaseStore for MemoryStore {
         self.read(|key| key.starts_with(prefix))
     }
 
+    async fn get_all(&self, keys: &[String], prefixes: &[String]) -> Result<Snapshot, StoreError> {
+        if keys.is_empty() && prefixes.is_empty() {
+            return Ok(Snapshot::default());
+        }
+        self.read(|key| {
+            keys.iter().any(|wanted| wanted == key) || prefixes.iter().any(|prefix| key.starts_with(prefix))
+        })
+    }
+
     async fn commit(&self, transaction: Transaction) -> Result<Revision, StoreError> {
         let answer = self.do_commit(&transaction);
         self.changed.send_replace(());

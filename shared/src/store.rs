@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
+use std::sync::Arc;
 
 use futures::Stream;
 use serde::{Deserialize, Serialize};
@@ -263,6 +264,16 @@ pub trait LeaseStore: Send + Sync + 'static {
     /// [`StoreError::Unavailable`] and [`StoreError::Corrupt`].
     fn get_prefix(&self, prefix: &str) -> impl Future<Output = Result<Snapshot, StoreError>> + Send;
 
+    /// Reads keys and every key that begins with one of `prefixes`, all at one revision, linearizably.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] and [`StoreError::Corrupt`].
+    fn get_all(
+        &self,
+        keys: &[String],
+        prefixes: &[String],
+    ) -> impl Future<Output = Result<Snapshot, StoreError>> + Send;
+
     /// Commits a transaction; answers its revision.
     ///
     /// # Errors
@@ -278,4 +289,31 @@ pub trait LeaseStore: Send + Sync + 'static {
         prefix: &str,
         after: Revision,
     ) -> impl Stream<Item = Result<Vec<Change>, StoreError>> + Send + Unpin;
+}
+
+/// A store that several share is one itself.
+impl<S: LeaseStore> LeaseStore for Arc<S> {
+    async fn get(&self, keys: &[String]) -> Result<Snapshot, StoreError> {
+        (**self).get(keys).await
+    }
+
+    async fn get_prefix(&self, prefix: &str) -> Result<Snapshot, StoreError> {
+        (**self).get_prefix(prefix).await
+    }
+
+    async fn get_all(&self, keys: &[String], prefixes: &[String]) -> Result<Snapshot, StoreError> {
+        (**self).get_all(keys, prefixes).await
+    }
+
+    async fn commit(&self, transaction: Transaction) -> Result<Revision, StoreError> {
+        (**self).commit(transaction).await
+    }
+
+    fn watch(
+        &self,
+        prefix: &str,
+        after: Revision,
+    ) -> impl Stream<Item = Result<Vec<Change>, StoreError>> + Send + Unpin {
+        (**self).watch(prefix, after)
+    }
 }

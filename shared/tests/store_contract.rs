@@ -108,6 +108,7 @@ contract! {
     a_transaction_without_writes_checks_its_compares_and_changes_nothing,
     keys_are_read_at_one_revision_however_many,
     a_prefix_is_read_whole_beyond_one_page_and_nothing_beside_it,
+    keys_and_prefixes_are_read_together_at_one_revision,
     a_watch_sees_every_write_after_its_revision_in_order,
     a_watch_on_compacted_history_ends_with_an_error,
     a_range_is_deleted_whole_with_its_transaction_and_nothing_beside_it,

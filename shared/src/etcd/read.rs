@@ -1,5 +1,4 @@
-//! Reads: some keys in one transaction, or all keys below a prefix in pages. Either way all at one
-//! revision.
+//! Reads: some keys in one transaction, all keys below a prefix in pages, or both. Each at one revision.
 
 use std::collections::BTreeMap;
 
@@ -49,17 +48,77 @@ impl EtcdStore {
     pub(super) async fn read_prefix(&self, prefix: &str) -> Result<Snapshot, EtcdFault> {
         let mut restarts = 0;
         loop {
-            match self.read_pages(prefix).await {
+            let mut snapshot = Snapshot::default();
+            match self.read_pages(prefix, prefix.as_bytes().to_vec(), &mut snapshot).await {
+                Err(EtcdFault::Compacted { .. }) if restarts < RESTARTS_MAX => restarts += 1,
+                result => return result.map(|()| snapshot),
+            }
+        }
+    }
+
+    /// Some keys and all keys below some prefixes: the first page of each in one round trip, which is all
+    /// there is to it in a small cluster.
+    pub(super) async fn read_all(&self, keys: &[String], prefixes: &[String]) -> Result<Snapshot, EtcdFault> {
+        let mut restarts = 0;
+        loop {
+            match self.read_all_once(keys, prefixes).await {
                 Err(EtcdFault::Compacted { .. }) if restarts < RESTARTS_MAX => restarts += 1,
                 result => return result,
             }
         }
     }
 
-    async fn read_pages(&self, prefix: &str) -> Result<Snapshot, EtcdFault> {
+    async fn read_all_once(&self, keys: &[String], prefixes: &[String]) -> Result<Snapshot, EtcdFault> {
+        let operations = keys.len() + prefixes.len();
+        // Nobody asks for so many; they are read one after the other, at the revision of the first.
+        if operations == 0 || operations > OPERATIONS_MAX || prefixes.is_empty() {
+            let mut snapshot = self.read_keys(keys).await?;
+            for prefix in prefixes {
+                self.read_pages(prefix, prefix.as_bytes().to_vec(), &mut snapshot).await?;
+            }
+            return Ok(snapshot);
+        }
+        let gets = keys.iter().map(|key| TxnOp::get(key.as_str(), None));
+        let page = PAGE_KEYS / i64::try_from(prefixes.len()).unwrap_or(PAGE_KEYS);
+        let ranges = prefixes.iter().map(|prefix| {
+            let end = after_prefix(prefix.as_bytes());
+            TxnOp::get(prefix.as_str(), Some(GetOptions::new().with_range(end).with_limit(page.max(1))))
+        });
+        let txn = Txn::new().and_then(gets.chain(ranges).collect::<Vec<_>>());
+        let (answer, chosen, at_send) = self
+            .ask(|mut clients| {
+                let txn = txn.clone();
+                async move { clients.kv.txn(txn).await }
+            })
+            .await?;
+        let revision = self.history.check(&chosen.member.endpoint, at_send, answer.header())?;
+        let mut snapshot = Snapshot { revision, ..Snapshot::default() };
+        let mut unfinished = Vec::new();
+        for (n, response) in answer.op_responses().into_iter().enumerate() {
+            let TxnOpResponse::Get(mut get) = response else { continue };
+            let (more, page) = (get.more(), get.take_kvs());
+            if let (true, Some(last), Some(prefix)) =
+                (more, page.last(), n.checked_sub(keys.len()).and_then(|n| prefixes.get(n)))
+            {
+                unfinished.push((prefix, next_key(last)));
+            }
+            collect(&mut snapshot.entries, page);
+        }
+        for (prefix, from) in unfinished {
+            self.read_pages(prefix, from, &mut snapshot).await?;
+        }
+        Ok(snapshot)
+    }
+
+    /// The keys of `prefix` that are not before `from`, at the revision of `snapshot`; at the newest, and
+    /// that is its revision then, when it has none.
+    async fn read_pages(
+        &self,
+        prefix: &str,
+        mut from: Vec<u8>,
+        snapshot: &mut Snapshot,
+    ) -> Result<(), EtcdFault> {
         let end = after_prefix(prefix.as_bytes());
-        let mut from = prefix.as_bytes().to_vec();
-        let mut snapshot = Snapshot::default();
         loop {
             let at = (snapshot.revision > Revision::ABSENT).then_some(snapshot.revision);
             let options = GetOptions::new()
@@ -82,18 +141,19 @@ impl EtcdStore {
             snapshot.revision = at.unwrap_or(revision);
             let more = answer.more();
             let page = answer.take_kvs();
-            let last = page.last().map(|kv| kv.key().to_vec());
+            let next = page.last().filter(|_| more).map(next_key);
             collect(&mut snapshot.entries, page);
-            match last {
-                Some(mut last) if more => {
-                    // The least key above it.
-                    last.push(0);
-                    from = last;
-                }
-                _ => return Ok(snapshot),
+            match next {
+                Some(next) => from = next,
+                None => return Ok(()),
             }
         }
     }
+}
+
+/// The least key above it.
+fn next_key(last: &KeyValue) -> Vec<u8> {
+    [last.key(), &[0]].concat()
 }
 
 /// etcd says so with the code OutOfRange and these words, and has no other sign.

@@ -132,6 +132,31 @@ pub(crate) async fn a_prefix_is_read_whole_beyond_one_page_and_nothing_beside_it
     assert!(store.get_prefix("/none/").await.unwrap().entries.is_empty());
 }
 
+pub(crate) async fn keys_and_prefixes_are_read_together_at_one_revision(subject: &mut impl Subject) {
+    const KEYS: usize = 2_500;
+    let store = subject.store();
+    for beside in ["/k", "/k0", "/l/a", "/a"] {
+        put(store, beside, "beside").await;
+    }
+    let keys: Vec<_> = (0..KEYS).map(|n| format!("/k/{n:04}")).collect();
+    for chunk in keys.chunks(OPERATIONS_MAX) {
+        let transaction = chunk.iter().fold(Transaction::new(), |transaction, key| {
+            transaction.put(key, Revision::ABSENT, key.clone().into_bytes())
+        });
+        store.commit(transaction).await.unwrap();
+    }
+    let last = put(store, "/m/a", "1").await;
+    let wanted = ["/a", "/none"].map(str::to_owned);
+    let prefixes = ["/k/", "/m/", "/none/"].map(str::to_owned);
+    let snapshot = store.get_all(&wanted, &prefixes).await.unwrap();
+    assert_eq!(snapshot.revision, last);
+    let mut expected: Vec<_> = keys.iter().map(String::as_str).chain(["/a", "/m/a"]).collect();
+    expected.sort_unstable();
+    assert_eq!(snapshot.entries.keys().collect::<Vec<_>>(), expected);
+    assert_eq!(store.get_all(&wanted, &[]).await.unwrap().entries.len(), 1);
+    assert_eq!(store.get_all(&[], &prefixes).await.unwrap().entries.len(), KEYS + 1);
+}
+
 pub(crate) async fn a_watch_sees_every_write_after_its_revision_in_order(subject: &mut impl Subject) {
     let before = put(subject.store(), "/w/old", "0").await;
     // Written before the watch opens, and after its revision.

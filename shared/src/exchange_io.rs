@@ -1,0 +1,233 @@
+//! The input and output of [`crate::exchange`]: the protocol core's reads and commits, carried out on a store.
+//! Keeper and master module use it alike. It decides nothing, tries nothing twice and remembers one thing: the
+//! installation's record, byte for byte as it was last read, which every commit compares.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::time::timeout;
+
+use crate::exchange;
+use crate::keys::Keys;
+use crate::protocol::Text;
+use crate::protocol::exchange::{ClusterId, Commit, Key, Outcome, Reading, View};
+use crate::record::{ClusterRecord, RecordError, decode, encode};
+use crate::store::{LeaseStore, Snapshot, StoreError};
+use crate::transaction::found;
+use crate::volume::NamingRules;
+
+/// How many time-outs a read of everything may take, which comes in pages: 100,000 leases are some 50 of them.
+/// That it is late does no harm; that it hangs would.
+const REQUESTS_OF_A_LONG_READ: u32 = 60;
+
+/// Why there is no view.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// etcd did not answer, or with what cannot be.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// etcd did not answer in time.
+    #[error("etcd did not answer within {after:?}")]
+    Late {
+        /// How long that was.
+        after: Duration,
+    },
+    /// There is no installation's record: see [`Exchange::found`].
+    #[error("etcd has no installation's record {key}: no keeper has started yet, or it was deleted")]
+    NotFounded {
+        /// Its key.
+        key: String,
+    },
+    /// This host canonicalizes names otherwise than the installation.
+    #[error(
+        "this host's driver_aliases and case_sensitive_drivers differ from those that etcd has for all hosts \
+         ({theirs}); two hosts could lease one volume under two names"
+    )]
+    Naming {
+        /// The installation's rules, as JSON.
+        theirs: String,
+    },
+    /// A record is none, or of a later version.
+    #[error("the record {key} cannot be read, and nothing is decided without it")]
+    Unreadable {
+        /// Its key.
+        key: String,
+        /// What is wrong with it.
+        source: RecordError,
+    },
+}
+
+/// The installation's record as it was read.
+#[derive(Clone, Debug)]
+struct Cluster {
+    id: ClusterId,
+    bytes: Vec<u8>,
+}
+
+/// The core's way to a store.
+#[derive(Debug)]
+pub struct Exchange<S> {
+    store: S,
+    keys: Keys,
+    /// R.
+    request: Duration,
+    naming: Option<NamingRules>,
+    cluster: Mutex<Option<Cluster>>,
+}
+
+impl<S: LeaseStore> Exchange<S> {
+    /// One whose requests take no longer than `request`. With `naming`, an installation whose rules differ is
+    /// refused by every read; a master module, which names no volumes, has none.
+    #[must_use]
+    pub fn new(store: S, keys: Keys, request: Duration, naming: Option<NamingRules>) -> Self {
+        Self { store, keys, request, naming, cluster: Mutex::new(None) }
+    }
+
+    /// The store.
+    pub fn store(&self) -> &S {
+        &self.store
+    }
+
+    /// The key layout.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// Makes the installation's record, if there is none: the duty of whichever keeper comes first. `id` is
+    /// random. Whatever the answer, the next read tells what is there now.
+    ///
+    /// # Errors
+    /// When etcd was certainly not written and nobody else has written it.
+    pub async fn found(&self, id: &str) -> Result<(), StoreError> {
+        let naming = self.naming.clone().unwrap_or_default();
+        let record = encode(&ClusterRecord { id: id.to_owned(), naming });
+        match timeout(self.request, self.store.commit(found(&self.keys, record))).await {
+            // Somebody else was first, or this may have been: it is created only where there is none.
+            Ok(Ok(_) | Err(StoreError::Conflict | StoreError::Unknown(_))) | Err(_) => Ok(()),
+            Ok(Err(error)) => Err(error),
+        }
+    }
+
+    /// What the core asked for: linearizable, all at one revision, with the installation's id.
+    ///
+    /// # Errors
+    /// A sentence. See [`Exchange::try_read`].
+    pub async fn read(&self, reading: &Reading) -> Result<View, Text> {
+        self.try_read(reading).await.map_err(|error| sentence(&error).into())
+    }
+
+    /// The same, with an error that can be told apart.
+    ///
+    /// A record that cannot be read makes the whole read fail, by its key. A view has no word for it: left out,
+    /// a lease would look free, or a session missing, which a reclaimer may end; put in as somebody's, it would
+    /// make that somebody lose it. The compares would stop most of what followed, but an epoch that is chosen
+    /// above all epochs in the leases is not compared with a lease that nobody could read. So nothing is decided
+    /// until a person has looked at the record, or a program that can read it runs. Keys that are not of this
+    /// layout are nobody's record, and no obstacle.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn try_read(&self, reading: &Reading) -> Result<View, ReadError> {
+        let keys = &self.keys;
+        let (cluster, snapshot, wanted) = match reading {
+            Reading::Keys(wanted) => {
+                let names: Vec<_> = wanted.iter().map(|wanted| exchange::key(keys, wanted)).collect();
+                let (cluster, snapshot) = self.snapshot(names, &[]).await?;
+                (cluster, snapshot, wanted.clone())
+            }
+            Reading::Everything => {
+                let prefixes = [keys.leases(), keys.sessions(), keys.beats()];
+                let (cluster, snapshot) = self.snapshot(vec![keys.storm()], &prefixes).await?;
+                let wanted = snapshot.entries.keys().filter_map(|name| self.key_of(name)).collect();
+                (cluster, snapshot, wanted)
+            }
+        };
+        let mut view = View { cluster, revision: snapshot.revision, entries: Default::default() };
+        for wanted in wanted {
+            let name = exchange::key(keys, &wanted);
+            let Some(entry) = snapshot.entries.get(&name) else { continue };
+            let record = exchange::from_bytes(&wanted, &entry.value)
+                .map_err(|source| ReadError::Unreadable { key: name, source })?;
+            view.entries.insert(wanted, (record, entry.mod_revision));
+        }
+        Ok(view)
+    }
+
+    /// Keys as they are stored, and all keys below some prefixes, at one revision; the installation's id as it
+    /// was at that revision, which the next commits compare.
+    ///
+    /// # Errors
+    /// See [`ReadError`]; [`ReadError::Unreadable`] for the installation's record alone.
+    pub async fn snapshot(
+        &self,
+        mut keys: Vec<String>,
+        prefixes: &[String],
+    ) -> Result<(ClusterId, Snapshot), ReadError> {
+        let key = self.keys.cluster();
+        keys.push(key.clone());
+        let after = if prefixes.is_empty() { self.request } else { self.request * REQUESTS_OF_A_LONG_READ };
+        let answer = timeout(after, self.store.get_all(&keys, prefixes)).await;
+        let mut snapshot = answer.map_err(|_| ReadError::Late { after })??;
+        let Some(entry) = snapshot.entries.remove(&key) else { return Err(ReadError::NotFounded { key }) };
+        let ClusterRecord { id, naming } =
+            decode(&entry.value).map_err(|source| ReadError::Unreadable { key, source })?;
+        if self.naming.as_ref().is_some_and(|ours| *ours != naming) {
+            let theirs = serde_json::to_string(&naming).unwrap_or_default();
+            return Err(ReadError::Naming { theirs });
+        }
+        let id = ClusterId(id.into());
+        *self.cluster() = Some(Cluster { id: id.clone(), bytes: entry.value });
+        Ok((id, snapshot))
+    }
+
+    /// What became of a commit. Sent once; [`Outcome::Unknown`] whenever it may have been sent and its answer is
+    /// not known.
+    pub async fn commit(&self, commit: &Commit) -> Outcome {
+        let Some(cluster) = self.cluster().clone() else {
+            // Nothing was read yet, so that it cannot have been decided on anything.
+            return Outcome::NotSent;
+        };
+        if cluster.id != commit.cluster {
+            // Another installation's record has been read since: the compare does not hold any more.
+            return Outcome::Conflict;
+        }
+        let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        let transaction = exchange::transaction(&self.keys, &cluster.bytes, commit, &now);
+        match timeout(self.request, self.store.commit(transaction)).await {
+            Ok(Ok(revision)) => Outcome::Done(revision),
+            Ok(Err(StoreError::Conflict)) => Outcome::Conflict,
+            Ok(Err(StoreError::Unavailable(_))) => Outcome::NotSent,
+            // An answer from another history comes from a store that may have done it.
+            Ok(Err(StoreError::Unknown(_) | StoreError::Corrupt { .. } | StoreError::Compacted { .. }))
+            | Err(_) => Outcome::Unknown,
+        }
+    }
+
+    fn cluster(&self) -> MutexGuard<'_, Option<Cluster>> {
+        // Each change of it is whole.
+        self.cluster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The key with this name; `None` for one that is not of this layout, or of another spelling than this
+    /// program's: two spellings would be two records under one key.
+    #[must_use]
+    pub fn key_of(&self, name: &str) -> Option<Key> {
+        let keys = &self.keys;
+        let key = (keys.volume_of(name).map(Key::Lease))
+            .or_else(|| keys.holder_of(name).map(Key::Session))
+            .or_else(|| keys.holder_of_beat(name).map(Key::Beat))
+            .or_else(|| (name == keys.storm()).then_some(Key::Storm))?;
+        (exchange::key(keys, &key) == name).then_some(key)
+    }
+}
+
+/// An error with its causes, in one line.
+fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

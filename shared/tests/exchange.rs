@@ -1,0 +1,230 @@
+//! The core's reads and commits against the store in memory and against a real etcd.
+
+#![expect(clippy::unwrap_used, reason = "a test that unwraps fails with a place and a value")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use shared::etcd::{EtcdConfig, EtcdStore};
+use shared::exchange;
+use shared::exchange_io::{Exchange, ReadError};
+use shared::keys::Keys;
+use shared::memory::{CommitFault, MemoryStore};
+use shared::protocol::exchange::{
+    ByTime, ClusterId, Commit, Held, Instance, Key, Lease, Outcome, Reading, Record, Session, SessionState,
+    Stage, Storm,
+};
+use shared::protocol::timing::Profile;
+use shared::record::Epoch;
+use shared::store::{LeaseStore, Revision, Transaction};
+use shared::testing::EtcdCluster;
+use shared::volume::{Driver, Holder, NamingRules, VolumeId, VolumeName};
+
+const PATIENT: Duration = Duration::from_secs(10);
+
+fn me() -> Holder {
+    Holder::new("agent-1").unwrap()
+}
+
+fn volume(name: &str) -> Key {
+    Key::Lease(VolumeId { driver: Driver::new("ebs").unwrap(), name: VolumeName::new(name).unwrap() })
+}
+
+fn session() -> Record {
+    Record::Session(Session {
+        epoch: Epoch(1),
+        instance: Instance("i".into()),
+        state: SessionState::Live,
+        machine: "m".into(),
+        boot: "b".into(),
+        agent: None,
+        timing: Profile::Default.timing(),
+        by_time: ByTime::Allowed,
+        unsettled_through: Epoch(0),
+        reason: None,
+        since: Some("then".into()),
+    })
+}
+
+fn lease() -> Record {
+    Record::Lease(Lease::Held(Held {
+        stage: Stage::Attaching,
+        holder: me(),
+        epoch: Epoch(1),
+        token: None,
+        agent_id: None,
+        containers: BTreeSet::new(),
+        mount_point: None,
+        unsettled: false,
+        revoked: None,
+        since: Some("then".into()),
+    }))
+}
+
+fn exchange_of<S: LeaseStore>(store: S) -> Exchange<S> {
+    Exchange::new(store, Keys::default(), PATIENT, None)
+}
+
+async fn what_was_committed_is_read_at_one_revision<S: LeaseStore>(store: S) {
+    let exchange = exchange_of(store);
+    let cluster = ClusterId("one".into());
+    // Before anything was read nothing can have been decided.
+    assert_eq!(exchange.commit(&Commit::new(&cluster)).await, Outcome::NotSent);
+    let nothing = exchange.try_read(&Reading::Everything).await;
+    assert!(matches!(nothing, Err(ReadError::NotFounded { .. })), "{nothing:?}");
+    exchange.found("one").await.unwrap();
+    exchange.found("other").await.unwrap();
+    let empty = exchange.read(&Reading::Everything).await.unwrap();
+    assert_eq!((&empty.cluster, empty.entries.len()), (&cluster, 0));
+
+    let (key, beat) = (Key::Session(me()), Key::Beat(me()));
+    let open = Commit::new(&cluster).put(key.clone(), Revision::ABSENT, session());
+    let Outcome::Done(at) = exchange.commit(&open).await else { panic!("it is done") };
+    assert_eq!(exchange.commit(&open).await, Outcome::Conflict, "it is there now");
+    let Outcome::Done(beaten) = exchange.commit(&Commit::beat(&cluster, &me(), at)).await else {
+        panic!("it is done")
+    };
+    let grant = Commit::new(&cluster).unchanged(key.clone(), at).put(volume("v"), Revision::ABSENT, lease());
+    let Outcome::Done(granted) = exchange.commit(&grant).await else { panic!("it is done") };
+    let storm = Commit::new(&cluster).put(Key::Storm, Revision::ABSENT, Record::Storm(Storm::Over));
+    let Outcome::Done(last) = exchange.commit(&storm).await else { panic!("it is done") };
+    assert_eq!(
+        exchange.commit(&Commit::beat(&ClusterId("other".into()), &me(), at)).await,
+        Outcome::Conflict,
+        "decided in another installation"
+    );
+
+    let view = exchange.read(&Reading::Everything).await.unwrap();
+    assert_eq!((view.revision, view.entries.len()), (last, 4));
+    assert_eq!(view.entries[&key], (session(), at));
+    assert_eq!(view.entries[&beat], (Record::Beat, beaten));
+    assert_eq!(view.entries[&volume("v")], (lease(), granted));
+    assert_eq!(view.entries[&Key::Storm], (Record::Storm(Storm::Over), last));
+    let some = exchange.read(&Reading::Keys(vec![beat.clone(), volume("none")])).await.unwrap();
+    assert_eq!(some.entries.keys().collect::<Vec<_>>(), [&beat]);
+    assert_eq!(some.at(&volume("none")), Revision::ABSENT);
+}
+
+async fn a_record_that_cannot_be_read_is_never_taken_for_free<S: LeaseStore>(store: S) {
+    let exchange = exchange_of(store);
+    exchange.found("one").await.unwrap();
+    let keys = Keys::default();
+    let newer = br#"{"version":2,"state":"free","since":"x"}"#.to_vec();
+    let name = exchange::key(&keys, &volume("v"));
+    let beside = Transaction::new()
+        .put(&name, Revision::ABSENT, newer)
+        .put(&format!("{}stray", keys.leases()), Revision::ABSENT, b"{".to_vec())
+        .put(&format!("{}agent%2D1", keys.sessions()), Revision::ABSENT, b"{".to_vec());
+    exchange.store().commit(beside).await.unwrap();
+    for reading in [Reading::Everything, Reading::Keys(vec![volume("v")])] {
+        let refused = exchange.read(&reading).await.unwrap_err();
+        assert!(refused.contains(&*name) && refused.contains("has version 2"), "{refused}");
+    }
+    // Another's is no obstacle to who does not ask for it.
+    assert!(exchange.read(&Reading::Keys(vec![volume("w")])).await.is_ok());
+    let at = exchange.store().get(std::slice::from_ref(&name)).await.unwrap().mod_revision(&name);
+    let mended = Transaction::new().put(&name, at, exchange::to_bytes(&lease(), "now"));
+    exchange.store().commit(mended).await.unwrap();
+    // What is no key of this layout, or another spelling of one, is nobody's record.
+    let view = exchange.read(&Reading::Everything).await.unwrap();
+    assert_eq!(view.entries.keys().collect::<Vec<_>>(), [&volume("v")]);
+}
+
+async fn the_record_of_the_installation_is_compared_byte_for_byte<S: LeaseStore>(store: S) {
+    let exchange = exchange_of(store);
+    exchange.found("one").await.unwrap();
+    let cluster = exchange.read(&Reading::Everything).await.unwrap().cluster;
+    let key = Keys::default().cluster();
+    let rewrite = async |value: &str| {
+        let at = exchange.store().get(std::slice::from_ref(&key)).await.unwrap().mod_revision(&key);
+        exchange.store().commit(Transaction::new().put(&key, at, value.into())).await.unwrap();
+    };
+    // The same id, with a blank: only a read may say that this is what is meant now.
+    rewrite(r#"{"version":1, "id":"one"}"#).await;
+    let put = Commit::new(&cluster).put(Key::Storm, Revision::ABSENT, Record::Storm(Storm::Over));
+    assert_eq!(exchange.commit(&put).await, Outcome::Conflict);
+    exchange.read(&Reading::Keys(Vec::new())).await.unwrap();
+    assert!(matches!(exchange.commit(&put).await, Outcome::Done(_)));
+    rewrite(r#"{"version":1,"id":"two"}"#).await;
+    assert_eq!(&*exchange.read(&Reading::Keys(Vec::new())).await.unwrap().cluster.0, "two");
+    assert_eq!(exchange.commit(&put).await, Outcome::Conflict, "decided before");
+}
+
+macro_rules! on_both_stores {
+    ($($case:ident,)*) => {
+        mod memory_store {
+            $(#[tokio::test]
+            async fn $case() {
+                crate::$case(shared::memory::MemoryStore::new()).await;
+            })*
+        }
+        mod etcd_store {
+            $(#[tokio::test]
+            async fn $case() {
+                let cluster = crate::EtcdCluster::start(1);
+                crate::$case(crate::etcd(&cluster)).await;
+            })*
+        }
+    };
+}
+
+fn etcd(cluster: &EtcdCluster) -> EtcdStore {
+    let config = EtcdConfig { request_timeout: PATIENT, ..EtcdConfig::new(cluster.endpoints()) };
+    EtcdStore::new(config).unwrap()
+}
+
+on_both_stores! {
+    what_was_committed_is_read_at_one_revision,
+    a_record_that_cannot_be_read_is_never_taken_for_free,
+    the_record_of_the_installation_is_compared_byte_for_byte,
+}
+
+#[tokio::test]
+async fn hosts_with_other_naming_rules_get_no_view() {
+    let store = MemoryStore::new();
+    let (alias, driver) = (Driver::new("rexray").unwrap(), Driver::new("ebs").unwrap());
+    let rules = NamingRules { driver_aliases: BTreeMap::from([(alias, driver)]), ..NamingRules::default() };
+    let ours = |naming| Exchange::new(store.clone(), Keys::default(), PATIENT, Some(naming));
+    ours(rules.clone()).found("one").await.unwrap();
+    assert!(ours(rules).read(&Reading::Everything).await.is_ok());
+    let other = ours(NamingRules::default()).try_read(&Reading::Everything).await;
+    assert!(matches!(other, Err(ReadError::Naming { .. })), "{other:?}");
+    // Who names no volumes does not care.
+    assert!(exchange_of(store).read(&Reading::Everything).await.is_ok());
+}
+
+#[tokio::test]
+async fn each_kind_of_answer_is_its_own_outcome() {
+    let store = MemoryStore::new();
+    let exchange = exchange_of(store.clone());
+    exchange.found("one").await.unwrap();
+    let cluster = exchange.read(&Reading::Everything).await.unwrap().cluster;
+    let put = Commit::new(&cluster).put(Key::Storm, Revision::ABSENT, Record::Storm(Storm::Over));
+    for (fault, outcome) in [
+        (CommitFault::Unavailable, Outcome::NotSent),
+        (CommitFault::UnknownNotDone, Outcome::Unknown),
+        (CommitFault::UnknownDoneAfter(1), Outcome::Unknown),
+    ] {
+        store.fail_next_commit(fault);
+        assert_eq!(exchange.commit(&put).await, outcome, "{fault:?}");
+    }
+    exchange.read(&Reading::Everything).await.unwrap();
+    assert_eq!(exchange.commit(&put).await, Outcome::Conflict, "the last of these was done late");
+}
+
+#[tokio::test]
+async fn etcd_a_hung_member_makes_a_commit_unknown_within_the_time_out() {
+    let cluster = EtcdCluster::start(1);
+    let exchange = Exchange::new(etcd(&cluster), Keys::default(), Duration::from_millis(300), None);
+    exchange.found("one").await.unwrap();
+    let id = exchange.read(&Reading::Everything).await.unwrap().cluster;
+    cluster.stop(0);
+    let put = Commit::new(&id).put(Key::Storm, Revision::ABSENT, Record::Storm(Storm::Over));
+    // Its own request would be given up only after ten seconds.
+    let begin = std::time::Instant::now();
+    assert_eq!(exchange.commit(&put).await, Outcome::Unknown);
+    let late = exchange.try_read(&Reading::Keys(vec![Key::Storm])).await;
+    assert!(matches!(late, Err(ReadError::Late { .. })), "{late:?}");
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    cluster.resume(0);
+}
