@@ -3,6 +3,7 @@
 //!
 //! Nothing here knows Mesos's ABI, a volume driver's protocol or a mount system call.
 
+pub mod clock;
 pub mod decide;
 pub mod etcd;
 pub mod event;

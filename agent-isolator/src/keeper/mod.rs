@@ -12,7 +12,9 @@ pub mod leases;
 pub mod log;
 mod mount_table;
 pub mod mounts;
+pub mod process;
 pub mod server;
+pub mod shared_memory;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;

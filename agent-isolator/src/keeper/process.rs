@@ -1,0 +1,186 @@
+//! Processes by a name that is never given twice: the pid and the time of its start. And all processes of one keeper: those of
+//! its session whose program is a keeper's.
+//!
+//! Only files of /proc are read that take no lock of the process's memory: a process that hangs in a page fault must not make
+//! its reader hang.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// The name of the keeper's program; a keeper that was replaced by another version shows as this, and ` (deleted)`.
+const PROGRAM: &str = "extvol-keeper";
+
+/// A process. The kernel gives its pid away again, but not with the same start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProcessId {
+    /// As this program's pid namespace has it.
+    pub pid: u32,
+    /// In the kernel's ticks since boot.
+    pub started: u64,
+}
+
+/// What `/proc/<pid>/stat` tells.
+struct Stat {
+    state: u8,
+    session: u32,
+    started: u64,
+}
+
+fn stat(pid: u32) -> Option<Stat> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before the last parenthesis may hold anything.
+    let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
+    let state = *fields.next()?.as_bytes().first()?;
+    let session = fields.nth(2)?.parse().ok()?;
+    let started = fields.nth(15)?.parse().ok()?;
+    Some(Stat { state, session, started })
+}
+
+impl ProcessId {
+    /// The process that has this pid now; none when it has ended.
+    #[must_use]
+    pub fn of(pid: u32) -> Option<Self> {
+        let stat = stat(pid)?;
+        (!matches!(stat.state, b'Z' | b'X')).then_some(Self { pid, started: stat.started })
+    }
+
+    /// This process.
+    #[must_use]
+    pub fn own() -> Option<Self> {
+        Self::of(std::process::id())
+    }
+
+    /// Whether it still runs. A zombie has let go of its files and mounts.
+    #[must_use]
+    pub fn runs(self) -> bool {
+        Self::of(self.pid) == Some(self)
+    }
+
+    /// A handle on it; none when it has ended.
+    #[must_use]
+    pub fn open(self) -> Option<Handle> {
+        let pid = Pid::from_raw(i32::try_from(self.pid).ok()?)?;
+        let handle = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        // The handle is of whoever has the pid; from here on that does not change.
+        self.runs().then_some(Handle { handle, id: self })
+    }
+
+    /// Sends SIGKILL, if it still runs. When no descriptor is left for a handle, the kill goes to the pid that was looked at
+    /// right before.
+    pub fn kill(self) {
+        match self.open() {
+            Some(handle) => handle.signal(Signal::KILL),
+            None if self.runs() => {
+                let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
+                // It ended by itself.
+                let _ended = pid.map(|pid| rustix::process::kill_process(pid, Signal::KILL));
+            }
+            None => {}
+        }
+    }
+}
+
+/// A handle on a process: its pid cannot become another's while this is used.
+#[derive(Debug)]
+pub struct Handle {
+    handle: OwnedFd,
+    id: ProcessId,
+}
+
+impl Handle {
+    /// Which process.
+    #[must_use]
+    pub fn id(&self) -> ProcessId {
+        self.id
+    }
+
+    /// Sends a signal; it may have ended.
+    pub fn signal(&self, signal: Signal) {
+        let _ended = pidfd_send_signal(self.handle.as_fd(), signal);
+    }
+
+    /// Whether it has ended.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        let mut polled = [PollFd::new(&self.handle, PollFlags::IN)];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        loop {
+            match poll(&mut polled, Some(&at_once)) {
+                Ok(ready) => return ready > 0,
+                Err(Errno::INTR) => {}
+                Err(_) => return !self.id.runs(),
+            }
+        }
+    }
+}
+
+/// All pids now.
+pub(super) fn pids() -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// This process's session.
+#[must_use]
+pub fn own_session() -> u32 {
+    stat(std::process::id()).map_or(0, |stat| stat.session)
+}
+
+/// The processes of a keeper's session that run a keeper's program, but for this one: worker, deadman and their helpers. The
+/// session's number is not given away while one of them lives, and none of them is older than `since`, so that a later session
+/// of the same number is not taken for it.
+#[must_use]
+pub fn members(session: u32, since: u64) -> Vec<ProcessId> {
+    let own = std::process::id();
+    let is_keeper = |pid: u32| {
+        let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+        let name = Path::new(program.file_name()?).to_string_lossy().into_owned();
+        (name.strip_suffix(" (deleted)").unwrap_or(&name) == PROGRAM).then_some(())
+    };
+    let leader_is_another =
+        stat(session).is_some_and(|leader| leader.session == session && leader.started > since);
+    if session == 0 || leader_is_another {
+        return Vec::new();
+    }
+    let member = |pid: u32| {
+        let found = stat(pid)?;
+        let runs = !matches!(found.state, b'Z' | b'X') && pid != own;
+        (runs && found.session == session && found.started >= since).then_some(())?;
+        is_keeper(pid)?;
+        Some(ProcessId { pid, started: found.started })
+    };
+    pids().into_iter().filter_map(member).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn a_process_that_ended_is_not_taken_for_one_that_runs() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let id = ProcessId::of(child.id()).unwrap();
+        let handle = id.open().unwrap();
+        assert!(id.runs() && !handle.has_ended());
+        id.kill();
+        // A zombie until it is waited for.
+        let ended = std::iter::repeat_with(|| handle.has_ended()).take(1_000_000).any(|ended| ended);
+        assert!(ended && !id.runs() && id.open().is_none());
+        child.wait().unwrap();
+        let other = ProcessId { started: id.started + 1, ..ProcessId::own().unwrap() };
+        assert!(!other.runs() && other.open().is_none(), "the same pid with another start is another process");
+    }
+
+    #[test]
+    fn a_sessions_other_programs_are_no_keepers() {
+        let own = ProcessId::own().unwrap();
+        assert_eq!(members(own_session(), 0), [], "{own:?}");
+    }
+}
