@@ -46,6 +46,8 @@ struct StoredLease {
     record: LeaseRecord,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     unsettled: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    calls: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     revoked: Option<Text>,
 }
@@ -122,7 +124,7 @@ fn stored_lease(lease: &Lease, now: &str) -> StoredLease {
     let held = match lease {
         Lease::Free { last_holder } => {
             let record = LeaseRecord::Free { last_holder: last_holder.clone(), since: now.to_owned() };
-            return StoredLease { record, unsettled: false, revoked: None };
+            return StoredLease { record, unsettled: false, calls: false, revoked: None };
         }
         Lease::Held(held) => held,
     };
@@ -140,11 +142,11 @@ fn stored_lease(lease: &Lease, now: &str) -> StoredLease {
         Stage::Attached => LeaseRecord::Attached(record),
         Stage::Detaching => LeaseRecord::Detaching(record),
     };
-    StoredLease { record, unsettled: held.unsettled, revoked: held.revoked.clone() }
+    StoredLease { record, unsettled: held.unsettled, calls: held.calls, revoked: held.revoked.clone() }
 }
 
 fn lease(stored: StoredLease) -> Lease {
-    let StoredLease { record, unsettled, revoked } = stored;
+    let StoredLease { record, unsettled, calls, revoked } = stored;
     let (stage, held) = match record {
         LeaseRecord::Free { last_holder, .. } => return Lease::Free { last_holder },
         LeaseRecord::Attaching(held) => (Stage::Attaching, held),
@@ -160,6 +162,7 @@ fn lease(stored: StoredLease) -> Lease {
         containers: held.containers,
         mount_point: held.mount_point.map(Text::from),
         unsettled,
+        calls,
         revoked,
         since: Some(held.since.into()),
     })
@@ -258,6 +261,7 @@ mod tests {
             containers: BTreeSet::from([ContainerId::new("c1").unwrap()]),
             mount_point: Some("/m".into()),
             unsettled: true,
+            calls: true,
             revoked: Some("asked for".into()),
             since: Some("then".into()),
         }

@@ -128,7 +128,8 @@ impl World<'_> {
         self.after(MS, Event::CallAnswered { host, life, input });
     }
 
-    /// The storage takes a volume away from every other host, and refuses what their drivers asked for before.
+    /// The storage takes a volume away from every other host. What their drivers have asked for still happens,
+    /// but for a host that does not run: its driver asks when it runs again, and is refused.
     pub(super) fn settle(&mut self, host: usize, op: Op, volume: &VolumeId) {
         let mut dice = self.dice(4, host as u64, op.0.wrapping_add(self.now << 8));
         let life = self.nodes[host].life;
@@ -144,7 +145,9 @@ impl World<'_> {
             for process in node.host.processes.values_mut() {
                 process.copies.remove(volume);
             }
-            for (_, call) in self.calls.iter_mut().filter(|(h, call)| *h == other && call.volume == *volume) {
+            let stands = !node.powered || node.suspended.is_some();
+            let of = |h: usize, call: &Call| stands && h == other && call.volume == *volume;
+            for (_, call) in self.calls.iter_mut().filter(|(h, call)| of(*h, call)) {
                 call.blocked = true;
             }
         }

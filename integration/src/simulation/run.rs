@@ -304,7 +304,7 @@ pub(super) fn settings(plan: &Plan, host: usize) -> Settings {
         start_timeout: Duration::from_secs(20),
         retry: (Duration::from_millis(100), Duration::from_secs(1)),
         settle: Duration::from_millis(3_000),
-        storage_fencing: plan.storage_fencing,
+        storage_fencing: plan.storage_fencing.then(|| volume(0).driver).into_iter().collect(),
         fencing_required: false,
     }
 }

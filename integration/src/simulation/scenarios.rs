@@ -86,6 +86,7 @@ fn attached(host: usize) -> Held {
         containers: BTreeSet::new(),
         mount_point: None,
         unsettled: false,
+        calls: false,
         revoked: None,
         since: None,
     }

@@ -7,7 +7,7 @@
 //! times are kept relative to now, and revisions and operations by rank, so that the states are finite.
 //! The second host has a perfect network, and no faults: it is there to take over.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
@@ -153,7 +153,7 @@ impl Bounds {
             retry: (TICK, TICK),
             // A call lands within `late_calls` ticks, at the latest right before the next one.
             settle: TICK * u32::from(self.late_calls + 1),
-            storage_fencing: false,
+            storage_fencing: BTreeSet::new(),
             fencing_required: false,
         }
     }

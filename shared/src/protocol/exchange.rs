@@ -165,6 +165,9 @@ pub struct Held {
     /// Whether an earlier holder's driver calls or I/O may still land: written with the grant, gone with
     /// the mount, so that a taker that dies in between leaves the next one warned (L19).
     pub unsettled: bool,
+    /// Whether those include driver calls: then their settle time is waited for, even where the storage can take
+    /// the volume away.
+    pub calls: bool,
     /// Why it alone was revoked, if it was.
     pub revoked: Option<Text>,
     /// Wall clock of the grant; `None` is filled in when it is written.

@@ -19,6 +19,8 @@ pub(super) enum Claim {
         from: Option<(Holder, Revision)>,
         /// Whether the owner's driver calls or I/O may still land.
         unsettled: bool,
+        /// Whether those include driver calls.
+        calls: bool,
     },
     /// Another host has it; the sentence is for the task.
     Held {
@@ -41,13 +43,13 @@ impl Core {
         asked: &BTreeSet<Holder>,
     ) -> Claim {
         let Some(held) = lease.and_then(Lease::held) else {
-            return Claim::Take { from: None, unsettled: false };
+            return Claim::Take { from: None, unsettled: false, calls: false };
         };
         if held.holder == self.settings.holder {
             // An acquire whose answer was lost, and which the barrier has closed. Earlier epochs' leases
             // were taken over when this one was opened.
             return match held.epoch == epoch {
-                true => Claim::Take { from: None, unsettled: held.unsettled },
+                true => Claim::Take { from: None, unsettled: held.unsettled, calls: held.calls },
                 false => held_elsewhere(id, held, "another session of this host"),
             };
         }
@@ -67,7 +69,7 @@ impl Core {
             SessionState::Live => return held_elsewhere(id, held, "live"),
             SessionState::Revoking => return held_elsewhere(id, held, "being revoked"),
         };
-        if by_time && self.settings.fencing_required && !self.settings.storage_fencing {
+        if by_time && self.settings.fencing_required && !self.can_take_away(id) {
             return Claim::Refused(
                 format!(
                     "volume {id} was held by {}, which was declared dead by time alone; its storage cannot take it \
@@ -78,8 +80,10 @@ impl Core {
                 .into(),
             );
         }
-        let unsettled = by_time || held.unsettled || held.stage != Stage::Attached;
-        Claim::Take { from: Some((held.holder.clone(), at)), unsettled }
+        // While it is attached no call is under way.
+        let calls = held.calls || held.stage != Stage::Attached;
+        let unsettled = by_time || held.unsettled || calls;
+        Claim::Take { from: Some((held.holder.clone(), at)), unsettled, calls }
     }
 }
 

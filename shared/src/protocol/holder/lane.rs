@@ -113,9 +113,9 @@ impl Core {
                 Job::Acquire { volumes, container, owners, .. } => {
                     let wanted = |id| self.volumes.get(id).is_some_and(|volume| !volume.users.is_empty());
                     if self.is_revoking() {
-                        self.refuse_job("this host's session is revoked".into());
+                        self.refuse_job(now, "this host's session is revoked".into());
                     } else if !volumes.iter().any(wanted) {
-                        self.refuse_job(format!("container {container} has ended").into());
+                        self.refuse_job(now, format!("container {container} has ended").into());
                     } else if self.is_fresh(now) {
                         let leases = volumes.into_iter().map(Key::Lease);
                         let keys = leases.chain(owners.into_iter().map(Key::Session)).collect();
@@ -161,7 +161,8 @@ impl Core {
         let mount_point = volume.mounted().map(|mounted| mounted.mount_point.clone());
         let (stage, containers) = (volume.stage(), volume.users.clone());
         let unsettled = held.unsettled && stage == Stage::Attaching;
-        Some(Held { stage, containers, mount_point, unsettled, ..held.clone() })
+        let calls = held.calls && unsettled;
+        Some(Held { stage, containers, mount_point, unsettled, calls, ..held.clone() })
     }
 
     /// Sends the write of leases that are this holder's.
@@ -309,7 +310,7 @@ impl Core {
                 self.barrier = false;
                 self.check = Some(now);
             }
-            (Doing::JobWrite(written), Outcome::Done(at)) => self.job_done(written, at),
+            (Doing::JobWrite(written), Outcome::Done(at)) => self.job_done(now, written, at),
             (Doing::JobWrite(_), Outcome::Conflict) => self.check = Some(now),
             (Doing::JobWrite(_), Outcome::Unknown) => self.barrier = true,
             (_, Outcome::NotSent) => self.lane = Lane::Pause { until: now + self.settings.retry.0 },
@@ -318,7 +319,7 @@ impl Core {
         }
     }
 
-    fn job_done(&mut self, written: Vec<(VolumeId, Lease)>, at: Revision) {
+    fn job_done(&mut self, now: Now, written: Vec<(VolumeId, Lease)>, at: Revision) {
         for (id, lease) in written {
             match lease {
                 Lease::Held(held) => {
@@ -335,7 +336,7 @@ impl Core {
             Some(Job::TakeOver) | None => {}
             Some(Job::Acquire { volumes, .. }) => {
                 self.jobs.pop_front();
-                self.acquired(&volumes);
+                self.acquired(now, &volumes);
             }
             Some(Job::Record { op, .. }) => {
                 self.jobs.pop_front();
@@ -363,8 +364,9 @@ impl Core {
             } else if older.len() < VOLUMES_MAX {
                 let stage = Stage::Detaching;
                 let unsettled = held.unsettled || held.epoch <= unsettled_through;
+                let calls = unsettled && (held.calls || held.stage != Stage::Attached);
                 let containers = BTreeSet::new();
-                let held = Held { stage, epoch, token: None, containers, unsettled, ..held.clone() };
+                let held = Held { stage, epoch, token: None, containers, unsettled, calls, ..held.clone() };
                 older.push((id.clone(), Lease::Held(held)));
             }
         }
@@ -390,20 +392,21 @@ impl Core {
         let (mut wants, mut keys, mut held_by) = (BTreeSet::new(), BTreeSet::new(), None);
         for id in volumes {
             let lease = view.lease(id);
-            let (from, unsettled) = match self.claim(id, lease.map(|(lease, _)| lease), epoch, view, owners) {
-                Claim::Ask(owner) => {
-                    more.insert(owner);
-                    continue;
-                }
-                Claim::Refused(why) => return self.refuse_job(why),
-                Claim::Held { owner, why } => {
-                    wants.insert(id.clone());
-                    keys.extend([Key::Lease(id.clone()), Key::Session(owner)]);
-                    held_by.get_or_insert(why);
-                    continue;
-                }
-                Claim::Take { from, unsettled } => (from, unsettled),
-            };
+            let (from, unsettled, calls) =
+                match self.claim(id, lease.map(|(lease, _)| lease), epoch, view, owners) {
+                    Claim::Ask(owner) => {
+                        more.insert(owner);
+                        continue;
+                    }
+                    Claim::Refused(why) => return self.refuse_job(now, why),
+                    Claim::Held { owner, why } => {
+                        wants.insert(id.clone());
+                        keys.extend([Key::Lease(id.clone()), Key::Session(owner)]);
+                        held_by.get_or_insert(why);
+                        continue;
+                    }
+                    Claim::Take { from, unsettled, calls } => (from, unsettled, calls),
+                };
             let held = Held {
                 stage: Stage::Attaching,
                 holder: self.settings.holder.clone(),
@@ -413,6 +416,7 @@ impl Core {
                 containers: BTreeSet::from([container.clone()]),
                 mount_point: None,
                 unsettled,
+                calls,
                 revoked: None,
                 since: None,
             };
@@ -429,8 +433,8 @@ impl Core {
             let again = now + mine.timing().ttl / 2;
             let others = Others { keys, read: view.revision, why: why.clone(), again };
             return match self.wait_for_others(now, container, wants, others) {
-                true => self.drop_job(),
-                false => self.refuse_job(why),
+                true => self.drop_job(now),
+                false => self.refuse_job(now, why),
             };
         }
         let mut commit = match (&self.cluster, mine.record.state) {
@@ -478,20 +482,20 @@ impl Core {
 
     /// Ends the acquire at the head of the queue without leases, and its container. Others that wait for the same
     /// volumes ask for themselves: the refusal may be of another one.
-    fn refuse_job(&mut self, why: Text) {
+    fn refuse_job(&mut self, now: Now, why: Text) {
         let Some(Job::Acquire { container, .. }) = self.jobs.front().cloned() else { return };
-        self.drop_job();
+        self.drop_job(now);
         self.end(&container, &why);
     }
 
     /// Gives up the acquire at the head of the queue.
-    fn drop_job(&mut self) {
+    fn drop_job(&mut self, now: Now) {
         let Some(Job::Acquire { volumes, .. }) = self.jobs.pop_front() else { return };
         // One whose answer was lost may have been granted, as the barrier's reading has shown: then the leases
         // are ours, and have to be given back like any other without users.
         let (ours, others): (Vec<_>, Vec<_>) =
             volumes.into_iter().partition(|id| self.leases.contains_key(id));
-        self.acquired(&ours);
+        self.acquired(now, &ours);
         for id in others {
             self.volumes.remove(&id);
         }

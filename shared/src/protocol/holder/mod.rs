@@ -34,7 +34,7 @@ mod volume;
 mod volumes;
 mod wait;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 pub use io::{Answer, FoundLease, Idleness, Input, MountFault, Output, Sight, UnmountFault};
@@ -50,7 +50,7 @@ use super::timing::Timing;
 use super::{Now, Op, Text};
 use crate::record::Epoch;
 use crate::store::Revision;
-use crate::volume::{ContainerId, Holder, VolumeId};
+use crate::volume::{ContainerId, Driver, Holder, VolumeId};
 
 /// What does not change while a worker runs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -80,8 +80,8 @@ pub struct Settings {
     pub retry: (Duration, Duration),
     /// How long a driver call may still land after its caller has died.
     pub settle: Duration,
-    /// Whether the storage can take a volume away from another host.
-    pub storage_fencing: bool,
+    /// The drivers whose storage can take a volume away from another host.
+    pub storage_fencing: BTreeSet<Driver>,
     /// Whether a volume of a host that was declared dead by time alone is mounted only after the
     /// storage took it away from there (`fencing = required`).
     pub fencing_required: bool,

@@ -165,7 +165,7 @@ impl Volume {
     pub(super) fn adopt(&mut self, lease: &FoundLease, settled_at: Now) {
         let token = lease.token;
         self.unresolved = self.asked;
-        if std::mem::take(&mut self.unsettled_before) {
+        if std::mem::take(&mut self.unsettled_before) || lease.unsettled {
             self.settled_at = Some(settled_at);
         }
         let phase = match &self.phase {

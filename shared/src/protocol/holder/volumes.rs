@@ -43,15 +43,19 @@ impl Core {
     }
 
     /// The leases are ours.
-    pub(super) fn acquired(&mut self, volumes: &[VolumeId]) {
+    pub(super) fn acquired(&mut self, now: Now, volumes: &[VolumeId]) {
         self.table_changed = true;
         for id in volumes {
             let Some((held, at)) = self.leases.get(id) else { continue };
             let token = held.token.unwrap_or(Token(*at));
             let unsettled = held.unsettled;
+            let settles = (held.calls || !self.can_take_away(id)).then(|| now + self.settings.settle);
             if let Some(volume) = self.volumes.get_mut(id) {
                 volume.enter(if unsettled { Phase::Settling { token } } else { Phase::Mounting { token } });
                 volume.confirmed = true;
+                if unsettled {
+                    volume.settled_at = volume.settled_at.max(settles);
+                }
             }
         }
     }
@@ -59,23 +63,24 @@ impl Core {
     /// Starts the effect that a volume is due for, if there is one.
     pub(super) fn start_effect(&mut self, now: Now, id: &VolumeId) {
         let op = Op(self.next_op + 1);
+        let takes_away = self.can_take_away(id);
         let Some(volume) = self.volumes.get_mut(id) else { return };
         if !volume.due(now) {
             return;
         }
         self.table_changed |= volume.settles(now) | volume.leave();
-        if let Phase::Settling { token } = volume.phase
-            && !self.settings.storage_fencing
-        {
-            // The storage cannot do it: the settle time is waited for, once.
-            if volume.retry_at.is_none() {
-                volume.retry_at = Some(now + self.settings.settle);
+        if let Phase::Settling { token } = volume.phase {
+            // Calls are waited for; the storage takes away what is left, where it can.
+            if let Some(at) = volume.settled_at {
                 volume.trouble = Some("a driver call of its last host may still land".into());
+                volume.retry_at = Some(at);
                 return;
             }
-            volume.settle();
-            volume.enter(Phase::Mounting { token });
-            self.table_changed = true;
+            if !takes_away {
+                volume.settle();
+                volume.enter(Phase::Mounting { token });
+                self.table_changed = true;
+            }
         }
         let asked = volume.wanted.asked.clone();
         let effect = match &volume.phase {
@@ -125,6 +130,11 @@ impl Core {
         volume.awaits = Some(op);
         self.next_op = op.0;
         self.outputs.extend(effect);
+    }
+
+    /// Whether the storage can take this volume away from another host.
+    pub(super) fn can_take_away(&self, id: &VolumeId) -> bool {
+        self.settings.storage_fencing.contains(&id.driver)
     }
 
     /// Who uses volumes here, for people and tests.
