@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use shared::parameters::{ParameterError, Parameters};
+use shared::protocol::exchange::ByTime;
+use shared::protocol::timing::Timing;
 use shared::volume::{Driver, Holder, NamingRules};
 
 /// An agent's `executor_registration_timeout` is 1 min by default, and prepare counts in it.
@@ -23,8 +25,22 @@ pub struct KeeperParameters {
     pub etcd_endpoints: Vec<String>,
     /// `etcd_prefix`: default `/extvol/v1`.
     pub etcd_prefix: String,
-    /// `request_timeout`: of one etcd request; default 1 s.
-    pub request_timeout: Duration,
+    /// `profile` (`fast`, `default`, `calm`), `ttl`, `beat_interval`, `request_timeout`, `election_time`,
+    /// `fence_after`, `kill_time`: the protocol's times.
+    pub timing: Timing,
+    /// `by_time`: whether silence may end this host's session: `allowed`, or `never` on a host that is to go on
+    /// while etcd is away.
+    pub by_time: ByTime,
+    /// `grace`: how long containers may take to end by themselves after a revoke; default 10 s.
+    pub grace: Duration,
+    /// `wait_timeout`: for how long a prepare waits for a lease that another host has; default `ttl` and 5 s.
+    pub wait_timeout: Duration,
+    /// `preempt_plugins` (`ebs=ebs-preempt,...`): by driver, the plugin that takes a volume away from another host
+    /// when it mounts it.
+    pub preempt_plugins: BTreeMap<Driver, Driver>,
+    /// `fencing` = `required`: a volume of a host that is dead by time alone is taken only where the storage takes
+    /// it away from there.
+    pub fencing_required: bool,
     /// `prepare_timeout`: within it a container's volumes are mounted, or its launch fails; default
     /// 45 s.
     pub prepare_timeout: Duration,
@@ -89,6 +105,22 @@ fn aliases(text: &str) -> Result<BTreeMap<Driver, Driver>, String> {
     }
 }
 
+fn by_time(text: &str) -> Result<ByTime, &'static str> {
+    match text {
+        "allowed" => Ok(ByTime::Allowed),
+        "never" => Ok(ByTime::Never),
+        _ => Err("is neither allowed nor never"),
+    }
+}
+
+fn required(text: &str) -> Result<bool, &'static str> {
+    match text {
+        "required" => Ok(true),
+        "optional" => Ok(false),
+        _ => Err("is neither required nor optional"),
+    }
+}
+
 fn drivers(text: &str) -> Result<BTreeSet<Driver>, String> {
     let names = text.split(',').filter(|name| !name.is_empty());
     names.map(|name| Driver::new(name).map_err(|e| format!("holds a driver name that {e}"))).collect()
@@ -109,15 +141,21 @@ impl KeeperParameters {
                 reason,
             })?,
         };
+        let timing = parameters.timing()?;
         Ok(Self {
             holder,
             etcd_endpoints: parameters.endpoints("etcd_endpoints")?,
             etcd_prefix: parameters.key_prefix("etcd_prefix", "/extvol/v1")?,
-            request_timeout: parameters.duration(
-                "request_timeout",
-                seconds(1),
-                Duration::from_millis(50)..=seconds(30),
+            timing,
+            by_time: parameters.parsed("by_time", by_time)?.unwrap_or(ByTime::Allowed),
+            grace: parameters.duration("grace", seconds(10), Duration::ZERO..=seconds(600))?,
+            wait_timeout: parameters.duration(
+                "wait_timeout",
+                timing.ttl + seconds(5),
+                Duration::ZERO..=seconds(3600),
             )?,
+            preempt_plugins: parameters.parsed("preempt_plugins", aliases)?.unwrap_or_default(),
+            fencing_required: parameters.parsed("fencing", required)?.unwrap_or(false),
             prepare_timeout: parameters.duration(
                 "prepare_timeout",
                 PREPARE_TIMEOUT,
@@ -197,7 +235,7 @@ mod tests {
         let table = [
             (&[][..], "`etcd_endpoints` is missing"),
             (&[("etcd_endpoints", "h")], "`etcd_endpoints` has the value `h`"),
-            (&[("etcd_endpoints", "h:1"), ("ttl", "5")], "no parameter `ttl`"),
+            (&[("etcd_endpoints", "h:1"), ("ttl", "5")], "`ttl` has the value `5`"),
             (&[("etcd_endpoints", "h:1"), ("holder", "a/b")], "`holder` has the value `a/b`"),
             (&[("etcd_endpoints", "h:1"), ("mount_roots", "a")], "which is not an absolute path"),
             (&[("etcd_endpoints", "h:1"), ("mount_roots", "/")], "below which everything is"),

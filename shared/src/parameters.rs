@@ -6,6 +6,8 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use crate::protocol::timing::{Profile, TTL_MAX, Timing};
+
 /// Why the parameters are refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParameterError {
@@ -153,6 +155,27 @@ impl Parameters {
     /// [`ParameterError::Invalid`].
     pub fn key_prefix(&mut self, name: &'static str, default: &str) -> Result<String, ParameterError> {
         Ok(self.parsed(name, key_prefix)?.unwrap_or_else(|| default.to_owned()))
+    }
+
+    /// The protocol's times: `profile` sets them together, and each may be given by itself.
+    ///
+    /// # Errors
+    /// Names a value that cannot be used, or that breaks a rule ([`Timing::check`]).
+    pub fn timing(&mut self) -> Result<Timing, ParameterError> {
+        let mut timing = self.parsed("profile", Profile::named)?.unwrap_or(Profile::Default).timing();
+        let least = Duration::from_millis(50);
+        for (name, value, least) in [
+            ("ttl", &mut timing.ttl, least),
+            ("beat_interval", &mut timing.beat, least),
+            ("request_timeout", &mut timing.request, least),
+            ("election_time", &mut timing.election, Duration::ZERO),
+            ("fence_after", &mut timing.fence, least),
+            ("kill_time", &mut timing.kill, least),
+        ] {
+            *value = self.duration(name, *value, least..=TTL_MAX)?;
+        }
+        timing.check()?;
+        Ok(timing)
     }
 
     /// Refuses what was given and never asked for. To be called last.

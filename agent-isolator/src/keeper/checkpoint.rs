@@ -21,11 +21,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use shared::decide::Machine;
-use shared::holder::Table;
+use shared::protocol::holder::Table;
 use shared::volume::Holder;
 
 /// The version of the table that this program writes, and the only one that it reads.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct Stored {
@@ -44,8 +44,6 @@ pub struct Owner {
     pub holder: Holder,
     /// Where the records are in etcd.
     pub etcd_prefix: String,
-    /// The installation's id, once it is known.
-    pub cluster: Option<String>,
 }
 
 /// Why the keeper cannot start.
@@ -183,24 +181,12 @@ impl Checkpoint {
         &self.path
     }
 
-    /// The installation that the table belongs to, once it is known.
-    #[must_use]
-    pub fn cluster(&self) -> Option<&str> {
-        self.owner.cluster.as_deref()
-    }
-
-    /// The installation is known now.
-    pub fn belongs_to(&mut self, cluster: String) {
-        self.owner.cluster = Some(cluster);
-    }
-
     /// The stored table; an empty one when there is none, when it is of an earlier boot, or when it
-    /// cannot be read: then it is set aside, and what is mounted is learnt from etcd and the mount
-    /// tables.
+    /// cannot be read: then it is set aside, and what is mounted is learnt from the mount tables.
     ///
     /// # Errors
     /// [`StartError::AnotherHolder`].
-    pub fn load(&mut self) -> Result<Table, StartError> {
+    pub fn load(&self) -> Result<Table, StartError> {
         let bytes = match fs::read(&self.path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Table::default()),
@@ -226,16 +212,14 @@ impl Checkpoint {
             tracing::info!("the table in {} is of an earlier boot", self.path.display());
             return Ok(Table::default());
         }
-        let same =
-            stored.owner.holder == self.owner.holder && stored.owner.etcd_prefix == self.owner.etcd_prefix;
-        if stored.table.volumes().next().is_none() {
-            return Ok(if same { stored.table } else { Table::default() });
+        let same = stored.owner == self.owner;
+        if stored.table.volumes.is_empty() && !same {
+            return Ok(Table::default());
         }
         if !same {
             let (theirs, ours) = (Box::new(stored.owner), Box::new(self.owner.clone()));
             return Err(StartError::AnotherHolder { path: self.path.clone(), theirs, ours });
         }
-        self.owner.cluster = stored.owner.cluster;
         Ok(stored.table)
     }
 
@@ -246,8 +230,8 @@ impl Checkpoint {
             Err(error) => format!("it could not be kept: {error}"),
         };
         tracing::error!(
-            "the table in {} cannot be read: {why}; {kept}. What this host holds is learnt from etcd and the \
-             mount tables",
+            "the table in {} cannot be read: {why}; {kept}. What is mounted here is learnt \
+             from the mount tables",
             self.path.display()
         );
         Table::default()
@@ -275,14 +259,14 @@ mod tests {
     use super::*;
 
     fn owner(holder: &str) -> Owner {
-        Owner { holder: Holder::new(holder).unwrap(), etcd_prefix: "/x".into(), cluster: None }
+        Owner { holder: Holder::new(holder).unwrap(), etcd_prefix: "/x".into() }
     }
 
     /// A table with a volume.
     fn used() -> Table {
-        let json = r#"{"containers":{},"volumes":[{"wanted":{"volume":{"driver":"d","name":"v"},
-            "asked":{"driver":"d","name":"v"},"create":null},"phase":"mounting","token":7,"users":[],
-            "asked":true,"unsettled":false,"guarded":false}]}"#;
+        let json = r#"{"open":null,"refused":null,"containers":{},"volumes":[{"wanted":{"volume":{"driver":"d",
+            "name":"v"},"asked":{"driver":"d","name":"v"},"create":null},"phase":"mounting","token":7,"users":[],
+            "asked":true,"unsettled":false,"doubted":false}]}"#;
         serde_json::from_str(json).unwrap()
     }
 
@@ -300,26 +284,22 @@ mod tests {
     #[test]
     fn a_table_in_use_is_its_owners_alone() {
         let directory = tempfile::tempdir().unwrap();
-        let mut first = Checkpoint::new(directory.path(), "boot-1", owner("a"));
-        first.belongs_to("id-1".into());
+        let first = Checkpoint::new(directory.path(), "boot-1", owner("a"));
         first.store(&used()).unwrap();
-        let mut again = Checkpoint::new(directory.path(), "boot-1", owner("a"));
-        again.load().unwrap();
-        assert_eq!(again.cluster(), Some("id-1"));
-        let mut other = Checkpoint::new(directory.path(), "boot-1", owner("b"));
+        assert_eq!(first.load().unwrap(), used());
+        let other = Checkpoint::new(directory.path(), "boot-1", owner("b"));
         let error = other.load().unwrap_err().to_string();
         assert!(error.contains("of the holder a under") && error.contains("was given b"), "{error}");
         // Nothing is in use: nothing can be mistaken.
         first.store(&Table::default()).unwrap();
         assert_eq!(other.load().unwrap(), Table::default());
-        assert_eq!(other.cluster(), None);
     }
 
     #[test]
     fn a_broken_table_is_set_aside_and_never_stops_the_keeper() {
-        for bytes in ["", "{", r#"{"version":2,"tables":[]}"#, r#"{"version":1,"boot_id":"boot-1"}"#] {
+        for bytes in ["", "{", r#"{"version":3,"tables":[]}"#, r#"{"version":2,"boot_id":"boot-1"}"#] {
             let directory = tempfile::tempdir().unwrap();
-            let mut checkpoint = Checkpoint::new(directory.path(), "boot-1", owner("a"));
+            let checkpoint = Checkpoint::new(directory.path(), "boot-1", owner("a"));
             fs::write(checkpoint.path(), bytes).unwrap();
             assert_eq!(checkpoint.load().unwrap(), Table::default());
             assert_eq!(fs::read_to_string(directory.path().join("table.json.broken")).unwrap(), bytes);

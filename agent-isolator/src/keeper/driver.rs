@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use serde_json::{Value, json};
-use shared::holder::{MountFault, UnmountFault};
+use shared::protocol::Text;
+use shared::protocol::holder::{MountFault, UnmountFault};
 use shared::record::Token;
 use shared::volume::{Driver, VolumeId};
 
@@ -105,6 +106,10 @@ pub trait VolumeDriver {
         token: Token,
     ) -> impl Future<Output = Result<String, MountFault>> + Send;
 
+    /// Has the storage take the volume away from every other host, by mounting it here with preemption. Only with a
+    /// proof that its last holder is dead.
+    fn take_away(&self, asked: &VolumeId, token: Token) -> impl Future<Output = Result<(), Text>> + Send;
+
     /// Unmounts it.
     fn unmount(
         &self,
@@ -120,13 +125,21 @@ pub struct DockerPlugins {
     specifications: Vec<PathBuf>,
     /// Other names of the plugins, for volumes of which only the leased name is known.
     aliases: BTreeMap<Driver, Driver>,
+    /// By driver, aliases too: the plugin that mounts with preemption.
+    preempt: BTreeMap<Driver, Driver>,
 }
 
 impl DockerPlugins {
-    /// As they are found on this host; `aliases` are other names of them.
+    /// As they are found on this host; `aliases` are other names of them, `preempt` the plugins that take a volume
+    /// away from another host when they mount it.
     #[must_use]
-    pub fn new(aliases: BTreeMap<Driver, Driver>) -> Self {
-        Self { aliases, ..Self::default() }
+    pub fn new(aliases: BTreeMap<Driver, Driver>, mut preempt: BTreeMap<Driver, Driver>) -> Self {
+        for (alias, driver) in &aliases {
+            if let Some(plugin) = preempt.get(driver).cloned() {
+                preempt.insert(alias.clone(), plugin);
+            }
+        }
+        Self { aliases, preempt, ..Self::default() }
     }
 }
 
@@ -136,6 +149,7 @@ impl Default for DockerPlugins {
             sockets: "/run/docker/plugins".into(),
             specifications: vec!["/etc/docker/plugins".into(), "/usr/lib/docker/plugins".into()],
             aliases: BTreeMap::new(),
+            preempt: BTreeMap::new(),
         }
     }
 }
@@ -309,11 +323,11 @@ impl VolumeDriver for DockerPlugins {
         token: Token,
     ) -> Result<String, MountFault> {
         let fault = |error: DriverError| match error {
-            DriverError::NoAnswer { .. } => MountFault::Unresolved(error.sentence()),
+            DriverError::NoAnswer { .. } => MountFault::Unresolved(error.sentence().into()),
             DriverError::NotFound { .. } | DriverError::Unreachable { .. } => {
-                MountFault::Unreachable(error.sentence())
+                MountFault::Unreachable(error.sentence().into())
             }
-            _ => MountFault::Refused(error.sentence()),
+            _ => MountFault::Refused(error.sentence().into()),
         };
         if let Some(options) = create {
             let made = self.ensure_exists(asked, options).await;
@@ -327,22 +341,30 @@ impl VolumeDriver for DockerPlugins {
         let answer = self.call(&asked.driver, "Mount", &body, MOUNT_TIMEOUT).await.map_err(fault)?;
         match answer.get("Mountpoint").and_then(Value::as_str) {
             Some(path) if !path.is_empty() => Ok(path.to_owned()),
-            _ => Err(MountFault::Unresolved(format!(
-                "the plugin {} answered Mount without a Mountpoint",
-                asked.driver
-            ))),
+            _ => Err(MountFault::Unresolved(
+                format!("the plugin {} answered Mount without a Mountpoint", asked.driver).into(),
+            )),
         }
+    }
+
+    async fn take_away(&self, asked: &VolumeId, token: Token) -> Result<(), Text> {
+        let Some(plugin) = self.preempt.get(&asked.driver) else {
+            return Err(format!("no plugin is known that takes volumes of {} away", asked.driver).into());
+        };
+        let body = json!({ "Name": asked.name, "ID": mount_id(token) });
+        let answer = self.call(plugin, "Mount", &body, MOUNT_TIMEOUT).await;
+        answer.map(drop).map_err(|error| error.sentence().into())
     }
 
     async fn unmount(&self, asked: &VolumeId, token: Token) -> Result<(), UnmountFault> {
         let body = json!({ "Name": asked.name, "ID": mount_id(token) });
         let answer = self.call(&asked.driver, "Unmount", &body, UNMOUNT_TIMEOUT).await;
         answer.map(drop).map_err(|error| match error {
-            DriverError::NoAnswer { .. } => UnmountFault::Unresolved(error.sentence()),
+            DriverError::NoAnswer { .. } => UnmountFault::Unresolved(error.sentence().into()),
             DriverError::NotFound { .. } | DriverError::Unreachable { .. } => {
-                UnmountFault::Unreachable(error.sentence())
+                UnmountFault::Unreachable(error.sentence().into())
             }
-            _ => UnmountFault::Refused(error.sentence()),
+            _ => UnmountFault::Refused(error.sentence().into()),
         })
     }
 }

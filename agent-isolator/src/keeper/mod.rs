@@ -1,37 +1,50 @@
-//! The keeper: one process per agent host, which owns the host's session, leases, driver calls and
-//! mounts. It outlives the agent, so that an agent's restart changes nothing for running tasks.
+//! The keeper: it owns an agent host's session, leases, driver calls and mounts. It outlives the agent, so that an
+//! agent's restart changes nothing for running tasks.
 //!
-//! This file is the shell around [`shared::holder::Core`]: receive, handle, store, then carry out.
-//! Everything runs on one thread, but for what may block (`mounts`).
+//! ```text
+//! mod.rs       the worker: the shell around shared::protocol::holder
+//! etcd.rs      its reads, commits and watches
+//! driver.rs    the plugins' protocol
+//! probe.rs     looks at mounts and devices, each in a helper process
+//! mounts.rs    what those looks are; mount_table.rs: the kernel's tables
+//! deadman.rs   the other process; fence/ what it does; shared_memory.rs what the two share
+//! checkpoint.rs, server.rs, alive.rs, log.rs, process.rs
+//! ```
+//!
+//! The worker receives, handles, stores, and only then carries out. Everything of it runs on one thread that never waits
+//! for a file system, a device or a plugin: it has to tick for the deadman, and to beat.
 
 pub mod alive;
 pub mod checkpoint;
 pub mod driver;
-mod lease_task;
-pub mod leases;
+mod etcd;
 pub mod log;
 mod mount_table;
 pub mod mounts;
+pub mod probe;
 pub mod process;
 pub mod server;
 pub mod shared_memory;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
-use shared::holder::{
-    Answer, Container, Core, FoundLease, Input, Limits, MountFault, Now, Output, Request, Wanted,
-};
+use shared::clock::{Reading as Clocks, SuspendWatch, holder_now};
+use shared::exchange_io::Exchange;
+use shared::protocol::exchange::{Instance, Key};
+use shared::protocol::holder::{Answer, Container, Core, Input, Life, Output, Settings, Wanted};
+use shared::protocol::{Now, Request, Text};
 use shared::store::LeaseStore;
-use shared::volume::{ContainerId, NameError, VolumeId};
+use shared::volume::{ContainerId, NameError};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 
 use self::checkpoint::{Checkpoint, StartError};
 use self::driver::VolumeDriver;
-use self::lease_task::{LeaseCall, Recorded, keep_leases};
-use self::leases::{Leases, Noted};
+use self::etcd::Etcd;
+use self::probe::Prober;
 use self::server::{ConnectionId, Lines};
+use self::shared_memory::SharedMemory;
 use crate::parameters::KeeperParameters;
 use crate::wire::{self, Call, KeeperLine, Limit, line};
 
@@ -40,6 +53,17 @@ const STORE_AGAIN: Duration = Duration::from_millis(250);
 
 /// How often the containers' processes are looked at.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// How often the worker looks at clock, flag and deadman. A kernel timer runs on a clock that can be slewed, and so is
+/// trusted for no longer.
+const POLL: Duration = Duration::from_millis(50);
+
+/// A container that has its volumes has to start within this. Mesos's own limit, which counts from before the
+/// prepare, is a minute by default (`executor_registration_timeout`).
+const START_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+
+/// The first and the longest pause before what failed is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
 /// A random id, from the kernel.
 ///
@@ -51,7 +75,18 @@ pub fn random_id() -> String {
     id.trim().to_owned()
 }
 
-/// What happens in the keeper.
+/// An error and its causes in one line.
+pub fn sentence(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// What happens in the worker.
 #[derive(Debug)]
 pub enum Event {
     /// An isolator connected.
@@ -62,75 +97,93 @@ pub enum Event {
     Call(ConnectionId, u64, Call),
     /// An effect has ended.
     Core(Input),
-    /// The session was opened.
-    Opened {
-        /// The installation's id.
-        cluster: Option<String>,
-        /// The leases that are its own.
-        found: BTreeMap<VolumeId, FoundLease>,
-    },
 }
 
-/// The running keeper.
-pub struct Keeper<D> {
+/// What fences this host, and makes it safe before an epoch; and what guards the worker.
+pub trait Guard: Send + 'static {
+    /// Whether the deadman ticks. Where it has died, starts another one.
+    fn ticks(&mut self, now: Now) -> bool;
+    /// Ends every container and mount that an older life of this host left, or that this one has, and proves it; on a
+    /// thread where that may block. `settle` is when a driver call has happened that was made before.
+    fn make_safe(&self, settle: Now) -> Box<dyn FnOnce() -> Result<(), Text> + Send>;
+    /// Kills a container's processes, on a thread where that may block.
+    fn kill(&self, container: &Container) -> Box<dyn FnOnce() + Send>;
+}
+
+/// The running worker.
+pub struct Worker<S, D, G> {
     parameters: KeeperParameters,
     core: Core,
     checkpoint: Checkpoint,
+    memory: Arc<SharedMemory>,
+    guard: G,
+    guarded: bool,
+    etcd: Etcd<S>,
+    driver: D,
+    prober: Prober,
+    /// Whether the table has to be stored before what depends on it is carried out.
+    unstored: bool,
+    /// Why it could not be, the last time.
+    store_fault: Option<Text>,
+    store_again: Now,
     /// Outputs that wait for the table to be stored.
     held: VecDeque<Output>,
-    store_again: Option<Instant>,
     /// When the containers' processes are looked at again.
-    look_again: Instant,
-    unstored: Option<String>,
-    driver: D,
-    started: Instant,
+    look_again: Now,
+    suspends: SuspendWatch,
+    /// What was last said of the session, so that each change is said once.
+    said: String,
     events: mpsc::UnboundedSender<Event>,
     received: mpsc::UnboundedReceiver<Event>,
-    lease_calls: mpsc::UnboundedSender<LeaseCall>,
     connections: BTreeMap<ConnectionId, Lines>,
     requests: BTreeMap<Request, (ConnectionId, u64)>,
     next_request: u64,
     /// Told to every isolator that connects, until the container is cleaned up.
-    limits: BTreeMap<ContainerId, String>,
+    limits: BTreeMap<ContainerId, Text>,
 }
 
-impl<D: VolumeDriver + Clone + Send + Sync + 'static> Keeper<D> {
-    /// A keeper that goes on from the stored table. Opens its session in the background.
+impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static, G: Guard> Worker<S, D, G> {
+    /// A worker that goes on from the stored table and the shared deadline.
     ///
     /// # Errors
     /// When the table is another holder's.
-    pub fn start<S: LeaseStore>(
+    pub fn start(
         parameters: KeeperParameters,
-        mut checkpoint: Checkpoint,
-        leases: Leases<S>,
+        checkpoint: Checkpoint,
+        machine: shared::decide::Machine,
+        memory: Arc<SharedMemory>,
+        exchange: Exchange<S>,
         driver: D,
+        guard: G,
     ) -> Result<Self, StartError> {
         let (events, received) = mpsc::unbounded_channel();
-        let (lease_calls, calls) = mpsc::unbounded_channel();
         let table = checkpoint.load()?;
-        let noted = Noted {
-            cluster: checkpoint.cluster().map(str::to_owned),
-            volumes: table.volumes().cloned().collect(),
-        };
-        tokio::spawn(keep_leases(leases, noted, calls, events.clone(), parameters.mount_roots.clone()));
-        let limits = Limits { prepare: parameters.prepare_timeout, settle: parameters.settle_time };
+        let now = holder_now();
+        memory.tick_worker(now);
+        let core = Core::new(now, settings(&parameters, machine), table, memory.read());
         Ok(Self {
-            core: Core::new(table, limits),
-            parameters,
+            core,
             checkpoint,
-            held: VecDeque::new(),
-            store_again: None,
-            look_again: Instant::now(),
-            unstored: None,
+            memory,
+            guard,
+            guarded: true,
+            etcd: Etcd::new(exchange, events.clone()),
             driver,
-            started: Instant::now(),
+            prober: Prober::new(parameters.mount_roots.clone()),
+            unstored: true,
+            store_fault: None,
+            store_again: now,
+            held: VecDeque::new(),
+            look_again: now,
+            suspends: SuspendWatch::default(),
+            said: String::new(),
             events,
             received,
-            lease_calls,
             connections: BTreeMap::new(),
             requests: BTreeMap::new(),
             next_request: 0,
             limits: BTreeMap::new(),
+            parameters,
         })
     }
 
@@ -140,60 +193,62 @@ impl<D: VolumeDriver + Clone + Send + Sync + 'static> Keeper<D> {
         self.events.clone()
     }
 
-    fn now(&self) -> Now {
-        self.started.elapsed()
-    }
-
     /// Runs for ever.
     pub async fn run(mut self) {
+        self.core.handle(holder_now(), Input::Tick);
         loop {
-            let deadline = self.core.next_deadline().map(|deadline| self.started + deadline);
-            let look = self.core.containers().values().any(has_run).then_some(self.look_again);
-            let wake = [deadline, self.store_again, look].into_iter().flatten().min();
-            let event = match wake {
-                Some(wake) => tokio::time::timeout_at(wake, self.received.recv()).await.ok().flatten(),
-                None => self.received.recv().await,
-            };
-            match event {
-                Some(event) => self.handle(event),
-                None => self.core.handle(self.now(), Input::Tick),
+            self.go_on();
+            let now = holder_now();
+            let due = self.core.next_deadline().map_or(POLL, |at| at.saturating_sub(now).min(POLL));
+            // A deadline that is due now must not keep what is received from being taken in.
+            match tokio::time::timeout(due, self.received.recv()).await {
+                Ok(Some(event)) => self.handle(event),
+                Ok(None) | Err(_) => {}
             }
-            if self.look_again <= Instant::now() {
-                self.look_at_containers();
-            }
-            self.store_then_carry_out();
+            self.poll();
+        }
+    }
+
+    /// Looks at what tells nobody: the clocks, the flag, the deadman, the containers.
+    fn poll(&mut self) {
+        let clocks = Clocks::take();
+        let now = clocks.holder();
+        self.memory.tick_worker(now);
+        if let Some(slept) = self.suspends.observe(clocks) {
+            tracing::warn!("this host was suspended for {} ms: its time went on", slept.as_millis());
+        }
+        if self.core.is_open() && self.memory.read().fenced {
+            self.core.handle(now, Input::Flagged);
+        }
+        let guarded = self.guard.ticks(now);
+        if guarded != self.guarded {
+            self.guarded = guarded;
+            self.core.handle(now, Input::Guarded(guarded));
+        }
+        if self.look_again <= now {
+            self.look_again = now + LOOK_AGAIN;
+            self.look_at_containers(now);
+        }
+        if self.core.next_deadline().is_some_and(|at| at <= now) {
+            self.core.handle(now, Input::Tick);
         }
     }
 
     /// Ends the use of volumes by containers of which nothing runs any more.
-    fn look_at_containers(&mut self) {
-        self.look_again = Instant::now() + LOOK_AGAIN;
+    fn look_at_containers(&mut self, now: Now) {
         let gone = |(_, entry): &(&ContainerId, &Container)| has_run(entry) && !is_alive(entry);
         let ended: Vec<_> = self.core.containers().iter().filter(gone).map(|(id, _)| id.clone()).collect();
         for container in ended {
-            self.core.handle(self.now(), Input::Ended { container });
+            self.core.handle(now, Input::Ended { container });
         }
     }
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Core(input) => {
-                self.core.handle(self.now(), input);
-            }
-            Event::Opened { cluster, found } => {
-                tracing::info!(
-                    "the session of holder {} is open; {} leases are its own",
-                    self.parameters.holder,
-                    found.len()
-                );
-                if let Some(cluster) = cluster {
-                    self.checkpoint.belongs_to(cluster);
-                }
-                self.core.handle(self.now(), Input::Opened { found });
-            }
+            Event::Core(input) => self.core.handle(holder_now(), input),
             Event::Connected(id, lines) => {
                 for (container, message) in &self.limits {
-                    let limit = Limit { container: container.clone(), message: message.clone() };
+                    let limit = Limit { container: container.clone(), message: message.to_string() };
                     let _ = lines.send(line(&KeeperLine::Limit { limit }));
                 }
                 self.connections.insert(id, lines);
@@ -208,7 +263,7 @@ impl<D: VolumeDriver + Clone + Send + Sync + 'static> Keeper<D> {
 
     fn call(&mut self, connection: ConnectionId, call_id: u64, call: Call) {
         if let Call::Hello { version, parameters } = &call {
-            let answer = self.hello(*version, parameters).map(|()| Answer::Done);
+            let answer = self.hello(*version, parameters).map(|()| Answer::Done).map_err(Text::from);
             return self.answer(connection, call_id, answer);
         }
         self.next_request += 1;
@@ -217,36 +272,37 @@ impl<D: VolumeDriver + Clone + Send + Sync + 'static> Keeper<D> {
         let input = match call {
             Call::Hello { .. } => return,
             Call::Prepare { container, agent, agent_id, volumes } => {
-                if let Some(why) = &self.unstored {
-                    let why = why.clone();
+                if let Some(why) = self.store_fault.clone() {
                     self.requests.remove(&request);
                     return self.answer(connection, call_id, Err(why));
                 }
                 if let Err(why) = self.check_mount_roots() {
                     self.requests.remove(&request);
-                    return self.answer(connection, call_id, Err(why));
+                    return self.answer(connection, call_id, Err(why.into()));
                 }
                 let volumes = match self.wanted(volumes) {
                     Ok(volumes) => volumes,
                     Err(why) => {
                         self.requests.remove(&request);
-                        return self.answer(connection, call_id, Err(why));
+                        return self.answer(connection, call_id, Err(why.into()));
                     }
                 };
                 self.limits.remove(&container);
+                let (agent, agent_id) = (agent.into(), agent_id.map(Text::from));
                 Input::Prepare { request, container, agent, agent_id, volumes }
             }
             Call::Isolate { agent, container, pid } => {
-                Input::Isolate { request, agent, container, pid, cgroup: alive::freezer_cgroup(pid) }
+                let cgroup = alive::freezer_cgroup(pid).map(Text::from);
+                Input::Isolate { request, agent: agent.into(), container, pid, cgroup }
             }
             Call::Cleanup { agent, container } => {
                 self.limits.remove(&container);
-                Input::Cleanup { request, agent, container }
+                Input::Cleanup { request, agent: agent.into(), container }
             }
             Call::Recover { agent, mut known, orphans } => {
                 // An agent with another runtime directory or cgroups root may not see what still runs.
                 let unseen = |(id, entry): &(&ContainerId, &Container)| {
-                    entry.agent == agent
+                    *entry.agent == *agent
                         && !known.contains(*id)
                         && !orphans.contains(*id)
                         && has_run(entry)
@@ -258,10 +314,10 @@ impl<D: VolumeDriver + Clone + Send + Sync + 'static> Keeper<D> {
                     tracing::warn!("the agent at {agent} does not know container {id}, which still runs");
                     known.insert(id);
                 }
-                Input::Recover { request, agent, known, orphans }
+                Input::Recover { request, agent: agent.into(), known, orphans }
             }
         };
-        self.core.handle(self.now(), input);
+        self.core.handle(holder_now(), input);
     }
 
     /// The volumes by their canonical names.
@@ -306,142 +362,234 @@ impl<D: VolumeDriver + Clone + Send + Sync + 'static> Keeper<D> {
         self.parameters.mount_roots.iter().try_for_each(|root| mounts::check_root(root))
     }
 
-    fn answer(&self, connection: ConnectionId, id: u64, answer: Result<Answer, String>) {
+    fn answer(&self, connection: ConnectionId, id: u64, answer: Result<Answer, Text>) {
         let Some(lines) = self.connections.get(&connection) else { return };
         let reply = match answer {
             Ok(Answer::Prepared { mount_points }) => {
+                let mount_points = mount_points.iter().map(|point| point.to_string()).collect();
                 KeeperLine::Answer { id, answer: wire::Answer::Prepared { mount_points } }
             }
-            Ok(Answer::Done) => KeeperLine::Answer { id, answer: wire::Answer::Done },
-            Err(refused) => KeeperLine::Refused { id, refused },
+            Ok(Answer::Done | Answer::Isolated) => KeeperLine::Answer { id, answer: wire::Answer::Done },
+            Err(refused) => KeeperLine::Refused { id, refused: refused.to_string() },
         };
         // A connection that has just ended: the isolator asks again over the next one.
         let _ = lines.send(line(&reply));
     }
 
-    /// The table before the effect.
-    fn store_then_carry_out(&mut self) {
-        self.held.extend(std::iter::from_fn(|| self.core.poll_output()));
-        if self.core.table_changed() || self.unstored.is_some() {
-            match self.checkpoint.store(&self.core.table()) {
-                Ok(()) => {
-                    if self.unstored.take().is_some() {
-                        tracing::info!("the table in {} is stored again", self.checkpoint.path().display());
-                    }
-                    self.store_again = None;
-                }
-                Err(error) => {
-                    let path = self.checkpoint.path().display();
-                    let why = format!("the keeper cannot store its table in {path}: {error}");
-                    if self.unstored.is_none() {
-                        tracing::error!("{why}; nothing is mounted or unmounted until it can");
-                    }
-                    self.core.handle(self.now(), Input::Unstored { why: why.clone() });
-                    self.held.extend(std::iter::from_fn(|| self.core.poll_output()));
-                    self.unstored = Some(why);
-                    self.store_again = Some(Instant::now() + STORE_AGAIN);
-                }
-            }
-        }
-        if self.unstored.is_none() {
-            for output in std::mem::take(&mut self.held) {
+    /// Stores the table, and carries out what the core asks for: the table before the effect (L8).
+    fn go_on(&mut self) {
+        loop {
+            self.unstored |= self.core.table_changed();
+            self.store();
+            let output = if self.unstored { None } else { self.held.pop_front() };
+            let Some(output) = output.or_else(|| self.core.poll_output()) else { break };
+            if self.unstored && needs_table(&output) {
+                self.held.push_back(output);
+            } else {
                 self.carry_out(output);
             }
-        } else {
-            // A refusal promises nothing, and needs no note; nor does the end of a container.
-            let (now, later) = std::mem::take(&mut self.held).into_iter().partition(|output| {
-                matches!(output, Output::Reply(_, Err(_)) | Output::Warn(_) | Output::Limit { .. })
-            });
-            self.held = later;
-            let now: VecDeque<Output> = now;
-            now.into_iter().for_each(|output| self.carry_out(output));
+        }
+        self.etcd.watch(self.core.watching());
+        self.say();
+    }
+
+    fn store(&mut self) {
+        let now = holder_now();
+        if !self.unstored || (self.store_fault.is_some() && now < self.store_again) {
+            return;
+        }
+        match self.checkpoint.store(&self.core.table()) {
+            Ok(()) => {
+                self.unstored = false;
+                if self.store_fault.take().is_some() {
+                    tracing::info!("the table in {} is stored again", self.checkpoint.path().display());
+                }
+            }
+            Err(error) => {
+                let path = self.checkpoint.path().display();
+                let why: Text = format!("the keeper cannot store its table in {path}: {error}").into();
+                if self.store_fault.is_none() {
+                    tracing::error!("{why}; nothing is mounted or unmounted until it can");
+                }
+                self.store_fault = Some(why.clone());
+                self.store_again = now + STORE_AGAIN;
+                self.core.handle(now, Input::Unstored { why });
+            }
+        }
+    }
+
+    /// Tells each change of the session once.
+    fn say(&mut self) {
+        let holder = &self.parameters.holder;
+        let now = match (self.core.life(), self.core.epoch()) {
+            (Life::Open, Some(epoch)) if self.core.is_ready() => {
+                format!("the session of holder {holder} is open, epoch {epoch}")
+            }
+            (Life::Open, _) => return,
+            _ => format!("holder {holder} has no session: {}", self.core.obstacle()),
+        };
+        if self.said != now {
+            tracing::info!("{now}");
+            self.said = now;
+        }
+    }
+
+    /// What runs elsewhere tells its result as an event.
+    fn tell(&self) -> impl FnOnce(Input) + Send + use<S, D, G> {
+        let events = self.events.clone();
+        move |input| {
+            // The receiver lives as long as the worker runs.
+            let _ = events.send(Event::Core(input));
         }
     }
 
     fn carry_out(&mut self, output: Output) {
-        let events = self.events.clone();
-        let tell = move |input| {
-            // The receiver lives as long as the keeper runs.
-            let _ = events.send(Event::Core(input));
-        };
-        let ask = |call| {
-            if self.lease_calls.send(call).is_err() {
-                tracing::error!("the lease task has ended");
-            }
-        };
+        let tell = self.tell();
         match output {
-            Output::Reply(request, answer) => {
-                if let Some((connection, id)) = self.requests.remove(&request) {
-                    self.answer(connection, id, answer);
+            // The gate: the table with pid and cgroup is stored, the flag is looked at last.
+            Output::Reply(request, Ok(Answer::Isolated)) if self.memory.read().fenced => {
+                self.reply(request, Err("this host is being fenced".into()));
+            }
+            Output::Reply(request, answer) => self.reply(request, answer),
+            Output::Read { op, reading } => self.etcd.read(op, reading),
+            Output::Commit { op, commit } => self.etcd.commit(op, commit),
+            Output::Extend(fence_at) => {
+                if self.memory.extend(fence_at).is_err() {
+                    self.drop_held();
+                    self.core.handle(holder_now(), Input::Flagged);
                 }
             }
-            Output::Acquire { op, volumes, container, agent_id } => {
-                ask(LeaseCall::Acquire { op, volumes, container, agent_id });
+            Output::Reset => self.memory.reset(),
+            Output::Settle { op, token, asked } => {
+                let driver = self.driver.clone();
+                tokio::spawn(async move { tell(Input::Settled(op, driver.take_away(&asked, token).await)) });
             }
-            Output::Record { op, volume, state, containers, mount_point } => {
-                let record = Recorded { state, containers, mount_point };
-                ask(LeaseCall::Record { op, volume, record });
-            }
-            Output::Release { op, volume } => ask(LeaseCall::Release { op, volume }),
             Output::Mount { op, token, wanted } => {
-                let (driver, roots) = (self.driver.clone(), self.parameters.mount_roots.clone());
+                if !self.may_call(op) {
+                    return;
+                }
+                let (driver, prober) = (self.driver.clone(), self.prober.clone());
                 tokio::spawn(async move {
                     let mounted = driver.mount(&wanted.asked, wanted.create.as_ref(), token).await;
                     let result = match mounted {
-                        Ok(path) => {
-                            blocking(move || mounts::identify(&path, &roots)).await.map_err(|unusable| {
-                                MountFault::Unusable { why: unusable.why, mounted: unusable.mounted }
-                            })
-                        }
+                        Ok(path) => prober.identify(path).await,
                         Err(fault) => Err(fault),
                     };
                     tell(Input::Mounted(op, result));
                 });
             }
             Output::Unmount { op, token, asked } => {
+                if !self.may_call(op) {
+                    return;
+                }
                 let driver = self.driver.clone();
-                tokio::spawn(async move {
-                    tell(Input::Unmounted(op, driver.unmount(&asked, token).await));
-                });
+                tokio::spawn(async move { tell(Input::Unmounted(op, driver.unmount(&asked, token).await)) });
             }
             Output::Look { op, mounted } => {
-                tokio::spawn(async move {
-                    tell(Input::Seen(op, blocking(move || mounts::look(&mounted)).await));
-                });
-            }
-            Output::Find { op, mount_point } => {
-                let roots = self.parameters.mount_roots.clone();
-                tokio::spawn(async move {
-                    let found = blocking(move || mounts::look_up(&mount_point, &roots)).await;
-                    let found = found.map(|found| found.map(|(mounted, in_use)| (Box::new(mounted), in_use)));
-                    tell(Input::Found(op, found.map_err(|error| error.to_string())));
-                });
+                let prober = self.prober.clone();
+                tokio::spawn(async move { tell(Input::Seen(op, prober.look(mounted).await)) });
             }
             Output::ProveIdle { op, asked, mounted } => {
-                let roots = self.parameters.mount_roots.clone();
-                tokio::spawn(async move {
-                    let proof = blocking(move || mounts::prove_idle(&asked, mounted.as_ref(), &roots)).await;
-                    tell(Input::Idle(op, proof));
-                });
+                let prober = self.prober.clone();
+                tokio::spawn(async move { tell(Input::Idle(op, prober.prove_idle(asked, mounted).await)) });
             }
-            Output::Limit { container, message } => {
-                let limit = Limit { container: container.clone(), message: message.clone() };
-                let text = line(&KeeperLine::Limit { limit });
-                for lines in self.connections.values() {
-                    let _ = lines.send(text.clone());
+            Output::MakeSafe { op } => self.make_safe(op),
+            Output::Fence { op, why } => {
+                tracing::error!("this host is fenced: {why}");
+                self.memory.flag();
+                self.drop_held();
+                // A deadman that ticks does it, beginning with this process.
+                if !self.guarded {
+                    self.make_safe(op);
                 }
-                self.limits.insert(container, message);
             }
+            Output::Kill { container } => {
+                if let Some(entry) = self.core.containers().get(&container) {
+                    tokio::task::spawn_blocking(self.guard.kill(entry));
+                }
+            }
+            Output::Limit { container, message } => self.limit(container, message),
             Output::Warn(text) => tracing::warn!("{text}"),
         }
     }
+
+    /// The last look before a driver is called: time passed while the table was stored.
+    fn may_call(&self, op: shared::protocol::Op) -> bool {
+        !self.memory.read().fenced && self.core.may_call_driver(holder_now(), op)
+    }
+
+    fn make_safe(&self, op: shared::protocol::Op) {
+        let tell = self.tell();
+        let begun = self.memory.read().fence_at.unwrap_or_else(holder_now);
+        let work = self.guard.make_safe(begun + self.parameters.settle_time);
+        tokio::spawn(async move {
+            let result = tokio::task::spawn_blocking(work).await;
+            tell(Input::Safe(op, result.unwrap_or_else(|failed| Err(failed.to_string().into()))));
+        });
+    }
+
+    /// What waited for the table is of an epoch that is over.
+    fn drop_held(&mut self) {
+        for output in std::mem::take(&mut self.held) {
+            if let Output::Reply(request, _) = output {
+                self.reply(request, Err("this host is being fenced".into()));
+            }
+        }
+    }
+
+    fn reply(&mut self, request: Request, answer: Result<Answer, Text>) {
+        if let Some((connection, id)) = self.requests.remove(&request) {
+            self.answer(connection, id, answer);
+        }
+    }
+
+    fn limit(&mut self, container: ContainerId, message: Text) {
+        tracing::warn!("container {container} has to end: {message}");
+        let limit = Limit { container: container.clone(), message: message.to_string() };
+        let text = line(&KeeperLine::Limit { limit });
+        for lines in self.connections.values() {
+            let _ = lines.send(text.clone());
+        }
+        self.limits.insert(container, message);
+    }
 }
 
-/// Runs what may block on a thread of its own.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(failed) => std::panic::resume_unwind(failed.into_panic()),
+fn settings(parameters: &KeeperParameters, machine: shared::decide::Machine) -> Settings {
+    Settings {
+        holder: parameters.holder.clone(),
+        instance: Instance(random_id().into()),
+        machine: machine.id.into(),
+        boot: machine.boot_id.into(),
+        timing: parameters.timing,
+        by_time: parameters.by_time,
+        grace: parameters.grace,
+        prepare_timeout: parameters.prepare_timeout,
+        wait_timeout: parameters.wait_timeout,
+        start_timeout: START_TIMEOUT,
+        retry: RETRY,
+        settle: parameters.settle_time,
+        storage_fencing: parameters.preempt_plugins.keys().cloned().collect(),
+        fencing_required: parameters.fencing_required,
+    }
+}
+
+/// Whether an output promises what the table has to know first. A refusal promises nothing; nor does a beat, without
+/// which the host would be fenced because a disk is full.
+fn needs_table(output: &Output) -> bool {
+    match output {
+        Output::Reply(_, answer) => answer.is_ok(),
+        Output::Commit { commit, .. } => !commit.puts.iter().all(|(key, _)| matches!(key, Key::Beat(_))),
+        Output::Settle { .. } | Output::Mount { .. } | Output::Unmount { .. } => true,
+        Output::Read { .. }
+        | Output::Extend(_)
+        | Output::Reset
+        | Output::Look { .. }
+        | Output::ProveIdle { .. }
+        | Output::MakeSafe { .. }
+        | Output::Fence { .. }
+        | Output::Kill { .. }
+        | Output::Limit { .. }
+        | Output::Warn(_) => false,
     }
 }
 

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
-use shared::holder::{BlockDevice, Idleness, MountedVolume, Sight};
+use shared::protocol::holder::{BlockDevice, Idleness, MountedVolume, Sight};
 use shared::volume::VolumeId;
 
 use super::alive;
@@ -111,9 +111,9 @@ fn mount_above(path: &str, roots: &[PathBuf]) -> Option<Mount> {
 
 fn of(mount: &Mount, mount_point: &str) -> MountedVolume {
     MountedVolume {
-        mount_point: mount_point.to_owned(),
-        device_number: mount.device_number.clone(),
-        source: mount.source.clone(),
+        mount_point: mount_point.into(),
+        device_number: mount.device_number.as_str().into(),
+        source: mount.source.as_str().into(),
         device: block_device(&mount.source),
     }
 }
@@ -127,7 +127,7 @@ fn block_device(source: &str) -> Option<BlockDevice> {
     }
     let number = number(found.st_rdev);
     let disk_sequence = disk_sequence(&number);
-    Some(BlockDevice { path: path.to_str()?.to_owned(), number, disk_sequence })
+    Some(BlockDevice { path: path.to_str()?.into(), number: number.into(), disk_sequence })
 }
 
 fn number(device: u64) -> String {
@@ -152,8 +152,8 @@ fn disk_sequence(number: &str) -> Option<u64> {
 /// without a device is given away again.
 fn is_of<'a>(mounted: &'a MountedVolume) -> impl Fn(&Mount) -> bool + 'a {
     |mount| {
-        mount.device_number == mounted.device_number
-            && (mounted.device.is_some() || mount.source == mounted.source)
+        *mount.device_number == *mounted.device_number
+            && (mounted.device.is_some() || *mount.source == *mounted.source)
     }
 }
 
@@ -175,44 +175,26 @@ fn user(mounted: &MountedVolume, on_host: &Path) -> io::Result<Option<Witness>> 
 /// Looks whether a volume is still mounted where it was, and who else sees it.
 #[must_use]
 pub fn look(mounted: &MountedVolume) -> Sight {
-    let point = Path::new(&mounted.mount_point).display();
-    let instead = match mount_table::showing(Path::new(&mounted.mount_point)) {
+    let point = Path::new(&*mounted.mount_point).display();
+    let instead = match mount_table::showing(Path::new(&*mounted.mount_point)) {
         Ok(mount) if is_of(mounted)(&mount) => {
             return match user(mounted, &mount.mount_point) {
-                Ok(witness) => Sight::Mounted { elsewhere: witness.as_ref().map(in_words) },
-                Err(error) => Sight::Unknown(format!("the mount tables: {error}")),
+                Ok(witness) => {
+                    Sight::Mounted { elsewhere: witness.as_ref().map(|witness| in_words(witness).into()) }
+                }
+                Err(error) => Sight::Unknown(format!("the mount tables: {error}").into()),
             };
         }
         Ok(mount) => format!("{point} is on {} now", mount.source),
         Err(error) if error.kind() == io::ErrorKind::NotFound => format!("{point} does not exist any more"),
-        Err(error) => return Sight::Unknown(format!("{point}: {error}")),
+        Err(error) => return Sight::Unknown(format!("{point}: {error}").into()),
     };
     // Covered by another mount, or its directory removed, it may be there all the same.
     match mount_table::own() {
-        Ok(table) if !table.iter().any(is_of(mounted)) => Sight::Gone(instead),
-        Ok(_) => Sight::Unknown(format!("{instead}, though it is mounted")),
-        Err(error) => Sight::Unknown(format!("the mount table: {error}")),
+        Ok(table) if !table.iter().any(is_of(mounted)) => Sight::Gone(instead.into()),
+        Ok(_) => Sight::Unknown(format!("{instead}, though it is mounted").into()),
+        Err(error) => Sight::Unknown(format!("the mount table: {error}").into()),
     }
-}
-
-/// The mount at a mount point that a record names, if one is there now, and whether a process in
-/// another mount namespace sees it too.
-///
-/// # Errors
-/// When it cannot be told.
-pub fn look_up(mount_point: &str, roots: &[PathBuf]) -> io::Result<Option<(MountedVolume, bool)>> {
-    let mount = match mount_table::showing(Path::new(mount_point)) {
-        Ok(mount) => mount,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let covers_a_root = roots.iter().any(|root| root.starts_with(&mount.mount_point));
-    if covers_a_root || mount.mount_point == Path::new("/") {
-        return Ok(None);
-    }
-    let mounted = of(&mount, mount_point);
-    let in_use = user(&mounted, &mount.mount_point)?.is_some();
-    Ok(Some((mounted, in_use)))
 }
 
 /// Whether a volume's device is idle.
@@ -220,7 +202,7 @@ pub fn look_up(mount_point: &str, roots: &[PathBuf]) -> io::Result<Option<(Mount
 pub fn prove_idle(asked: &VolumeId, mounted: Option<&MountedVolume>, roots: &[PathBuf]) -> Idleness {
     let table = match mount_table::own() {
         Ok(table) => table,
-        Err(error) => return Idleness::Unknown(format!("the mount table could not be read: {error}")),
+        Err(error) => return Idleness::Unknown(format!("the mount table could not be read: {error}").into()),
     };
     match mounted {
         None => prove_never_mounted(asked, &table, roots),
@@ -251,27 +233,30 @@ fn prove_device_idle(
         };
     }
     let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    match rustix::fs::open(&device.path, flags, Mode::empty()) {
+    match rustix::fs::open(&*device.path, flags, Mode::empty()) {
         Ok(exclusive) if is_node_of(&exclusive, device) => Idleness::ProvedAttached,
-        Ok(_) => Idleness::Unknown(format!("{} is another device now", device.path)),
+        Ok(_) => Idleness::Unknown(format!("{} is another device now", device.path).into()),
         Err(Errno::BUSY) => match prove_unseen(mounted, table) {
-            Idleness::Proved => Idleness::Pinned(format!(
-                "{} is busy, though no process's mount table shows it: an open file or another device \
+            Idleness::Proved => Idleness::Pinned(
+                format!(
+                    "{} is busy, though no process's mount table shows it: an open file or another device \
                  holds it",
-                device.path
-            )),
+                    device.path
+                )
+                .into(),
+            ),
             seen => seen,
         },
         // The node is there and has no disk behind it any more.
         Err(Errno::NXIO | Errno::NODEV | Errno::NOMEDIUM) => prove_unseen(mounted, table),
-        Err(error) => Idleness::Unknown(format!("{} could not be opened: {error}", device.path)),
+        Err(error) => Idleness::Unknown(format!("{} could not be opened: {error}", device.path).into()),
     }
 }
 
 fn is_node_of(node: impl AsFd, device: &BlockDevice) -> bool {
     rustix::fs::fstat(node).is_ok_and(|found| {
         FileType::from_raw_mode(found.st_mode) == FileType::BlockDevice
-            && number(found.st_rdev) == device.number
+            && *number(found.st_rdev) == *device.number
     })
 }
 
@@ -282,8 +267,8 @@ fn prove_unseen(mounted: &MountedVolume, table: &[Mount]) -> Idleness {
     }
     match mount_table::elsewhere(|_, mount| is_of(mounted)(mount)) {
         Ok(None) => Idleness::Proved,
-        Ok(Some(witness)) => Idleness::Pinned(format!("{} still holds it", in_words(&witness))),
-        Err(error) => Idleness::Unknown(format!("the mount tables: {error}")),
+        Ok(Some(witness)) => Idleness::Pinned(format!("{} still holds it", in_words(&witness)).into()),
+        Err(error) => Idleness::Unknown(format!("the mount tables: {error}").into()),
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
+
 use super::table::{MountedVolume, Wanted};
 use crate::protocol::exchange::{Commit, Key, Outcome, Reading, View};
 use crate::protocol::{Now, Op, Request, Text};
@@ -48,7 +50,7 @@ pub enum UnmountFault {
 }
 
 /// What is found where a volume should be mounted.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Sight {
     /// It is there.
     Mounted {
@@ -62,7 +64,7 @@ pub enum Sight {
 }
 
 /// What came of asking whether a volume's device is idle.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Idleness {
     /// Proved: no mount in any namespace holds it, and the disk is no longer on this host.
     Proved,

@@ -214,10 +214,6 @@ impl Core {
             self.highest = view.revision;
             return self.opening(now, &view);
         }
-        // What an adopted epoch knows of the installation is what it reads first.
-        if self.cluster.is_none() {
-            self.cluster = Some(view.cluster.clone());
-        }
         if !self.same_cluster(&view.cluster) || !self.saw(view.revision, seen) {
             return;
         }

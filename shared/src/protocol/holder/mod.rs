@@ -163,16 +163,17 @@ impl Core {
     pub fn new(now: Now, settings: Settings, table: Table, deadline: Deadline) -> Self {
         let Table { open, refused, containers, volumes } = table;
         let holds = !volumes.is_empty() || !containers.is_empty();
-        let never = open.is_some_and(|open| open.by_time == ByTime::Never);
+        let never = open.as_ref().is_some_and(|open| open.by_time == ByTime::Never);
         let in_time = deadline.fence_at.map_or(never || !holds, |at| now < at);
         let adopted = open.filter(|_| refused.is_none() && !deadline.fenced && in_time);
-        let beaten = adopted.zip(deadline.fence_at).map(|(open, at)| at.saturating_sub(open.timing.fence));
+        let beaten =
+            adopted.as_ref().zip(deadline.fence_at).map(|(open, at)| at.saturating_sub(open.timing.fence));
         Self {
             life: if adopted.is_some() { Life::Open } else { Life::CLOSED },
-            mine: adopted.map(|open| Mine::adopted(&settings, open)),
+            cluster: adopted.as_ref().map(|open| open.cluster.clone()),
+            mine: adopted.as_ref().map(|open| Mine::adopted(&settings, open)),
             refused,
             obstacle: "the keeper has just started".into(),
-            cluster: None,
             highest: Revision::ABSENT,
             beaten,
             beat: None,
@@ -202,7 +203,7 @@ impl Core {
     #[must_use]
     pub fn table(&self) -> Table {
         Table {
-            open: self.mine.as_ref().filter(|_| self.is_open()).map(Mine::open),
+            open: self.mine.as_ref().filter(|_| self.is_open()).zip(self.cluster.clone()).map(Mine::open),
             refused: self.refused.clone(),
             containers: self.containers.clone(),
             volumes: self.volumes.values().map(Row::of).collect(),
@@ -263,6 +264,12 @@ impl Core {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.ready
+    }
+
+    /// Why there is no session, in words.
+    #[must_use]
+    pub fn obstacle(&self) -> &str {
+        &self.obstacle
     }
 
     /// Where the session is.

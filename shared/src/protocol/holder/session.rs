@@ -84,14 +84,14 @@ pub(in crate::protocol) struct Beat {
 
 impl Mine {
     /// An epoch known from the table alone: its session is read and rewritten before anything else.
-    pub(super) fn adopted(settings: &Settings, open: OpenEpoch) -> Self {
-        let OpenEpoch { epoch, timing, by_time } = open;
+    pub(super) fn adopted(settings: &Settings, open: &OpenEpoch) -> Self {
+        let OpenEpoch { epoch, timing, by_time, .. } = *open;
         let record = Session { timing, by_time, ..session(settings, epoch) };
         Self { record, at: Revision::ABSENT, revoking: None }
     }
 
-    pub(super) fn open(&self) -> OpenEpoch {
-        OpenEpoch { epoch: self.epoch(), timing: self.timing(), by_time: self.record.by_time }
+    pub(super) fn open((mine, cluster): (&Self, ClusterId)) -> OpenEpoch {
+        OpenEpoch { cluster, epoch: mine.epoch(), timing: mine.timing(), by_time: mine.record.by_time }
     }
 
     pub(super) fn epoch(&self) -> Epoch {

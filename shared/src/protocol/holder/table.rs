@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::volume::{Notes, Phase, Volume};
-use crate::protocol::exchange::ByTime;
+use crate::protocol::exchange::{ByTime, ClusterId};
 use crate::protocol::timing::Timing;
 use crate::protocol::{Now, Text};
 use crate::record::Epoch;
@@ -105,8 +105,10 @@ pub struct Row {
 }
 
 /// What a restarted worker must know of the open epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct OpenEpoch {
+    /// The installation that it was opened in.
+    pub cluster: ClusterId,
     /// Its number.
     pub epoch: Epoch,
     /// The times that it was opened with.

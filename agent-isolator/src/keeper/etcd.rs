@@ -1,0 +1,103 @@
+//! The worker's way to etcd: reads, commits and watches as tasks, whose results come back as events. Nothing is
+//! decided here, and nothing is tried twice but the making of the installation's record.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use shared::exchange;
+use shared::exchange_io::{Exchange, ReadError};
+use shared::protocol::exchange::{Commit, Key, Reading, View};
+use shared::protocol::holder::Input;
+use shared::protocol::{Op, Text};
+use shared::store::{LeaseStore, Revision};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use super::{Event, random_id, sentence};
+
+/// Before a watch that ended is opened again.
+const WATCH_AGAIN: Duration = Duration::from_millis(200);
+
+/// What the worker has with etcd.
+pub(super) struct Etcd<S> {
+    exchange: Arc<Exchange<S>>,
+    events: mpsc::UnboundedSender<Event>,
+    watches: BTreeMap<Key, (Revision, AbortHandle)>,
+}
+
+impl<S: LeaseStore> Etcd<S> {
+    pub(super) fn new(exchange: Exchange<S>, events: mpsc::UnboundedSender<Event>) -> Self {
+        Self { exchange: Arc::new(exchange), events, watches: BTreeMap::new() }
+    }
+
+    pub(super) fn read(&self, op: Op, reading: Reading) {
+        let (exchange, events) = (Arc::clone(&self.exchange), self.events.clone());
+        tokio::spawn(async move {
+            let result = read(&exchange, &reading).await.map_err(|error| Text::from(sentence(&error)));
+            // The receiver lives as long as the worker runs.
+            let _ = events.send(Event::Core(Input::Read(op, result)));
+        });
+    }
+
+    pub(super) fn commit(&self, op: Op, commit: Commit) {
+        let (exchange, events) = (Arc::clone(&self.exchange), self.events.clone());
+        tokio::spawn(async move {
+            let outcome = exchange.commit(&commit).await;
+            let _ = events.send(Event::Core(Input::Committed(op, outcome)));
+        });
+    }
+
+    /// Watches these keys, each from after the revision at which it was read, and no others.
+    pub(super) fn watch(&mut self, keys: BTreeMap<Key, Revision>) {
+        self.watches.retain(|key, (read, task)| {
+            let kept = keys.get(key) == Some(read);
+            if !kept {
+                task.abort();
+            }
+            kept
+        });
+        for (key, read) in keys {
+            if self.watches.contains_key(&key) {
+                continue;
+            }
+            let (exchange, events, watched) = (Arc::clone(&self.exchange), self.events.clone(), key.clone());
+            let task = tokio::spawn(async move {
+                follow(&exchange, &watched, read).await;
+                let _ = events.send(Event::Core(Input::Changed(watched)));
+            });
+            self.watches.insert(key, (read, task.abort_handle()));
+        }
+    }
+}
+
+async fn read<S: LeaseStore>(exchange: &Exchange<S>, reading: &Reading) -> Result<View, ReadError> {
+    match exchange.try_read(reading).await {
+        // The first keeper of an installation makes its record; only for one who looks at everything, to open an
+        // epoch: a record that vanished under an open epoch is not made again.
+        Err(ReadError::NotFounded { .. }) if *reading == Reading::Everything => {
+            exchange.found(&random_id()).await?;
+            exchange.try_read(reading).await
+        }
+        read => read,
+    }
+}
+
+/// Returns when the key may have changed since it was read.
+async fn follow<S: LeaseStore>(exchange: &Exchange<S>, key: &Key, read: Revision) {
+    let name = exchange::key(exchange.keys(), key);
+    loop {
+        let mut changes = exchange.store().watch(&name, read);
+        loop {
+            match changes.next().await {
+                // Longer names begin with this one.
+                Some(Ok(changes)) if changes.iter().any(|change| change.key() == name) => return,
+                Some(Ok(_)) => {}
+                Some(Err(shared::store::StoreError::Compacted { .. })) => return,
+                Some(Err(_)) | None => break,
+            }
+        }
+        tokio::time::sleep(WATCH_AGAIN).await;
+    }
+}
