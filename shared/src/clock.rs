@@ -123,7 +123,11 @@ mod tests {
     #[test]
     fn a_suspend_is_seen_once_and_an_error_of_reading_never() {
         let mut watch = SuspendWatch::default();
-        assert_eq!(watch.observe(reading(1_000, 7_000)), None, "what was before the first reading is history");
+        assert_eq!(
+            watch.observe(reading(1_000, 7_000)),
+            None,
+            "what was before the first reading is history"
+        );
         assert_eq!(watch.observe(reading(1_050, 7_003)), None);
         assert_eq!(watch.observe(reading(1_100, 9_000)), Some(Duration::from_millis(2_000)));
         assert_eq!(watch.observe(reading(1_150, 9_000)), None);

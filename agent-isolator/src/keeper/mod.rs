@@ -7,6 +7,7 @@
 pub mod alive;
 pub mod checkpoint;
 pub mod driver;
+pub mod fence;
 mod lease_task;
 pub mod leases;
 pub mod log;

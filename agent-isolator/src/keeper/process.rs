@@ -175,7 +175,10 @@ mod tests {
         assert!(ended && !id.runs() && id.open().is_none());
         child.wait().unwrap();
         let other = ProcessId { started: id.started + 1, ..ProcessId::own().unwrap() };
-        assert!(!other.runs() && other.open().is_none(), "the same pid with another start is another process");
+        assert!(
+            !other.runs() && other.open().is_none(),
+            "the same pid with another start is another process"
+        );
     }
 
     #[test]

@@ -144,7 +144,11 @@ fn of_processes_that_race_none_extends_after_the_flag() {
         memory.flag();
         let at_flag = memory.read();
         wait_until(&mut other, &|| memory.deadman_tick() == ms(round));
-        assert_eq!(at_flag.fence_at, Some(memory.worker_tick()), "an extension came after the flag, or was lost");
+        assert_eq!(
+            at_flag.fence_at,
+            Some(memory.worker_tick()),
+            "an extension came after the flag, or was lost"
+        );
         assert_eq!(memory.read(), at_flag);
     }
     assert!(other.wait().unwrap().success());
