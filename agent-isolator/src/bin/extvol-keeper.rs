@@ -6,6 +6,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use agent_isolator::keeper::checkpoint::{Checkpoint, Owner, lock, machine};
 use agent_isolator::keeper::driver::DockerPlugins;
+use agent_isolator::keeper::fence::{HELPER_MODE, run_helper};
 use agent_isolator::keeper::leases::{Identity, Leases, sentence};
 use agent_isolator::keeper::log::BoundedLog;
 use agent_isolator::keeper::{Keeper, random_id, server};
@@ -28,6 +29,10 @@ usage: extvol-keeper [--detach] [--config FILE] [--NAME=VALUE ...]
 ";
 
 fn main() -> ExitCode {
+    let mut hidden = std::env::args().skip(1);
+    if hidden.next().as_deref() == Some(HELPER_MODE) {
+        return run_helper(hidden.next().and_then(|parent| parent.parse().ok()).unwrap_or_default());
+    }
     let run = || -> Result<(), String> {
         let (detach, pairs) = arguments(std::env::args().skip(1))?;
         let parameters = KeeperParameters::read(&pairs).map_err(|error| error.to_string())?;
