@@ -1,10 +1,14 @@
 //! `extvol-keeper`: owns the leases and mounts of external volumes on one Mesos agent host.
 
+#[path = "extvol-keeper/guarded.rs"]
+mod guarded;
+
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use agent_isolator::keeper::checkpoint::{Checkpoint, Owner, lock, machine};
+use agent_isolator::keeper::deadman::Guard;
 use agent_isolator::keeper::driver::DockerPlugins;
 use agent_isolator::keeper::fence::{HELPER_MODE, run_helper};
 use agent_isolator::keeper::leases::{Identity, Leases, sentence};
@@ -29,9 +33,14 @@ usage: extvol-keeper [--detach] [--config FILE] [--NAME=VALUE ...]
 ";
 
 fn main() -> ExitCode {
-    let mut hidden = std::env::args().skip(1);
-    if hidden.next().as_deref() == Some(HELPER_MODE) {
-        return run_helper(hidden.next().and_then(|parent| parent.parse().ok()).unwrap_or_default());
+    let mut given = std::env::args().skip(1);
+    match given.next().as_deref() {
+        Some(HELPER_MODE) => {
+            return run_helper(given.next().and_then(|parent| parent.parse().ok()).unwrap_or_default());
+        }
+        Some("deadman") => return ended(guarded::deadman(given.collect())),
+        Some("worker") => return ended(guarded::worker(given.collect())),
+        _ => {}
     }
     let run = || -> Result<(), String> {
         let (detach, pairs) = arguments(std::env::args().skip(1))?;
@@ -39,9 +48,13 @@ fn main() -> ExitCode {
         if detach {
             return start_detached(&parameters);
         }
-        run(parameters)
+        run(parameters, None)
     };
-    match run() {
+    ended(run())
+}
+
+fn ended(result: Result<(), String>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             // Nothing can be done about a standard error that is closed.
@@ -111,7 +124,7 @@ fn leave_cgroups() {
     }
 }
 
-fn run(parameters: KeeperParameters) -> Result<(), String> {
+fn run(parameters: KeeperParameters, guard: Option<Guard>) -> Result<(), String> {
     let detached = std::env::var_os("EXTVOL_DETACHED").is_some();
     let filter = std::env::var("EXTVOL_LOG").unwrap_or_else(|_| "info".into());
     // A log that cannot be written is no reason to end.
@@ -161,6 +174,9 @@ fn run(parameters: KeeperParameters) -> Result<(), String> {
         .build()
         .map_err(|error| format!("the runtime could not be made: {error}"))?;
     runtime.block_on(async {
+        if let Some(guard) = guard {
+            tokio::spawn(guarded::keep_ticking(guard));
+        }
         let listener = server::listen(&parameters.socket())
             .map_err(|error| format!("{}: {error}", parameters.socket().display()))?;
         tracing::info!("keeper of holder {} listens at {}", parameters.holder, parameters.socket().display());

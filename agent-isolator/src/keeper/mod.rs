@@ -6,6 +6,7 @@
 
 pub mod alive;
 pub mod checkpoint;
+pub mod deadman;
 pub mod driver;
 pub mod fence;
 mod lease_task;
@@ -16,6 +17,7 @@ pub mod mounts;
 pub mod process;
 pub mod server;
 pub mod shared_memory;
+pub mod stored_table;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
