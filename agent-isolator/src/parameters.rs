@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::keeper::fence::{Policy, Reset};
 use shared::parameters::{ParameterError, Parameters};
 use shared::protocol::exchange::ByTime;
 use shared::protocol::timing::Timing;
@@ -55,6 +56,15 @@ pub struct KeeperParameters {
     pub run_directory: PathBuf,
     /// `state_directory`: this machine's id, kept over reboots; default `/var/lib/extvol`.
     pub state_directory: PathBuf,
+    /// `cgroup_root`: the freezer cgroup of the agent's containers, its `--cgroups_root`; default `mesos`.
+    pub cgroup_root: String,
+    /// `hosts_own` (comma list of paths): file systems that are never fenced, beside `/`, `/run` and the directories
+    /// above; the agent's work directory, where it has a file system of its own.
+    pub hosts_own: Vec<PathBuf>,
+    /// `reset` (`never`, `sysrq`, `reboot`): how this host is reset when a fence is not proved in time; default never.
+    pub reset: Option<Reset>,
+    /// `watchdog`: a watchdog device.
+    pub watchdog: Option<PathBuf>,
     /// `driver_aliases` (`rexray=ebs,...`) and `case_sensitive_drivers` (comma list).
     pub naming: NamingRules,
     /// All that was given, by name.
@@ -89,6 +99,19 @@ fn mount_roots(text: &str) -> Result<Vec<PathBuf>, String> {
         root => Ok(root),
     };
     Ok(text.split(',').map(root).collect::<Result<_, _>>()?)
+}
+
+fn directories(text: &str) -> Result<Vec<PathBuf>, &'static str> {
+    text.split(',').map(absolute).collect()
+}
+
+fn reset(text: &str) -> Result<Option<Reset>, &'static str> {
+    match text {
+        "never" => Ok(None),
+        "sysrq" => Ok(Some(Reset::Sysrq("/proc/sysrq-trigger".into()))),
+        "reboot" => Ok(Some(Reset::Reboot)),
+        _ => Err("is none of never, sysrq and reboot"),
+    }
 }
 
 fn aliases(text: &str) -> Result<BTreeMap<Driver, Driver>, String> {
@@ -167,6 +190,10 @@ impl KeeperParameters {
                 .unwrap_or_else(|| vec!["/var/lib/rexray/volumes".into()]),
             run_directory: directory(parameters, "run_directory", "/run/extvol")?,
             state_directory: directory(parameters, "state_directory", "/var/lib/extvol")?,
+            cgroup_root: parameters.optional("cgroup_root").unwrap_or_else(|| "mesos".into()),
+            hosts_own: parameters.parsed("hosts_own", directories)?.unwrap_or_default(),
+            reset: parameters.parsed("reset", reset)?.flatten(),
+            watchdog: parameters.parsed("watchdog", absolute)?,
             naming: NamingRules {
                 driver_aliases: parameters.parsed("driver_aliases", aliases)?.unwrap_or_default(),
                 case_sensitive_drivers: parameters
@@ -186,6 +213,19 @@ impl KeeperParameters {
         let read = Self::take(&mut parameters, pairs.iter().cloned().collect())?;
         parameters.finish()?;
         Ok(read)
+    }
+
+    /// What a fence may do here.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        let own = [&self.run_directory, &self.state_directory].into_iter().cloned();
+        Policy {
+            roots: self.mount_roots.clone(),
+            hosts_own: self.hosts_own.iter().cloned().chain(own).collect(),
+            cgroup_root: Some(format!("/{}", self.cgroup_root.trim_matches('/'))),
+            program: "/proc/self/exe".into(),
+            reset: self.reset.clone(),
+        }
     }
 
     /// Where the keeper listens.

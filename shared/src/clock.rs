@@ -92,7 +92,7 @@ pub struct SuspendWatch {
 
 impl SuspendWatch {
     /// A shorter one is not told from the errors of reading two clocks one after the other.
-    const SHORTEST: Duration = Duration::from_millis(20);
+    const SHORTEST: Duration = Duration::from_millis(100);
 
     /// Takes in a reading; for how long the host slept since the last one, if it did.
     pub fn observe(&mut self, reading: Reading) -> Option<Duration> {

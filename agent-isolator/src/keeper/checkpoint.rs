@@ -94,7 +94,10 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> StartError {
 }
 
 /// Makes a directory that only root may enter.
-fn private_directory(path: &Path) -> Result<(), StartError> {
+///
+/// # Errors
+/// When it cannot be made, or is another user's.
+pub fn private_directory(path: &Path) -> Result<(), StartError> {
     use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path))?;
     let uid = fs::metadata(path).map_err(at(path))?.uid();
@@ -182,7 +185,7 @@ impl Checkpoint {
     }
 
     /// The stored table; an empty one when there is none, when it is of an earlier boot, or when it
-    /// cannot be read: then it is set aside, and what is mounted is learnt from the mount tables.
+    /// cannot be read: then it is set aside, and the empty one says that it was lost.
     ///
     /// # Errors
     /// [`StartError::AnotherHolder`].
@@ -234,7 +237,7 @@ impl Checkpoint {
              from the mount tables",
             self.path.display()
         );
-        Table::default()
+        Table { lost: true, ..Table::default() }
     }
 
     /// Stores the table.
@@ -301,7 +304,7 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let checkpoint = Checkpoint::new(directory.path(), "boot-1", owner("a"));
             fs::write(checkpoint.path(), bytes).unwrap();
-            assert_eq!(checkpoint.load().unwrap(), Table::default());
+            assert_eq!(checkpoint.load().unwrap(), Table { lost: true, ..Table::default() });
             assert_eq!(fs::read_to_string(directory.path().join("table.json.broken")).unwrap(), bytes);
         }
     }

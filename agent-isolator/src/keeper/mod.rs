@@ -16,8 +16,10 @@
 
 pub mod alive;
 pub mod checkpoint;
+pub mod deadman;
 pub mod driver;
 mod etcd;
+pub mod fence;
 pub mod log;
 mod mount_table;
 pub mod mounts;
@@ -25,6 +27,7 @@ pub mod probe;
 pub mod process;
 pub mod server;
 pub mod shared_memory;
+pub mod stored_table;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -34,17 +37,20 @@ use shared::clock::{Reading as Clocks, SuspendWatch, holder_now};
 use shared::exchange_io::Exchange;
 use shared::protocol::exchange::{Instance, Key};
 use shared::protocol::holder::{Answer, Container, Core, Input, Life, Output, Settings, Wanted};
-use shared::protocol::{Now, Request, Text};
+use shared::protocol::{Now, Op, Request, Text};
 use shared::store::LeaseStore;
 use shared::volume::{ContainerId, NameError};
 use tokio::sync::mpsc;
 
 use self::checkpoint::{Checkpoint, StartError};
+use self::deadman::Guard;
 use self::driver::VolumeDriver;
 use self::etcd::Etcd;
+use self::fence::{FenceRunner, Known, Policy};
 use self::probe::Prober;
 use self::server::{ConnectionId, Lines};
 use self::shared_memory::SharedMemory;
+use self::stored_table::{Stored, read_table};
 use crate::parameters::KeeperParameters;
 use crate::wire::{self, Call, KeeperLine, Limit, line};
 
@@ -64,6 +70,10 @@ const START_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
 /// The first and the longest pause before what failed is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// How long making this host safe may take, beside the driver calls that are waited for, before it is told why it is not
+/// done, and begun again.
+const SAFE_WITHIN: Duration = Duration::from_secs(30);
 
 /// A random id, from the kernel.
 ///
@@ -99,24 +109,14 @@ pub enum Event {
     Core(Input),
 }
 
-/// What fences this host, and makes it safe before an epoch; and what guards the worker.
-pub trait Guard: Send + 'static {
-    /// Whether the deadman ticks. Where it has died, starts another one.
-    fn ticks(&mut self, now: Now) -> bool;
-    /// Ends every container and mount that an older life of this host left, or that this one has, and proves it; on a
-    /// thread where that may block. `settle` is when a driver call has happened that was made before.
-    fn make_safe(&self, settle: Now) -> Box<dyn FnOnce() -> Result<(), Text> + Send>;
-    /// Kills a container's processes, on a thread where that may block.
-    fn kill(&self, container: &Container) -> Box<dyn FnOnce() + Send>;
-}
-
 /// The running worker.
-pub struct Worker<S, D, G> {
+pub struct Worker<S, D> {
     parameters: KeeperParameters,
     core: Core,
     checkpoint: Checkpoint,
     memory: Arc<SharedMemory>,
-    guard: G,
+    guard: Guard,
+    policy: Policy,
     guarded: bool,
     etcd: Etcd<S>,
     driver: D,
@@ -142,7 +142,7 @@ pub struct Worker<S, D, G> {
     limits: BTreeMap<ContainerId, Text>,
 }
 
-impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static, G: Guard> Worker<S, D, G> {
+impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D> {
     /// A worker that goes on from the stored table and the shared deadline.
     ///
     /// # Errors
@@ -154,18 +154,21 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static, G: Guard> W
         memory: Arc<SharedMemory>,
         exchange: Exchange<S>,
         driver: D,
-        guard: G,
+        guard: Guard,
     ) -> Result<Self, StartError> {
         let (events, received) = mpsc::unbounded_channel();
-        let table = checkpoint.load()?;
+        let mut table = checkpoint.load()?;
         let now = holder_now();
         memory.tick_worker(now);
+        // An epoch was open in this boot: somebody took the table away.
+        table.lost |= !checkpoint.path().exists() && memory.read().generation > 0;
         let core = Core::new(now, settings(&parameters, machine), table, memory.read());
         Ok(Self {
             core,
             checkpoint,
             memory,
             guard,
+            policy: parameters.policy(),
             guarded: true,
             etcd: Etcd::new(exchange, events.clone()),
             driver,
@@ -213,14 +216,16 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static, G: Guard> W
     fn poll(&mut self) {
         let clocks = Clocks::take();
         let now = clocks.holder();
-        self.memory.tick_worker(now);
         if let Some(slept) = self.suspends.observe(clocks) {
             tracing::warn!("this host was suspended for {} ms: its time went on", slept.as_millis());
         }
         if self.core.is_open() && self.memory.read().fenced {
             self.core.handle(now, Input::Flagged);
         }
-        let guarded = self.guard.ticks(now);
+        let guarded = self.guard.tick(now).unwrap_or_else(|error| {
+            tracing::error!("no deadman could be started: {error}");
+            false
+        });
         if guarded != self.guarded {
             self.guarded = guarded;
             self.core.handle(now, Input::Guarded(guarded));
@@ -435,7 +440,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static, G: Guard> W
     }
 
     /// What runs elsewhere tells its result as an event.
-    fn tell(&self) -> impl FnOnce(Input) + Send + use<S, D, G> {
+    fn tell(&self) -> impl FnOnce(Input) + Send + use<S, D> {
         let events = self.events.clone();
         move |input| {
             // The receiver lives as long as the worker runs.
@@ -503,28 +508,45 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static, G: Guard> W
                     self.make_safe(op);
                 }
             }
-            Output::Kill { container } => {
-                if let Some(entry) = self.core.containers().get(&container) {
-                    tokio::task::spawn_blocking(self.guard.kill(entry));
-                }
-            }
+            Output::Kill { container } => self.kill(container),
             Output::Limit { container, message } => self.limit(container, message),
             Output::Warn(text) => tracing::warn!("{text}"),
         }
     }
 
     /// The last look before a driver is called: time passed while the table was stored.
-    fn may_call(&self, op: shared::protocol::Op) -> bool {
+    fn may_call(&self, op: Op) -> bool {
         !self.memory.read().fenced && self.core.may_call_driver(holder_now(), op)
     }
 
-    fn make_safe(&self, op: shared::protocol::Op) {
-        let tell = self.tell();
+    /// Ends every container and mount that an older life of this host left, or that this one has, and proves it.
+    fn make_safe(&self, op: Op) {
+        let (tell, policy) = (self.tell(), self.policy.clone());
         let begun = self.memory.read().fence_at.unwrap_or_else(holder_now);
-        let work = self.guard.make_safe(begun + self.parameters.settle_time);
+        let settle = begun + self.parameters.settle_time;
+        let path = self.checkpoint.path().to_owned();
         tokio::spawn(async move {
-            let result = tokio::task::spawn_blocking(work).await;
-            tell(Input::Safe(op, result.unwrap_or_else(|failed| Err(failed.to_string().into()))));
+            let work = move || {
+                let known = match read_table(&path) {
+                    Stored::Table(table) => Known::of(table),
+                    Stored::Missing => Known::Table(Box::default()),
+                    Stored::Broken(_) => Known::Lost,
+                };
+                let until = holder_now().max(settle) + SAFE_WITHIN;
+                FenceRunner::new(&known, None, Some(settle), policy).run_until_proved(until)
+            };
+            tell(Input::Safe(op, blocking(work).await));
+        });
+    }
+
+    fn kill(&self, container: ContainerId) {
+        let Some(entry) = self.core.containers().get(&container) else { return };
+        let (cgroup, policy) = (entry.cgroup.as_deref().map(str::to_owned), self.policy.clone());
+        tokio::spawn(async move {
+            let name = container.clone();
+            if let Err(why) = blocking(move || fence::kill_container(&policy, &container, cgroup)).await {
+                tracing::warn!("container {name} could not be killed yet: {why}");
+            }
         });
     }
 
@@ -590,6 +612,14 @@ fn needs_table(output: &Output) -> bool {
         | Output::Kill { .. }
         | Output::Limit { .. }
         | Output::Warn(_) => false,
+    }
+}
+
+/// Runs what may block on a thread of its own.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(failed) => std::panic::resume_unwind(failed.into_panic()),
     }
 }
 

@@ -14,17 +14,17 @@ const SCANS: u32 = 8;
 
 /// One line of a mount table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Mount {
-    pub(super) id: u64,
-    pub(super) parent: u64,
-    pub(super) device_number: String,
-    pub(super) mount_point: PathBuf,
-    pub(super) shared: bool,
-    pub(super) source: String,
+pub(crate) struct Mount {
+    pub(crate) id: u64,
+    pub(crate) parent: u64,
+    pub(crate) device_number: String,
+    pub(crate) mount_point: PathBuf,
+    pub(crate) shared: bool,
+    pub(crate) source: String,
 }
 
 /// Reads a mount table.
-pub(super) fn parse(table: &[u8]) -> Vec<Mount> {
+pub(crate) fn parse(table: &[u8]) -> Vec<Mount> {
     let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
     let line = |line: &[u8]| {
         let mut fields = line.split(|byte| *byte == b' ');
@@ -62,12 +62,12 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 }
 
 /// This process's table.
-pub(super) fn own() -> io::Result<Vec<Mount>> {
+pub(crate) fn own() -> io::Result<Vec<Mount>> {
     Ok(parse(&fs::read("/proc/self/mountinfo")?))
 }
 
 /// The mount that shows `path`, by the kernel's own word: of stacked mounts the one on top.
-pub(super) fn showing(path: &Path) -> io::Result<Mount> {
+pub(crate) fn showing(path: &Path) -> io::Result<Mount> {
     let file = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
     let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse::<u64>().ok());
@@ -78,17 +78,17 @@ pub(super) fn showing(path: &Path) -> io::Result<Mount> {
 
 /// A process, with the mount by which it sees a file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Witness {
-    pub(super) pid: u32,
-    pub(super) name: String,
-    pub(super) mount_point: PathBuf,
+pub(crate) struct Witness {
+    pub(crate) pid: u32,
+    pub(crate) name: String,
+    pub(crate) mount_point: PathBuf,
 }
 
 /// A process of another mount namespace, and a mount in its table, for which `wanted` holds.
 ///
 /// # Errors
 /// When a namespace could not be read: then nothing is known of it.
-pub(super) fn elsewhere(wanted: impl Fn(u32, &Mount) -> bool) -> io::Result<Option<Witness>> {
+pub(crate) fn elsewhere(wanted: impl Fn(u32, &Mount) -> bool) -> io::Result<Option<Witness>> {
     let own_name = fs::read_link("/proc/self/ns/mnt")?;
     let own_ids: BTreeSet<u64> = own()?.into_iter().map(|mount| mount.id).collect();
     for _ in 0..SCANS {

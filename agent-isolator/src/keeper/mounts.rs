@@ -109,7 +109,8 @@ fn mount_above(path: &str, roots: &[PathBuf]) -> Option<Mount> {
     table.into_iter().filter(above).max_by_key(|mount| mount.mount_point.components().count())
 }
 
-fn of(mount: &Mount, mount_point: &str) -> MountedVolume {
+/// What is mounted, with what is needed to prove later that it is gone.
+pub(super) fn of(mount: &Mount, mount_point: &str) -> MountedVolume {
     MountedVolume {
         mount_point: mount_point.into(),
         device_number: mount.device_number.as_str().into(),
@@ -137,12 +138,12 @@ fn number(device: u64) -> String {
 /// One entry for each block device of this kernel.
 const SYS_BLOCK: &str = "/sys/dev/block";
 
-fn in_sys(number: &str) -> PathBuf {
+pub(super) fn in_sys(number: &str) -> PathBuf {
     Path::new(SYS_BLOCK).join(number)
 }
 
 /// The kernel's sequence number of a disk, or of a partition's disk.
-fn disk_sequence(number: &str) -> Option<u64> {
+pub(super) fn disk_sequence(number: &str) -> Option<u64> {
     let block = in_sys(number);
     let read = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse().ok();
     read(block.join("diskseq")).or_else(|| read(block.canonicalize().ok()?.parent()?.join("diskseq")))
@@ -150,10 +151,10 @@ fn disk_sequence(number: &str) -> Option<u64> {
 
 /// Whether a mount is of the volume's file system. A number alone is not enough: that of a file system
 /// without a device is given away again.
-fn is_of<'a>(mounted: &'a MountedVolume) -> impl Fn(&Mount) -> bool + 'a {
+pub(super) fn is_of<'a>(mounted: &'a MountedVolume) -> impl Fn(&Mount) -> bool + 'a {
     |mount| {
         *mount.device_number == *mounted.device_number
-            && (mounted.device.is_some() || *mount.source == *mounted.source)
+            && (!mounted.device_number.starts_with("0:") || *mount.source == *mounted.source)
     }
 }
 

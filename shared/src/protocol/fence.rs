@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::holder::{MountedVolume, Table};
+use super::holder::{MountedVolume, Row, Table};
 use super::{Now, Text};
 use crate::volume::{ContainerId, VolumeId};
 
@@ -49,7 +49,7 @@ impl Fence {
     /// waits as long, from later on), and not for who must be done at F + K.
     #[must_use]
     pub fn new(table: &Table, give_up: Option<Now>, settle: Option<Now>) -> Self {
-        let mounted = |row: &super::holder::Row| match &row.phase {
+        let mounted = |row: &Row| match &row.phase {
             super::holder::Phase::Attached { mounted, .. } => Some(mounted.clone()),
             super::holder::Phase::Detaching { mounted, .. } => mounted.clone(),
             _ => None,
@@ -59,7 +59,7 @@ impl Fence {
             idling: table.volumes.iter().map(|row| (row.wanted.volume.clone(), mounted(row))).collect(),
             sweeping: false,
             swept: false,
-            settle: settle.filter(|_| table.volumes.iter().any(|row| row.may_call_driver())),
+            settle: settle.filter(|_| table.lost || table.volumes.iter().any(Row::may_call_driver)),
             give_up,
             acts: VecDeque::new(),
         };

@@ -117,6 +117,8 @@ pub struct Core {
     pub(super) mine: Option<Mine>,
     /// Why no epoch will be opened any more.
     pub(super) refused: Option<Text>,
+    /// What is on this host is not known.
+    pub(super) lost: bool,
     /// Why there is no session yet, or what stands in its way: for the text of refusals.
     pub(super) obstacle: Text,
     pub(super) cluster: Option<ClusterId>,
@@ -161,11 +163,11 @@ impl Core {
     /// come is adopted, behind a barrier; anything else is first made safe (L17).
     #[must_use]
     pub fn new(now: Now, settings: Settings, table: Table, deadline: Deadline) -> Self {
-        let Table { open, refused, containers, volumes } = table;
+        let Table { open, refused, lost, containers, volumes } = table;
         let holds = !volumes.is_empty() || !containers.is_empty();
         let never = open.as_ref().is_some_and(|open| open.by_time == ByTime::Never);
         let in_time = deadline.fence_at.map_or(never || !holds, |at| now < at);
-        let adopted = open.filter(|_| refused.is_none() && !deadline.fenced && in_time);
+        let adopted = open.filter(|_| refused.is_none() && !lost && !deadline.fenced && in_time);
         let beaten =
             adopted.as_ref().zip(deadline.fence_at).map(|(open, at)| at.saturating_sub(open.timing.fence));
         Self {
@@ -173,6 +175,7 @@ impl Core {
             cluster: adopted.as_ref().map(|open| open.cluster.clone()),
             mine: adopted.as_ref().map(|open| Mine::adopted(&settings, open)),
             refused,
+            lost,
             obstacle: "the keeper has just started".into(),
             highest: Revision::ABSENT,
             beaten,
@@ -205,6 +208,7 @@ impl Core {
         Table {
             open: self.mine.as_ref().filter(|_| self.is_open()).zip(self.cluster.clone()).map(Mine::open),
             refused: self.refused.clone(),
+            lost: self.lost,
             containers: self.containers.clone(),
             volumes: self.volumes.values().map(Row::of).collect(),
         }

@@ -274,6 +274,7 @@ impl Core {
         }
         // Prepares that came in meanwhile wait on: nothing was begun for them.
         self.volumes.clear();
+        self.lost = false;
         let waiting = &self.waiting;
         self.containers.retain(|container, _| waiting.contains_key(container));
         self.table_changed = true;

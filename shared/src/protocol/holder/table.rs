@@ -124,6 +124,9 @@ pub struct Table {
     pub open: Option<OpenEpoch>,
     /// Why no epoch is ever opened again: somebody else uses this holder's name.
     pub refused: Option<Text>,
+    /// An earlier table of this boot could not be read, and the host was not made safe since: everything may be mounted.
+    #[serde(default)]
+    pub lost: bool,
     /// All containers that use volumes: fencing kills them.
     pub containers: BTreeMap<ContainerId, Container>,
     /// All volumes that are, or may be, mounted here: fencing unmounts them.

@@ -1,0 +1,112 @@
+//! A volume's device, and which file systems are the host's own. Whether a device is idle is asked of the kernel (L4).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use shared::protocol::holder::{BlockDevice, MountedVolume};
+
+use crate::keeper::mount_table::Mount;
+use crate::keeper::mounts;
+
+/// Whose file systems are never shut down, wherever else they are mounted.
+const HOSTS_OWN: [&str; 13] = [
+    "/", "/boot", "/dev", "/dev/shm", "/etc", "/home", "/proc", "/root", "/run", "/sys", "/tmp", "/usr",
+    "/var",
+];
+
+/// `major:minor`, as mount tables have it.
+pub(super) fn number(device: u64) -> String {
+    format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device))
+}
+
+/// The device number of the file system of an open file. For btrfs it is another one than the mount table's.
+pub(super) fn number_of(file: impl AsFd) -> Result<String, Errno> {
+    rustix::fs::fstat(file).map(|found| number(found.st_dev))
+}
+
+/// The host's own file systems by device number, each with a path that is on it. By the mount table alone.
+pub(super) fn hosts_own(table: &[Mount], paths: &[PathBuf]) -> BTreeMap<String, PathBuf> {
+    let shown = |path: PathBuf| {
+        let covering = table.iter().filter(|mount| path.starts_with(&mount.mount_point));
+        // The deepest; of stacked ones the last that was mounted.
+        let top = covering.max_by_key(|mount| (mount.mount_point.components().count(), mount.id))?;
+        Some((top.device_number.clone(), path))
+    };
+    let paths = paths.iter().map(|path| path.canonicalize().unwrap_or_else(|_| path.clone()));
+    HOSTS_OWN.iter().map(PathBuf::from).chain(paths).filter_map(shown).collect()
+}
+
+/// A block device, told apart from a later one of the same name or number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Device {
+    pub(super) path: PathBuf,
+    pub(super) number: String,
+    disk_sequence: Option<u64>,
+}
+
+/// What the kernel says to a claim of the whole device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Claim {
+    /// Nothing holds it.
+    Idle,
+    /// The disk that was mounted is not there any more.
+    Gone,
+    /// A mount in some namespace holds it, or another device does.
+    Busy,
+    /// It cannot be told.
+    Unknown(String),
+}
+
+impl Device {
+    /// That which a record names; none for a file system without one.
+    pub(super) fn recorded(mounted: &MountedVolume) -> Option<Self> {
+        if let Some(BlockDevice { path, number, disk_sequence }) = &mounted.device {
+            let (path, number) = (PathBuf::from(&**path), number.to_string());
+            return Some(Self { path, number, disk_sequence: *disk_sequence });
+        }
+        let uevent = fs::read_to_string(mounts::in_sys(&mounted.device_number).join("uevent")).ok()?;
+        let name = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME="))?;
+        let path = Path::new("/dev").join(name);
+        Some(Self { path, number: mounted.device_number.to_string(), disk_sequence: None })
+    }
+
+    /// Whether another disk has its number by now: what shows that number is none of the volume's.
+    pub(super) fn was_replaced(&self) -> bool {
+        let present = mounts::disk_sequence(&self.number);
+        self.disk_sequence.is_some() && present.is_some() && self.disk_sequence != present
+    }
+
+    /// Asks the kernel for the device as a whole, and gives it back at once.
+    pub(super) fn claim(&self) -> Claim {
+        if self.was_replaced() {
+            return Claim::Gone;
+        }
+        if !self.number.is_empty() && !mounts::in_sys(&self.number).exists() && mounts::in_sys("").is_dir() {
+            return Claim::Gone;
+        }
+        let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        match rustix::fs::open(&self.path, flags, Mode::empty()) {
+            Ok(node) if self.is_node(&node) => Claim::Idle,
+            Ok(_) => Claim::Unknown(format!("{} is another device now", self.path.display())),
+            Err(Errno::BUSY) => Claim::Busy,
+            Err(Errno::NXIO | Errno::NODEV | Errno::NOMEDIUM) => Claim::Gone,
+            Err(error) => Claim::Unknown(format!("{} could not be opened: {error}", self.path.display())),
+        }
+    }
+
+    fn is_node(&self, node: impl AsFd) -> bool {
+        rustix::fs::fstat(node).is_ok_and(|found| {
+            FileType::from_raw_mode(found.st_mode) == FileType::BlockDevice
+                && number(found.st_rdev) == self.number
+        })
+    }
+}
+
+/// What is mounted, in the words of a record.
+pub(super) fn describe(mount: &Mount) -> Option<MountedVolume> {
+    Some(mounts::of(mount, mount.mount_point.to_str()?))
+}

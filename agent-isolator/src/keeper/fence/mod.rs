@@ -1,0 +1,466 @@
+//! Makes this host unable to write to its volumes: carries out what [`shared::protocol::fence::Fence`] decides, in its order (L17).
+//!
+//! ```text
+//! mod.rs       the runner: acts become helper processes, their reports the acts' results
+//! child.rs     one helper process: started, polled, never waited for
+//! job.rs       what a helper does, and its whole life
+//! kill.rs      containers: freezer cgroups, orphans, nested containers
+//! idle.rs      one volume: shut down, unmount, prove
+//! shutdown.rs  the ioctl that stops a file system
+//! device.rs    a device and its claim; which file systems are the host's own
+//! sweep.rs     mounts that no table tells of
+//! witness.rs   processes of other mount namespaces
+//! reset.rs     sysrq and reboot
+//! ```
+//!
+//! Nothing in the runner waits, and it makes no call that a volume, a device or a process could keep: each act is a process of its
+//! own, for any of its steps may hang in the kernel. It is one thread's, without a runtime: the deadman polls it from its
+//! loop, the worker runs it to its end on a thread where that may block.
+//!
+//! It sets no flag and kills no worker: who runs it has done so (`deadman.rs`).
+
+mod child;
+mod device;
+mod idle;
+mod job;
+mod kill;
+mod reset;
+mod shutdown;
+mod sweep;
+mod witness;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use shared::clock::holder_now;
+use shared::protocol::fence::{Act, Fence};
+use shared::protocol::holder::{MountedVolume, Phase, Table};
+use shared::protocol::{Now, Text};
+use shared::volume::{ContainerId, VolumeId};
+
+pub use self::child::HELPER_MODE;
+use self::child::Running;
+pub use self::job::run_helper;
+use self::job::{Job, Report};
+pub use self::reset::Reset;
+
+/// What failed is tried again after this: a fence has seconds.
+const TRY_AGAIN: Duration = Duration::from_millis(100);
+
+/// Between two polls of who runs a fence on a thread of its own.
+const POLL: Duration = Duration::from_millis(10);
+
+/// What a fence may do on this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// The directories below which drivers mount.
+    pub roots: Vec<PathBuf>,
+    /// Paths on the host's own file systems, beside the usual ones: the agent's work directory, the keeper's directories.
+    pub hosts_own: Vec<PathBuf>,
+    /// The freezer cgroup below which the agent's containers are, such as `/mesos`.
+    pub cgroup_root: Option<String>,
+    /// The keeper's program: `/proc/self/exe` from within it.
+    pub program: PathBuf,
+    /// How the host may be reset, if it may.
+    pub reset: Option<Reset>,
+}
+
+/// What is known of what is to be fenced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// The stored table.
+    Table(Box<Table>),
+    /// Nothing: there is no table, or it cannot be read. Whatever is mounted below the roots is made idle, and all containers
+    /// that see it are killed.
+    Lost,
+}
+
+impl Known {
+    /// What a stored table tells; nothing, where it says of itself that an earlier one was lost.
+    #[must_use]
+    pub fn of(table: Box<Table>) -> Self {
+        if table.lost { Self::Lost } else { Self::Table(table) }
+    }
+}
+
+/// Kills one container, outside a fence: its freezer cgroup and those nested in it. Blocks: for a thread that may.
+///
+/// # Errors
+/// Who does not end.
+pub fn kill_container(
+    policy: &Policy,
+    container: &ContainerId,
+    cgroup: Option<String>,
+) -> Result<(), String> {
+    let containers = BTreeMap::from([(container.clone(), cgroup)]);
+    let job = Job::Kill { containers, volumes: Vec::new() };
+    let mut helper = Running::start(&policy.program, &job).map_err(|error| error.to_string())?;
+    loop {
+        match helper.poll() {
+            Some(Report::Killed(left)) => return left.into_values().next().map_or(Ok(()), Err),
+            Some(Report::Failed(why)) => return Err(why),
+            Some(other) => return Err(format!("the helper answered {other:?}")),
+            None => std::thread::sleep(POLL),
+        }
+    }
+}
+
+/// How far a fence is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// It goes on.
+    Running,
+    /// Nothing on this host writes to a volume any more.
+    Proved,
+    /// Its time is over without a proof, and why. It goes on all the same, and may be proved yet.
+    NotProved(Text),
+}
+
+/// One fence. See the module's head.
+pub struct FenceRunner {
+    policy: Policy,
+    fence: Fence,
+    lost: bool,
+    containers: BTreeMap<ContainerId, Option<String>>,
+    volumes: Vec<MountedVolume>,
+    /// Containers that no helper kills yet.
+    to_kill: BTreeSet<ContainerId>,
+    killing: Option<(BTreeSet<ContainerId>, Running)>,
+    /// By volume; one that only a sweep found has no act of its own.
+    idling: BTreeMap<Idle, Running>,
+    sweep: Sweep,
+    settle: Option<Now>,
+    /// Acts that failed, and when they are tried again.
+    again: BTreeMap<Act, Now>,
+    failures: BTreeMap<Act, String>,
+    over: bool,
+    /// Device numbers of what was made idle.
+    proved: BTreeSet<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Idle {
+    Known(VolumeId),
+    /// By its device number.
+    Found(Text),
+}
+
+enum Sweep {
+    No,
+    Looking(Running),
+    /// What was found is made idle, of which this failed; then it looks again.
+    Idling(Option<String>),
+}
+
+impl FenceRunner {
+    /// A fence of what is known. See [`Fence::new`] for `give_up` and `settle`.
+    #[must_use]
+    pub fn new(known: &Known, give_up: Option<Now>, settle: Option<Now>, policy: Policy) -> Self {
+        // Of a lost table everything is possible.
+        let nothing = Table { lost: true, ..Table::default() };
+        let (table, lost) = match known {
+            Known::Table(table) => (&**table, false),
+            Known::Lost => (&nothing, true),
+        };
+        let cgroup = |cgroup: &Option<Text>| cgroup.as_deref().map(str::to_owned);
+        let mounted = |phase: &Phase| match phase {
+            Phase::Attached { mounted, .. } => Some(mounted.clone()),
+            Phase::Detaching { mounted, .. } => mounted.clone(),
+            Phase::Acquiring | Phase::Settling { .. } | Phase::Mounting { .. } => None,
+        };
+        Self {
+            fence: Fence::new(table, give_up, settle),
+            policy,
+            lost,
+            containers: table.containers.iter().map(|(id, c)| (id.clone(), cgroup(&c.cgroup))).collect(),
+            volumes: table.volumes.iter().filter_map(|row| mounted(&row.phase)).collect(),
+            to_kill: BTreeSet::new(),
+            killing: None,
+            idling: BTreeMap::new(),
+            sweep: Sweep::No,
+            settle: None,
+            again: BTreeMap::new(),
+            failures: BTreeMap::new(),
+            over: false,
+            proved: BTreeSet::new(),
+        }
+    }
+
+    /// Goes on; to be called every 50 ms at the latest. Does not block.
+    pub fn poll(&mut self, now: Now) -> Progress {
+        self.fence.tick(now);
+        let due: Vec<_> =
+            self.again.iter().filter(|(_, at)| **at <= now).map(|(act, _)| act.clone()).collect();
+        for act in due {
+            self.again.remove(&act);
+            self.begin(&act, now);
+        }
+        self.take_acts(now);
+        self.poll_kill(now);
+        self.poll_idling(now);
+        self.poll_sweep(now);
+        if let Some(at) = self.settle.filter(|at| *at <= now) {
+            self.settle = None;
+            self.finish(&Act::Settle(at), Ok(()), now);
+        }
+        self.start_kill(now);
+        match (self.fence.is_proved(), self.over) {
+            (true, _) => Progress::Proved,
+            (false, false) => Progress::Running,
+            (false, true) => Progress::NotProved(self.why().into()),
+        }
+    }
+
+    /// Polls until it is proved, or until `deadline`. Blocks: for a thread that may.
+    ///
+    /// # Errors
+    /// What is not proved, and what pins it.
+    pub fn run_until_proved(&mut self, deadline: Now) -> Result<(), Text> {
+        loop {
+            let now = holder_now();
+            match self.poll(now) {
+                Progress::Proved => return Ok(()),
+                _ if now >= deadline => return Err(self.why().into()),
+                _ => std::thread::sleep(POLL),
+            }
+        }
+    }
+
+    /// Its helper processes that run.
+    #[must_use]
+    pub fn helpers(&self) -> Vec<u32> {
+        let sweep = if let Sweep::Looking(running) = &self.sweep { Some(running) } else { None };
+        let killing = self.killing.as_ref().map(|(_, running)| running);
+        self.idling.values().chain(killing).chain(sweep).map(Running::pid).collect()
+    }
+
+    /// What stands in the way of the proof.
+    fn why(&self) -> String {
+        let under_way = |what: String| format!("{what}: no answer of the kernel yet");
+        let killing = self.killing.iter().flat_map(|(containers, _)| containers);
+        let killing = killing.map(|container| Act::Kill(container.clone()));
+        let idling = self.idling.keys().filter_map(|idle| match idle {
+            Idle::Known(volume) => Some(Act::MakeIdle(volume.clone())),
+            Idle::Found(_) => None,
+        });
+        let hanging = killing.chain(idling).filter(|act| !self.failures.contains_key(act));
+        let hanging: Vec<_> = hanging.map(|act| under_way(in_words(&act))).collect();
+        let failed = self.failures.iter().map(|(act, why)| format!("{}: {why}", in_words(act)));
+        let all: Vec<_> = failed.chain(hanging).collect();
+        if all.is_empty() { "the fence is not at its end".to_owned() } else { all.join("; ") }
+    }
+
+    fn take_acts(&mut self, now: Now) {
+        while let Some(act) = self.fence.poll_act() {
+            // One that failed waits; one that runs is given out again when another volume is done.
+            if !self.again.contains_key(&act) {
+                self.begin(&act, now);
+            }
+        }
+    }
+
+    fn begin(&mut self, act: &Act, now: Now) {
+        match act {
+            Act::Kill(container) => {
+                let runs = self.killing.as_ref().is_some_and(|(batch, _)| batch.contains(container));
+                if !runs {
+                    self.to_kill.insert(container.clone());
+                }
+            }
+            Act::MakeIdle(volume) => {
+                let mounted = self.fence.mounted(volume).cloned();
+                self.start_idle(Idle::Known(volume.clone()), volume, mounted, now);
+            }
+            Act::Sweep => self.start_sweep(now),
+            Act::Settle(at) => self.settle = Some(*at),
+            Act::Reset => {
+                self.over = true;
+                let result = self.policy.reset.as_ref().map_or(Ok(()), Reset::now);
+                if let Err(why) = result {
+                    self.failures.insert(Act::Reset, why);
+                }
+                self.fence.done(&Act::Reset, Ok(()));
+            }
+        }
+    }
+
+    fn finish(&mut self, act: &Act, result: Result<(), String>, now: Now) {
+        match &result {
+            Ok(()) => {
+                self.failures.remove(act);
+            }
+            Err(why) => {
+                self.failures.insert(act.clone(), why.clone());
+                self.again.insert(act.clone(), now + TRY_AGAIN);
+            }
+        }
+        self.fence.done(act, result.map_err(Into::into));
+        self.take_acts(now);
+    }
+
+    fn start_kill(&mut self, now: Now) {
+        if self.to_kill.is_empty() || self.killing.is_some() {
+            return;
+        }
+        let batch = std::mem::take(&mut self.to_kill);
+        let containers =
+            batch.iter().map(|id| (id.clone(), self.containers.get(id).cloned().flatten())).collect();
+        match Running::start(&self.policy.program, &Job::Kill { containers, volumes: self.volumes.clone() }) {
+            Ok(running) => self.killing = Some((batch, running)),
+            Err(error) => {
+                for container in batch {
+                    self.finish(&Act::Kill(container), Err(not_started(&error)), now);
+                }
+            }
+        }
+    }
+
+    fn poll_kill(&mut self, now: Now) {
+        let Some(report) = self.killing.as_mut().and_then(|(_, running)| running.poll()) else { return };
+        let Some((batch, _)) = self.killing.take() else { return };
+        for container in batch {
+            let result = match &report {
+                Report::Killed(left) => left.get(&container).map_or(Ok(()), |why| Err(why.clone())),
+                other => Err(unexpected(other)),
+            };
+            self.finish(&Act::Kill(container), result, now);
+        }
+    }
+
+    fn start_idle(&mut self, idle: Idle, volume: &VolumeId, mounted: Option<MountedVolume>, now: Now) {
+        if self.idling.contains_key(&idle) {
+            return;
+        }
+        let (roots, own) = (self.policy.roots.clone(), self.policy.hosts_own.clone());
+        let job = Job::MakeIdle { volume: volume.clone(), mounted, roots, own };
+        match Running::start(&self.policy.program, &job) {
+            Ok(running) => {
+                self.idling.insert(idle, running);
+            }
+            Err(error) => self.idled(idle, Err(not_started(&error)), now),
+        }
+    }
+
+    fn poll_idling(&mut self, now: Now) {
+        let ended: Vec<_> = self
+            .idling
+            .iter_mut()
+            .filter_map(|(idle, running)| Some((idle.clone(), running.poll()?)))
+            .collect();
+        for (idle, _) in &ended {
+            self.idling.remove(idle);
+        }
+        for (idle, report) in ended {
+            let result = match report {
+                Report::Idle(result) => result,
+                other => Err(unexpected(&other)),
+            };
+            self.idled(idle, result, now);
+        }
+    }
+
+    fn idled(&mut self, idle: Idle, result: Result<(), String>, now: Now) {
+        match idle {
+            Idle::Known(volume) => {
+                if result.is_ok() {
+                    self.proved
+                        .extend(self.fence.mounted(&volume).map(|mounted| mounted.device_number.to_string()));
+                }
+                self.finish(&Act::MakeIdle(volume), result, now);
+            }
+            Idle::Found(number) => match result {
+                Ok(()) => {
+                    self.proved.insert(number.to_string());
+                }
+                Err(why) => {
+                    if let Sweep::Idling(obstacle) = &mut self.sweep {
+                        obstacle.get_or_insert(why);
+                    }
+                }
+            },
+        }
+    }
+
+    fn start_sweep(&mut self, now: Now) {
+        if !matches!(self.sweep, Sweep::No) {
+            return;
+        }
+        let job = Job::Sweep {
+            roots: self.policy.roots.clone(),
+            own: self.policy.hosts_own.clone(),
+            cgroup_root: self.policy.cgroup_root.clone(),
+            proved: self.proved.clone(),
+            lost: self.lost,
+        };
+        match Running::start(&self.policy.program, &job) {
+            Ok(running) => self.sweep = Sweep::Looking(running),
+            Err(error) => self.finish(&Act::Sweep, Err(not_started(&error)), now),
+        }
+    }
+
+    fn poll_sweep(&mut self, now: Now) {
+        match &mut self.sweep {
+            Sweep::No => {}
+            Sweep::Looking(running) => {
+                let Some(report) = running.poll() else { return };
+                self.sweep = Sweep::No;
+                match report {
+                    Report::Swept(mounted) if mounted.is_empty() => self.finish(&Act::Sweep, Ok(()), now),
+                    Report::Swept(mounted) => {
+                        self.sweep = Sweep::Idling(None);
+                        for found in mounted {
+                            self.start_found(found, now);
+                        }
+                    }
+                    other => self.finish(&Act::Sweep, Err(unexpected(&other)), now),
+                }
+            }
+            Sweep::Idling(obstacle) => {
+                if self.idling.keys().any(|idle| matches!(idle, Idle::Found(_))) {
+                    return;
+                }
+                let result = obstacle.take().map_or(Ok(()), Err);
+                self.sweep = Sweep::No;
+                match result {
+                    // Only a look that finds nothing is a sweep that is done.
+                    Ok(()) => self.start_sweep(now),
+                    Err(why) => self.finish(&Act::Sweep, Err(why), now),
+                }
+            }
+        }
+    }
+
+    fn start_found(&mut self, found: MountedVolume, now: Now) {
+        let (roots, mut own) = (self.policy.roots.clone(), self.policy.hosts_own.clone());
+        own.extend_from_slice(&roots);
+        let idle = Idle::Found(Text::clone(&found.device_number));
+        match Running::start(&self.policy.program, &Job::MakeFoundIdle { mounted: found, own }) {
+            Ok(running) => {
+                self.idling.insert(idle, running);
+            }
+            Err(error) => self.idled(idle, Err(not_started(&error)), now),
+        }
+    }
+}
+
+fn not_started(error: &std::io::Error) -> String {
+    format!("no helper process could be started: {error}")
+}
+
+fn unexpected(report: &Report) -> String {
+    match report {
+        Report::Failed(why) => why.clone(),
+        other => format!("the helper answered something else: {other:?}"),
+    }
+}
+
+fn in_words(act: &Act) -> String {
+    match act {
+        Act::Kill(container) => format!("container {container}"),
+        Act::MakeIdle(volume) => format!("volume {volume}"),
+        Act::Sweep => "what else is mounted".to_owned(),
+        Act::Settle(_) => "driver calls under way".to_owned(),
+        Act::Reset => "the reset".to_owned(),
+    }
+}

@@ -1,0 +1,62 @@
+//! The stored table as the deadman reads it, and who makes the host safe: what the worker wrote (`checkpoint.rs`), whoever's
+//! it is.
+
+use std::path::Path;
+use std::{fs, io};
+
+use serde::Deserialize;
+use shared::protocol::holder::Table;
+
+/// Its name in the run directory.
+pub const TABLE: &str = "table.json";
+
+/// What is stored.
+#[derive(Debug)]
+pub enum Stored {
+    /// A table.
+    Table(Box<Table>),
+    /// None: nothing was ever held, or somebody took it away.
+    Missing,
+    /// One that cannot be read, and why.
+    Broken(String),
+}
+
+#[derive(Deserialize)]
+struct OnlyTable {
+    table: Table,
+}
+
+/// Reads the table at `path`.
+#[must_use]
+pub fn read_table(path: &Path) -> Stored {
+    match fs::read(path) {
+        Ok(text) => match serde_json::from_slice::<OnlyTable>(&text) {
+            Ok(OnlyTable { table }) => Stored::Table(Box::new(table)),
+            Err(error) => Stored::Broken(format!("{}: {error}", path.display())),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Stored::Missing,
+        Err(error) => Stored::Broken(format!("{}: {error}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_read_and_what_is_none_is_told_apart_from_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(TABLE);
+        assert!(matches!(read_table(&path), Stored::Missing));
+        fs::write(
+            &path,
+            serde_json::to_vec(&serde_json::json!({ "version": 2, "table": Table::default() })).unwrap(),
+        )
+        .unwrap();
+        assert!(matches!(read_table(&path), Stored::Table(table) if *table == Table::default()));
+        for broken in ["", "{", "{\"table\":7}"] {
+            fs::write(&path, broken).unwrap();
+            assert!(matches!(read_table(&path), Stored::Broken(why) if why.contains(TABLE)), "{broken}");
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! What a fence does to volumes and containers.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use agent_isolator::keeper::fence::Known;
+use serde_json::json;
+use shared::protocol::holder::Table;
+
+use crate::alone::{FREEZER, alone};
+use crate::host::{Host, eventually, run};
+
+fn known(table: Table) -> Known {
+    Known::Table(Box::new(table))
+}
+
+/// A container and one nested in it write to the volume; after the fence nothing runs, nothing writes, and the device is idle.
+fn fences_a_writing_container(test: &str, kind: &str, keep: bool) {
+    alone(test, |alone| {
+        let host = Host::new(alone);
+        let volume = host.volume(kind, "vol1");
+        let container = host.container("task1", &volume, keep);
+        assert!(container.processes().len() >= 4, "{:?}", container.processes());
+        assert!(!volume.is_idle());
+        host.fence(&known(Host::table(&[&container], &[&volume])));
+        assert_eq!(container.processes(), [].into());
+        assert!(volume.is_idle() && !volume.is_mounted_on_host());
+        volume.assert_no_writes();
+        // What was synced is there after the journal is replayed.
+        run("mount", &[&volume.device, volume.point.to_str().unwrap()]);
+        assert!(fs::read(volume.point.join("outer")).unwrap().len() == 4 * 4096);
+    });
+}
+
+#[test]
+fn root_a_writing_container_on_ext4_is_fenced() {
+    fences_a_writing_container("volumes::root_a_writing_container_on_ext4_is_fenced", "ext4", false);
+}
+
+#[test]
+fn root_a_writing_container_on_xfs_is_fenced() {
+    fences_a_writing_container("volumes::root_a_writing_container_on_xfs_is_fenced", "xfs", false);
+}
+
+#[test]
+fn root_a_writing_container_on_btrfs_is_fenced() {
+    fences_a_writing_container("volumes::root_a_writing_container_on_btrfs_is_fenced", "btrfs", false);
+}
+
+#[test]
+fn root_a_container_that_keeps_copies_of_the_hosts_mounts_is_fenced() {
+    let name = "volumes::root_a_container_that_keeps_copies_of_the_hosts_mounts_is_fenced";
+    fences_a_writing_container(name, "btrfs", true);
+}
+
+#[test]
+fn root_a_frozen_container_is_killed() {
+    alone("volumes::root_a_frozen_container_is_killed", |alone| {
+        let host = Host::new(alone);
+        let volume = host.volume("ext4", "vol1");
+        let container = host.container("task1", &volume, false);
+        let outer = Path::new(FREEZER).join(&container.cgroup[1..]);
+        // Both by itself and by what it is in.
+        for cgroup in [outer.join("mesos/inner"), outer.clone(), outer.parent().unwrap().to_owned()] {
+            fs::write(cgroup.join("freezer.state"), "FROZEN").unwrap();
+        }
+        host.fence(&known(Host::table(&[&container], &[&volume])));
+        assert_eq!(container.processes(), [].into());
+        assert!(volume.is_idle());
+    });
+}
+
+#[test]
+fn root_an_orphan_outside_the_cgroup_and_a_volume_held_by_an_open_file_alone_are_fenced() {
+    let name =
+        "volumes::root_an_orphan_outside_the_cgroup_and_a_volume_held_by_an_open_file_alone_are_fenced";
+    alone(name, |alone| {
+        let host = Host::new(alone);
+        let volume = host.volume("ext4", "vol1");
+        let container = host.container("task1", &volume, false);
+        let inner = *container.processes().iter().next_back().unwrap();
+        // It leaves the cgroup, and stays in its mount namespace.
+        fs::write(Path::new(FREEZER).join("cgroup.procs"), inner.to_string()).unwrap();
+        assert!(!container.processes().contains(&inner));
+        // The host's own process holds a file, and is not killed for that: the file system is shut down under it.
+        let file = fs::File::create(volume.point.join("held")).unwrap();
+        host.fence(&known(Host::table(&[&container], &[&volume])));
+        eventually("the orphan is dead", || {
+            fs::read_to_string(format!("/proc/{inner}/stat")).map_or(true, |stat| stat.contains(") Z "))
+        });
+        assert!(!volume.is_idle(), "the open file still pins the device: the proof is the shutdown");
+        let error = std::io::Write::write_all(&mut &file, b"x").and_then(|()| file.sync_all()).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
+        volume.assert_no_writes();
+    });
+}
+
+#[test]
+fn root_a_volume_that_was_lazily_unmounted_before_is_shut_down_by_the_file_that_holds_it() {
+    let name =
+        "volumes::root_a_volume_that_was_lazily_unmounted_before_is_shut_down_by_the_file_that_holds_it";
+    alone(name, |alone| {
+        let host = Host::new(alone);
+        for kind in ["ext4", "xfs"] {
+            let volume = host.volume(kind, kind);
+            let file = fs::File::create(volume.point.join("held")).unwrap();
+            run("umount", &["--lazy", volume.point.to_str().unwrap()]);
+            assert!(!volume.is_idle() && !volume.is_mounted_on_host());
+            host.fence(&known(Host::table(&[], &[&volume])));
+            let written = std::io::Write::write_all(&mut &file, b"x").and_then(|()| file.sync_all());
+            assert!(written.is_err(), "{kind} was called fenced and takes writes");
+        }
+    });
+}
+
+#[test]
+fn root_a_pinned_btrfs_is_not_called_proved_and_who_pins_it_is_named() {
+    alone("volumes::root_a_pinned_btrfs_is_not_called_proved_and_who_pins_it_is_named", |alone| {
+        let host = Host::new(alone);
+        let volume = host.volume("btrfs", "vol1");
+        let held = volume.point.join("held");
+        // A process of the host's own namespace: it is never killed.
+        let mut pin = Command::new("sh")
+            .args(["-c", "exec 3>\"$HELD\"; echo held; read end"])
+            .env("HELD", &held)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        eventually("the file is there", || held.exists());
+        let why = host.fence_in_vain(&known(Host::table(&[], &[&volume])));
+        assert!(why.contains("volume ebs/vol1") && why.contains(&volume.device), "{why}");
+        assert!(!volume.is_idle() && !volume.is_mounted_on_host(), "a lazy unmount alone is no proof");
+        assert!(pin.try_wait().unwrap().is_none(), "the host's own process was killed");
+        drop(pin.stdin.take());
+        pin.wait().unwrap();
+        host.fence(&known(Host::table(&[], &[&volume])));
+        assert!(volume.is_idle());
+    });
+}
+
+#[test]
+fn root_the_hosts_own_file_system_is_never_shut_down() {
+    alone("volumes::root_the_hosts_own_file_system_is_never_shut_down", |alone| {
+        let host = Host::new(alone);
+        let number = run("mountpoint", &["--fs-devno", "/"]);
+        let number = if number.is_empty() { run("stat", &["--format", "%Hd:%Ld", "/"]) } else { number };
+        // A record that names a plain directory below the root, and one of a bind mount of the host's.
+        let plain = host.root.join("plain");
+        fs::create_dir(&plain).unwrap();
+        let bound = host.root.join("bound");
+        fs::create_dir(&bound).unwrap();
+        run("mount", &["--bind", alone.directory.to_str().unwrap(), bound.to_str().unwrap()]);
+        for point in [plain, bound] {
+            let volume = json!({"driver": "ebs", "name": "vol1"});
+            let wanted = json!({"volume": volume, "asked": volume, "create": null});
+            let mounted = json!({
+                "mount_point": point, "device_number": number, "device": null, "disk_sequence": null,
+            });
+            let row = json!({
+                "wanted": wanted, "users": [], "phase": "attached", "token": 1, "mounted": mounted,
+            });
+            let table = json!({"open": null, "refused": null, "containers": {}, "volumes": [row]});
+            let why = host.fence_in_vain(&known(serde_json::from_value(table).unwrap()));
+            assert!(why.contains("never shut down"), "{why}");
+        }
+        fs::write(alone.directory.join("still"), "writable").unwrap();
+        // Nor by a sweep.
+        host.fence(&known(Table::default()));
+        host.fence(&Known::Lost);
+        fs::write(alone.directory.join("still"), "writable").unwrap();
+    });
+}
+
+#[test]
+fn root_what_no_table_tells_of_is_swept() {
+    alone("volumes::root_what_no_table_tells_of_is_swept", |alone| {
+        let host = Host::new(alone);
+        let (first, second) = (host.volume("ext4", "vol1"), host.volume("xfs", "vol2"));
+        host.fence(&known(Table::default()));
+        assert!(first.is_idle() && second.is_idle());
+        assert!(!first.is_mounted_on_host() && !second.is_mounted_on_host());
+    });
+}
+
+#[test]
+fn root_without_a_table_the_containers_that_see_a_volume_are_killed() {
+    alone("volumes::root_without_a_table_the_containers_that_see_a_volume_are_killed", |alone| {
+        let host = Host::new(alone);
+        let volume = host.volume("btrfs", "vol1");
+        let container = host.container("task1", &volume, true);
+        host.fence(&Known::Lost);
+        assert_eq!(container.processes(), [].into());
+        assert!(volume.is_idle());
+    });
+}
+
+#[test]
+fn root_a_container_without_a_volume_lives_on() {
+    alone("volumes::root_a_container_without_a_volume_lives_on", |alone| {
+        let host = Host::new(alone);
+        let volume = host.volume("ext4", "vol1");
+        let cgroup = host.cgroup("other");
+        let at = Path::new(FREEZER).join(&cgroup[1..]);
+        fs::create_dir_all(&at).unwrap();
+        // Its namespace has a copy of the volume's mount, at the host's own place.
+        let mut other = Command::new("sh")
+            .args(["-c", "echo 0 >$AT/cgroup.procs; exec unshare --mount --propagation slave sh -c 'echo up; read end'"])
+            .env("AT", &at)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(other.stdout.as_mut().unwrap()), &mut line)
+            .unwrap();
+        let container = host.container("task1", &volume, false);
+        host.fence(&known(Host::table(&[&container], &[&volume])));
+        assert!(volume.is_idle());
+        assert!(other.try_wait().unwrap().is_none(), "a container without volumes was killed");
+        drop(other.stdin.take());
+        other.wait().unwrap();
+    });
+}
