@@ -257,24 +257,42 @@ impl Trial {
         Ok(found.stdout.split_whitespace().map(str::to_owned).collect())
     }
 
-    /// Kills the keeper of a host; back when it is gone.
+    /// Kills the keeper of a host, both its processes at once; back when they are gone.
     ///
     /// # Errors
-    /// When there is none, or it does not die.
+    /// When one is missing, or does not die.
     pub fn kill_keeper(&self, host: usize) -> Result<()> {
-        let found = self.processes(host, "extvol-keeper")?;
-        let [pid] = found.as_slice() else {
-            return Err(TrialError::Unexpected(format!("one keeper was expected, not {found:?}")));
-        };
-        let on = self.cluster.host(host);
-        on.run(&["kill", "-KILL", pid])?;
-        Ok(self.cluster.wait_for("the end of the keeper", SOON, || {
-            match on.exec(&["test", "-e", &format!("/proc/{pid}")]) {
-                Ok(output) if output.success() => Err(format!("process {pid} is there")),
-                Ok(_) => Ok(()),
-                Err(error) => Err(error.to_string()),
+        self.kill_processes(host, &["extvol-deadman", "extvol-worker"])
+    }
+
+    /// Kills one process of each of these names on a host; back when they are gone.
+    ///
+    /// # Errors
+    /// When there is not one of each, or one does not die.
+    pub fn kill_processes(&self, host: usize, names: &[&str]) -> Result<()> {
+        let mut pids = Vec::new();
+        for name in names {
+            match self.processes(host, name)?.as_slice() {
+                [pid] => pids.push(pid.clone()),
+                found => {
+                    return Err(TrialError::Unexpected(format!("one {name} was expected, not {found:?}")));
+                }
             }
-        })?)
+        }
+        let on = self.cluster.host(host);
+        let mut kill = vec!["kill", "-KILL"];
+        kill.extend(pids.iter().map(String::as_str));
+        on.run(&kill)?;
+        for pid in pids {
+            self.cluster.wait_for("the end of a process", SOON, || {
+                match on.exec(&["test", "-e", &format!("/proc/{pid}")]) {
+                    Ok(output) if output.success() => Err(format!("process {pid} is there")),
+                    Ok(_) => Ok(()),
+                    Err(error) => Err(error.to_string()),
+                }
+            })?;
+        }
+        Ok(())
     }
 
     /// What the keeper of a host has logged.

@@ -41,6 +41,7 @@ fn session() -> Record {
         timing: Profile::Default.timing(),
         by_time: ByTime::Allowed,
         unsettled_through: Epoch(0),
+        wants: Default::default(),
         reason: None,
         since: Some("then".into()),
     })
@@ -56,6 +57,7 @@ fn lease() -> Record {
         containers: BTreeSet::new(),
         mount_point: None,
         unsettled: false,
+        calls: false,
         revoked: None,
         since: Some("then".into()),
     }))

@@ -395,7 +395,12 @@ mod tests {
             }
         });
         let aliases = BTreeMap::from([(Driver::new("ebs").unwrap(), Driver::new("canonical").unwrap())]);
-        let plugins = DockerPlugins { sockets: directory.path().to_owned(), specifications: vec![], aliases };
+        let plugins = DockerPlugins {
+            sockets: directory.path().to_owned(),
+            specifications: vec![],
+            aliases,
+            preempt: BTreeMap::new(),
+        };
         (directory, plugins)
     }
 

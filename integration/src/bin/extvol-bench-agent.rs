@@ -88,7 +88,7 @@ fn times(amounts: &Amounts) -> Result<Vec<Option<Report>>, Failure> {
     config.agent_env.insert("EXTVOL_LOG".into(), "info,agent_isolator::isolator=debug".into());
     let cluster = Cluster::start(config)?;
     start_plugin(&cluster)?;
-    let keeper = memory_of(&cluster, "extvol-keeper")?.resident;
+    let keeper = memory_of(&cluster, "extvol-worker")?.resident;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let agent = Agent { url: format!("{}/api/v1", cluster.agent_url(0)), client: client()? };
     let log = cluster.logs().join("agent-1-agent.log");
@@ -123,7 +123,7 @@ fn times(amounts: &Amounts) -> Result<Vec<Option<Report>>, Failure> {
     let inside = inside.collect();
     let transaction = Report::new("etcd-transaction", "ms", transactions[3..].to_vec(), None);
     let goal = transaction.as_ref().map(|report| Goal::Median(3.0 * report.p50 + OWN_MILLISECONDS));
-    let after = memory_of(&cluster, "extvol-keeper")?.resident;
+    let after = memory_of(&cluster, "extvol-worker")?.resident;
     let [waves_without, waves_with] = waves;
     drop((agent, runtime));
     cluster.stop()?;
