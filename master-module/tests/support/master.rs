@@ -172,7 +172,7 @@ fn registry(unreachable: &[&str], gone: &[&str]) -> String {
     };
     let (unreachable, gone) = (list(unreachable), list(gone));
     format!(
-        r#"{{"gone":{{"slaves":[{gone}]}},"master":{{"info":{{"id":"m"}}}},"slaves":{{"slaves":[{{"info":{{"id":{{"value":"S0"}}}}}}]}},"unreachable":{{"slaves":[{unreachable}]}}}}"#
+        r#"{{"gone":{{"slaves":[{gone}]}},"master":{{"info":{{"id":"m"}}}},"slaves":{{"slaves":[{{"info":{{"id":{{"value":"S9"}}}}}}]}},"unreachable":{{"slaves":[{unreachable}]}}}}"#
     )
 }
 
