@@ -560,3 +560,7 @@ mod tests;
 #[cfg(test)]
 #[path = "view_agent_tests.rs"]
 mod agent_tests;
+
+#[cfg(test)]
+#[path = "view_core_tests.rs"]
+mod core_tests;
