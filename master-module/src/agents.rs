@@ -36,7 +36,7 @@ const STATE_BYTES_MAX: usize = 64 << 10;
 const REASON_BYTES: usize = 300;
 
 /// Where an agent's process listens, as the master has it in `pid`: `slave(1)@10.0.0.1:5051`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct AgentAddress {
     process: Box<str>,
     socket: SocketAddr,
@@ -51,6 +51,11 @@ impl AgentAddress {
             return None;
         }
         Some(Self { process: process.into(), socket: socket.parse().ok()? })
+    }
+
+    /// Where it listens.
+    pub(crate) fn socket(&self) -> SocketAddr {
+        self.socket
     }
 }
 

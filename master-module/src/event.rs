@@ -3,9 +3,12 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use shared::event::{Answering, EventKind, EventRecord, Listed, Seen, StandingRecord};
-use shared::record::{Epoch, SessionState, Token};
+use shared::protocol::Text;
+use shared::protocol::exchange::{Proof, SessionState, Storm};
+use shared::record::{Epoch, Token};
 use shared::store::Revision;
 use shared::volume::{ContainerId, Holder, VolumeId};
 use tracing::{info, warn};
@@ -87,13 +90,26 @@ pub(crate) enum Event {
     /// A held volume's record is gone, which no part of this software does.
     Deleted { volume: Arc<VolumeId>, holder: Holder, of: Option<(Epoch, Token)> },
     /// A holder's session is new, or has changed.
-    Session { holder: Holder, epoch: Epoch, state: SessionState, agent_id: Option<Arc<str>> },
+    Session {
+        holder: Holder,
+        epoch: Epoch,
+        state: SessionState,
+        agent_id: Option<Arc<str>>,
+        /// Why it was revoked or declared dead.
+        reason: Option<Text>,
+        /// Its time to live; none of a keeper that publishes no times.
+        ttl: Option<Duration>,
+    },
     /// A session record is gone, which no part of this software does.
     SessionDeleted { holder: Holder, epoch: Option<Epoch> },
     /// The leading master lists a holder's agent otherwise than before.
     Listed { whose: Whose, listed: Listed, before: Option<Listed> },
     /// The agent of a holder answers otherwise than before.
     Answering { whose: Whose, answering: Answering, why: String },
+    /// The storm guard has changed.
+    Storm { state: Storm },
+    /// The leading master has marked a holder's agent gone, at the request of a module.
+    MarkedGone { holder: Holder, epoch: Epoch, agent_id: Arc<str> },
     /// A record that cannot be read.
     Unreadable { key: String, reason: String },
     /// There are more of those than are named.
@@ -134,6 +150,9 @@ impl Event {
             | Self::SessionDeleted { .. }
             | Self::Unreadable { .. }
             | Self::MoreUnreadable
+            | Self::MarkedGone { .. }
+            | Self::Storm { state: Storm::Raised }
+            | Self::Session { state: SessionState::Revoking | SessionState::Dead(Proof::Time), .. }
             | Self::Dropped { .. } => warn!("{self}"),
             Self::Listed { listed, .. } if *listed != Listed::Active => warn!("{self}"),
             Self::Answering { answering, .. } if *answering != Answering::Answers => warn!("{self}"),
@@ -189,7 +208,11 @@ impl Event {
                 record.epoch = whose.epoch;
                 record.agent_id = short(&whose.agent_id);
             }
-            Self::Unreadable { .. } => {}
+            Self::MarkedGone { holder, epoch, agent_id } => {
+                (record.holder, record.epoch) = (Some(holder.clone()), Some(*epoch));
+                record.agent_id = short(&Some(Arc::clone(agent_id)));
+            }
+            Self::Storm { .. } | Self::Unreadable { .. } => {}
             Self::Dropped { events } => record.dropped = Some(*events),
         }
         Some(record)
@@ -202,7 +225,16 @@ impl Event {
             Self::Released { .. } => EventKind::Released,
             Self::Deleted { .. } => EventKind::LeaseDeleted,
             Self::Session { state: SessionState::Live, .. } => EventKind::SessionOpened,
-            Self::Session { state: SessionState::Dead, .. } => EventKind::SessionDead,
+            Self::Session { state: SessionState::Revoking, .. } => EventKind::SessionRevoked,
+            // Without a reason it was ended by hand, before there were proofs.
+            Self::Session { state: SessionState::Dead(Proof::Time), reason: Some(_), .. } => {
+                EventKind::SessionReclaimed
+            }
+            Self::Session { state: SessionState::Dead(_), .. } => EventKind::SessionDead,
+            Self::Storm { state: Storm::Raised } => EventKind::StormRaised,
+            Self::Storm { state: Storm::Lifted } => EventKind::StormLifted,
+            Self::Storm { state: Storm::Over } => EventKind::StormOver,
+            Self::MarkedGone { .. } => EventKind::AgentMarkedGone,
             Self::SessionDeleted { .. } => EventKind::SessionDeleted,
             Self::Listed { listed, .. } => match listed {
                 Listed::NotAsked => return None,
@@ -277,12 +309,40 @@ impl fmt::Display for Event {
             Self::Deleted { volume, holder, .. } => {
                 write!(f, "volume {volume}: its lease was deleted while {holder} held it")
             }
-            Self::Session { holder, epoch, state, .. } => {
-                let state = match state {
-                    SessionState::Live => "live",
-                    SessionState::Dead => "dead",
-                };
-                write!(f, "holder {holder}: its session of epoch {epoch} is {state}")
+            Self::Session { holder, epoch, state, reason, ttl, .. } => {
+                write!(f, "holder {holder}: its session of epoch {epoch} ")?;
+                match (state, reason) {
+                    (SessionState::Live, _) => f.write_str("is live")?,
+                    (SessionState::Revoking, _) => f.write_str("was revoked")?,
+                    (SessionState::Dead(Proof::Unmounted), _) => {
+                        f.write_str("is dead: it unmounted everything, and proved every device idle")?;
+                    }
+                    (SessionState::Dead(Proof::Fenced), _) => {
+                        f.write_str("is dead: it fenced itself, and proved that")?;
+                    }
+                    (SessionState::Dead(Proof::Time), None) => f.write_str("is dead")?,
+                    (SessionState::Dead(Proof::Time), Some(_)) => {
+                        f.write_str("was declared dead, with time as the proof")?;
+                    }
+                }
+                match (state, reason, ttl) {
+                    (SessionState::Live, ..) | (_, None, _) => Ok(()),
+                    (SessionState::Dead(Proof::Time), Some(why), Some(ttl)) => {
+                        write!(f, ": {} (ttl {} ms)", Shown(why), ttl.as_millis())
+                    }
+                    (_, Some(why), _) => write!(f, ": {}", Shown(why)),
+                }
+            }
+            Self::Storm { state } => f.write_str(match state {
+                Storm::Raised => {
+                    "too many holders are silent at once: nothing is reclaimed or revoked until a person lifts this, \
+                     or a module whose reads were never late"
+                }
+                Storm::Lifted => "the storm guard was lifted: silent holders are declared dead",
+                Storm::Over => "the storm is over",
+            }),
+            Self::MarkedGone { holder, agent_id, .. } => {
+                write!(f, "holder {holder}: its agent {} was marked gone, for its host was silent", Shown(agent_id))
             }
             Self::SessionDeleted { holder, .. } => write!(f, "holder {holder}: its session was deleted"),
             Self::Listed { whose, listed, before } => {

@@ -1,8 +1,10 @@
 //! The master's half of mesos-extvol.
 //!
-//! In this release it looks and tells: which agent host holds which volume, every change of that,
-//! whether the Mesos agent of a holder still has a place with the leading master, and whether it
-//! answers itself. It writes events to etcd, nothing else, and changes nothing in Mesos.
+//! It looks and tells: which agent host holds which volume, every change of that, whether the Mesos agent of
+//! a holder still has a place with the leading master, and whether it answers itself. And it acts: it revokes
+//! the session of a host whose agent Mesos has given up, declares one dead that was silent for its whole time to
+//! live, and, if it is told to, has the agent of such a host marked gone. It writes sessions, the storm guard and
+//! events; never a lease.
 //!
 //! ```text
 //! start()      on Mesos's main thread: checks the parameters, starts one thread, returns
@@ -17,6 +19,9 @@
 //! event.rs     what is worth an event or a line in the log, and both
 //! queue.rs     pure: events that wait to be written
 //! record.rs    writes each event once, and trims
+//! acting.rs    the shell of shared::protocol::reclaimer, which decides;
+//!              acting/holdings.rs: pure: what that is shown; acting/gone.rs: marks agents gone
+//! clock.rs     elapsed time for its waits
 //! ```
 //!
 //! No etcd client, no HTTP and no clock in `view.rs`, `event.rs` and `queue.rs`; no decision about
@@ -24,7 +29,9 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that unwraps fails with a place and a value"))]
 
+mod acting;
 mod agents;
+mod clock;
 mod elements;
 mod event;
 mod follow;

@@ -3,6 +3,7 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Duration;
 
 use shared::etcd::EtcdStore;
@@ -60,7 +61,7 @@ pub(crate) fn live(
 async fn one_life(settings: &Settings, own_address: fn() -> Option<String>) -> String {
     // A new store has no memory of the revisions that the last one saw.
     let store = match EtcdStore::new(settings.etcd.clone()) {
-        Ok(store) => store,
+        Ok(store) => Arc::new(store),
         Err(error) => return chain(&error),
     };
     let mesos = match Mesos::new(settings.master.clone(), own_address, settings.poll_timeout()) {

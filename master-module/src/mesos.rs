@@ -58,6 +58,9 @@ pub(crate) struct AgentList {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Registry {
     pub(crate) asked: BTreeSet<Arc<str>>,
+    /// Those that the masters have not given up. One that is not listed then has registered since, or the
+    /// leading master has not read the registry yet: what is asked for later is newer.
+    pub(crate) admitted: BTreeSet<String>,
     pub(crate) unreachable: BTreeSet<String>,
     pub(crate) gone: BTreeSet<String>,
 }
@@ -118,6 +121,13 @@ struct Former<'a> {
     id: Value<'a>,
 }
 
+/// An agent that it has not given up.
+#[derive(Deserialize)]
+struct Admitted<'a> {
+    #[serde(borrow)]
+    info: Former<'a>,
+}
+
 #[derive(Deserialize)]
 struct Value<'a> {
     #[serde(borrow)]
@@ -127,7 +137,7 @@ struct Value<'a> {
 /// Absent before Mesos 1.2: the second.
 const LISTS: &[Path] = &[&["slaves"], &["recovered_slaves"]];
 
-const REGISTRY_LISTS: &[Path] = &[&["unreachable", "slaves"], &["gone", "slaves"]];
+const REGISTRY_LISTS: &[Path] = &[&["unreachable", "slaves"], &["gone", "slaves"], &["slaves", "slaves"]];
 
 /// The Mesos masters, reached through one of them.
 #[derive(Debug)]
@@ -177,6 +187,11 @@ impl Mesos {
         Registrar { client: self.client.clone() }
     }
 
+    /// What speaks to masters.
+    pub(crate) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
     /// The master to ask. This process's own address is known only once the process begins to serve,
     /// which is soon after the module is loaded.
     async fn base(&mut self) -> Result<String, PollError> {
@@ -211,17 +226,20 @@ impl Registrar {
         leader: &str,
         asked: BTreeSet<Arc<str>>,
     ) -> Result<Registry, PollError> {
-        let (mut unreachable, mut gone) = (BTreeSet::new(), BTreeSet::new());
+        let [mut unreachable, mut gone, mut admitted] = [const { BTreeSet::new() }; 3];
         let sink = |list: usize, element: &[u8]| {
-            let Former { id: Value { value } } = serde_json::from_slice(element)?;
+            let Former { id: Value { value } } = match list {
+                2 => serde_json::from_slice::<Admitted<'_>>(element)?.info,
+                _ => serde_json::from_slice(element)?,
+            };
             if asked.contains(&*value) {
-                let list = if list == 0 { &mut unreachable } else { &mut gone };
-                list.insert(value.into_owned());
+                let list = [&mut unreachable, &mut gone, &mut admitted].into_iter().nth(list);
+                list.map(|list| list.insert(value.into_owned()));
             }
             Ok(())
         };
         elements(&self.client, format!("{leader}/registrar(1)/registry"), REGISTRY_LISTS, sink).await?;
-        Ok(Registry { asked, unreachable, gone })
+        Ok(Registry { asked, admitted, unreachable, gone })
     }
 }
 

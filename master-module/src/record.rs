@@ -101,6 +101,8 @@ impl<'s, S: LeaseStore> Recorder<'s, S> {
                 self.keys.lease(volume)
             }
             Event::Session { holder, .. } | Event::SessionDeleted { holder, .. } => self.keys.session(holder),
+            Event::Storm { .. } => self.keys.storm(),
+            Event::MarkedGone { holder, .. } => return Some(Keys::subject_of_mark(holder)),
             Event::Unreadable { key, .. } => key.clone(),
             Event::Listed { whose, .. } | Event::Answering { whose, .. } => {
                 return Some(Keys::subject_of_agent(&whose.holder));

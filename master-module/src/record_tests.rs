@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use shared::event::{Answering, Listed};
 use shared::memory::{CommitFault, MemoryStore};
-use shared::record::{Epoch, SessionState};
+use shared::protocol::exchange::SessionState;
+use shared::record::Epoch;
 use shared::transaction::EVENTS_MAX;
 use shared::volume::{Driver, VolumeId, VolumeName};
 use tokio::time::Instant;
@@ -28,8 +29,14 @@ fn holder(n: usize) -> Holder {
 }
 
 fn session(n: usize, at: i64) -> Told {
-    let event =
-        Event::Session { holder: holder(n), epoch: Epoch(1), state: SessionState::Live, agent_id: None };
+    let event = Event::Session {
+        holder: holder(n),
+        epoch: Epoch(1),
+        state: SessionState::Live,
+        agent_id: None,
+        reason: None,
+        ttl: None,
+    };
     Told { event, place: Place::Written { at: Revision(at), seen: Seen::AtOnce }, logged: true }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use shared::etcd::EtcdConfig;
 use shared::keys::Keys;
 use shared::parameters::{ParameterError, Parameters, endpoint};
+use shared::protocol::timing::{Profile, TTL_MAX, Timing};
 
 /// The parameters, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +17,19 @@ pub(crate) struct Settings {
     pub(crate) events_kept: usize,
     /// The URL of a master to ask instead of the one that this module is loaded in.
     pub(crate) master: Option<String>,
+    /// `None` when it only looks and tells.
+    pub(crate) acting: Option<ActingSettings>,
+}
+
+/// How it acts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ActingSettings {
+    /// The times of the installation.
+    pub(crate) timing: Timing,
+    /// How often sessions and heartbeats are read.
+    pub(crate) read_interval: Duration,
+    /// Whether agents of hosts that were declared dead are marked gone.
+    pub(crate) mark_gone: bool,
 }
 
 impl Settings {
@@ -23,11 +37,16 @@ impl Settings {
         let mut parameters = Parameters::new(pairs)?;
         let endpoints = parameters.endpoints("etcd_endpoints")?;
         let prefix = parameters.key_prefix("etcd_prefix", "/extvol/v1")?;
-        let request_timeout = parameters.duration(
-            "request_timeout",
-            Duration::from_secs(1),
-            Duration::from_millis(50)..=Duration::from_secs(60),
+        let timing = timing(&mut parameters)?;
+        let request_timeout = timing.request;
+        let read_interval = parameters.duration(
+            "read_interval",
+            Duration::from_millis(500),
+            // The upper bound keeps a reclaim within sight of its ttl; the lower one is a slip of the pen.
+            Duration::from_millis(50)..=Duration::from_secs(10),
         )?;
+        let act = parameters.parsed("act", boolean)?.unwrap_or(true);
+        let mark_gone = parameters.parsed("mark_gone", boolean)?.unwrap_or(false);
         let poll_interval = parameters.duration(
             "poll_interval",
             Duration::from_secs(5),
@@ -40,13 +59,42 @@ impl Settings {
         let master = parameters.parsed("master", endpoint)?;
         parameters.finish()?;
         let etcd = EtcdConfig { request_timeout, ..EtcdConfig::new(endpoints) };
-        Ok(Self { etcd, keys: Keys::new(&prefix), poll_interval, events_kept, master })
+        let acting = act.then_some(ActingSettings { timing, read_interval, mark_gone });
+        Ok(Self { etcd, keys: Keys::new(&prefix), poll_interval, events_kept, master, acting })
     }
 
     /// How long the leading master may take for its whole answer, which can be many megabytes.
     pub(crate) fn poll_timeout(&self) -> Duration {
         self.poll_interval.max(self.etcd.request_timeout)
     }
+}
+
+fn boolean(text: &str) -> Result<bool, &'static str> {
+    match text {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err("is neither true nor false"),
+    }
+}
+
+/// The times of a profile, with those that are given by themselves. They are those of the keepers: of a session this
+/// module believes what the session says, and takes from here the waits that belong to none.
+fn timing(parameters: &mut Parameters) -> Result<Timing, ParameterError> {
+    let profile = parameters.parsed("profile", Profile::named)?.unwrap_or(Profile::Default);
+    let mut timing = profile.timing();
+    let least = Duration::from_millis(50);
+    for (name, value, least) in [
+        ("ttl", &mut timing.ttl, least),
+        ("beat_interval", &mut timing.beat, least),
+        ("request_timeout", &mut timing.request, least),
+        ("election_time", &mut timing.election, Duration::ZERO),
+        ("fence_after", &mut timing.fence, least),
+        ("kill_time", &mut timing.kill, least),
+    ] {
+        *value = parameters.duration(name, *value, least..=TTL_MAX)?;
+    }
+    timing.check()?;
+    Ok(timing)
 }
 
 #[cfg(test)]
@@ -65,6 +113,30 @@ mod tests {
         assert_eq!(settings.keys, Keys::default());
         assert_eq!(settings.events_kept, 10_000);
         assert_eq!((settings.poll_interval, settings.master), (Duration::from_secs(5), None));
+        let acting = ActingSettings {
+            timing: Profile::Default.timing(),
+            read_interval: Duration::from_millis(500),
+            mark_gone: false,
+        };
+        assert_eq!(settings.acting, Some(acting));
+    }
+
+    #[test]
+    fn the_times_are_those_of_the_profile_but_for_those_that_are_given() {
+        let given = settings(&[
+            ("etcd_endpoints", "e:1"),
+            ("profile", "calm"),
+            ("ttl", "40secs"),
+            ("request_timeout", "2secs"),
+            ("mark_gone", "true"),
+        ])
+        .unwrap();
+        let acting = given.acting.unwrap();
+        let (ttl, request) = (Duration::from_secs(40), Duration::from_secs(2));
+        assert_eq!(acting.timing, Timing { ttl, request, ..Profile::Calm.timing() });
+        assert_eq!((given.etcd.request_timeout, acting.mark_gone), (request, true));
+        let only_looks = settings(&[("etcd_endpoints", "e:1"), ("act", "false")]).unwrap();
+        assert_eq!(only_looks.acting, None);
     }
 
     #[test]
@@ -82,9 +154,17 @@ mod tests {
             ("events_kept", "1e4"),
             ("events_kept", "-100"),
             ("pol_interval", "5secs"),
+            ("profile", "brave"),
+            ("act", "maybe"),
+            ("mark_gone", "1"),
+            ("read_interval", "20ms"),
+            ("ttl", "61secs"),
+            ("beat_interval", "0secs"),
+            ("fence_after", "7secs"),
         ] {
             let given: &[_] = if name == good.0 { &[(name, value)] } else { &[good, (name, value)] };
             let error = settings(given).unwrap_err();
+            let value = value.replace("7secs", "7000ms");
             assert!(error.contains(&format!("`{name}`")) && error.contains(&format!("`{value}`")), "{error}");
         }
         assert_eq!(settings(&[]).unwrap_err(), "the parameter `etcd_endpoints` is missing");

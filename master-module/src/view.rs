@@ -12,13 +12,14 @@ use std::error::Error as StdError;
 use std::sync::Arc;
 
 use shared::event::{Answering, EventKind, EventRecord, Listed, Seen, StandingRecord};
+use shared::exchange;
 use shared::keys::Keys;
-use shared::record::{
-    Epoch, HeldLease, LeaseRecord, RecordError, SessionRecord, SessionState, Token, decode,
-};
+use shared::protocol::exchange::{ByTime, Key, Record, SessionState, Storm};
+use shared::record::{Epoch, HeldLease, LeaseRecord, RecordError, SessionRecord, Token, decode};
 use shared::store::{Change, Entry, Revision, Snapshot};
 use shared::volume::{Holder, VolumeId};
 
+use crate::acting::holdings::{Holdings, Newest};
 use crate::agents::AgentAddress;
 use crate::event::{Event, Lease, Place, Stage, Told};
 use crate::mesos::{Registration, Registry};
@@ -37,6 +38,8 @@ struct Session {
     epoch: Epoch,
     state: SessionState,
     agent_id: Option<Arc<str>>,
+    /// Where that agent listens, as the keeper says.
+    address: Option<AgentAddress>,
     written: Revision,
 }
 
@@ -51,6 +54,8 @@ struct Known {
 #[derive(Debug, Default)]
 struct Holding {
     volumes: BTreeSet<Arc<VolumeId>>,
+    /// The lease that stands for all: one of the newest epoch.
+    newest: Option<Newest>,
     /// How the leading master lists its agent; `NotAsked` before that is known.
     listed: Listed,
     /// What its agent answers.
@@ -84,6 +89,8 @@ pub(crate) struct View {
     /// `None` until a master was asked with success.
     agents: Option<Agents>,
     registry: Option<Registry>,
+    /// Ids of agents that stand in no list, and that the registry had as unreachable, gone, or not at all.
+    given_up: BTreeSet<Arc<str>>,
     /// Records of which the events said that they exist, until they are read.
     remembered: BTreeMap<String, (Revision, EventRecord)>,
     /// Keys of unreadable records, with the reason that was told.
@@ -91,6 +98,8 @@ pub(crate) struct View {
     more_unreadable: bool,
     leases_read: bool,
     sessions_read: bool,
+    /// The storm guard, once it was read.
+    storm: Option<Storm>,
 }
 
 impl View {
@@ -104,11 +113,13 @@ impl View {
             standings: BTreeMap::new(),
             agents: None,
             registry: None,
+            given_up: BTreeSet::new(),
             remembered: BTreeMap::new(),
             unreadable: BTreeMap::new(),
             more_unreadable: false,
             leases_read: false,
             sessions_read: false,
+            storm: None,
         }
     }
 
@@ -130,6 +141,8 @@ impl View {
                     | EventKind::Detaching
                     | EventKind::Changed
                     | EventKind::SessionOpened
+                    | EventKind::SessionRevoked
+                    | EventKind::SessionReclaimed
                     | EventKind::SessionDead
             )
         });
@@ -220,6 +233,35 @@ impl View {
         told
     }
 
+    /// The storm guard was read, or has changed; `None` when there is no record of it.
+    #[must_use]
+    pub(crate) fn storm(&mut self, entry: Option<&Entry>, seen: Seen) -> Vec<Told> {
+        let Some(entry) = entry else { return Vec::new() };
+        let key = self.keys.storm();
+        let mut told = Vec::new();
+        match exchange::from_bytes(&Key::Storm, &entry.value) {
+            Ok(Record::Storm(state)) => {
+                self.unreadable.remove(&key);
+                // That it is over is no news to who knew of none.
+                let is_news = self.storm.map_or(state != Storm::Over, |before| before != state);
+                self.storm = Some(state);
+                if is_news {
+                    let place = Place::Written { at: entry.mod_revision, seen };
+                    told.push(Told { event: Event::Storm { state }, place, logged: true });
+                }
+            }
+            Ok(_) => {}
+            Err(error) => self.tell_unreadable(&key, reason(&error), entry, seen, &mut told),
+        }
+        told
+    }
+
+    /// Whether the leases have been read.
+    #[must_use]
+    pub(crate) fn has_leases(&self) -> bool {
+        self.leases_read
+    }
+
     /// Whether the sessions have been read.
     #[must_use]
     pub(crate) fn has_sessions(&self) -> bool {
@@ -302,6 +344,12 @@ impl View {
             && before.lease == known.lease
         {
             before.written = known.written;
+            let holding = self.holders.get_mut(&known.lease.holder);
+            if let Some(newest) = holding.and_then(|holding| holding.newest.as_mut())
+                && *newest.volume == volume
+            {
+                newest.written = known.written;
+            }
             return;
         }
         let (volume, before) = match self.remove_lease(&volume) {
@@ -331,6 +379,9 @@ impl View {
             ..Holding::default()
         });
         holding.volumes.insert(Arc::clone(&volume));
+        if holding.newest.as_ref().is_none_or(|newest| newest.epoch <= lease.epoch) {
+            holding.newest = Some(Newest { epoch: lease.epoch, volume: Arc::clone(&volume), written });
+        }
         let agent = self.agent_of(&holder, of_lease);
         let event = Event::Held { what, volume, lease, agent, taken_from };
         told.push(Told { event, place: Place::Written { at: written, seen }, logged: true });
@@ -345,9 +396,17 @@ impl View {
             holding.volumes.remove(&volume);
             if holding.volumes.is_empty() {
                 self.holders.remove(&known.lease.holder);
+            } else if holding.newest.as_ref().is_some_and(|newest| newest.volume == volume) {
+                holding.newest = newest(&self.leases, &holding.volumes, known.lease.epoch);
             }
         }
         Some((volume, known))
+    }
+
+    /// Who holds leases, each with the lease that stands for all of its own; `None` before they were read.
+    pub(crate) fn holdings(&self) -> Option<Holdings> {
+        let newest = |(holder, holding): (&Holder, &Holding)| Some((holder.clone(), holding.newest.clone()?));
+        self.leases_read.then(|| self.holders.iter().filter_map(newest).collect())
     }
 
     fn lease_deleted(&mut self, volume: &VolumeId, at: Revision, seen: Seen, told: &mut Vec<Told>) {
@@ -362,20 +421,30 @@ impl View {
         let Some(holder) = self.keys.holder_of(key).filter(|holder| self.keys.session(holder) == key) else {
             return self.tell_unreadable(key, "has a key that names no holder".to_owned(), entry, seen, told);
         };
-        let SessionRecord { epoch, state, agent_id, .. } = match decode(&entry.value) {
-            Ok(record) => record,
+        let read = decode::<SessionRecord>(&entry.value).and_then(|record| {
+            let session = exchange::from_bytes(&Key::Session(holder.clone()), &entry.value)?;
+            Ok((record.agent_id, session))
+        });
+        let (agent_id, session) = match read {
+            Ok((agent_id, Record::Session(session))) => (agent_id, session),
+            Ok((_, Record::Lease(_) | Record::Beat | Record::Storm(_))) => return,
             Err(error) => {
                 self.sessions.remove(&holder);
                 return self.tell_unreadable(key, reason(&error), entry, seen, told);
             }
         };
         self.unreadable.remove(key);
+        let (epoch, state) = (session.epoch, session.state);
+        // The times stand for a keeper that has any: see `exchange::from_bytes`.
+        let ttl = (session.by_time != ByTime::Never).then_some(session.timing.ttl);
+        let address = session.agent.as_ref().and_then(|agent| AgentAddress::of_pid(&agent.address));
         let agent_id: Option<Arc<str>> = agent_id.map(Into::into);
         let written = entry.mod_revision;
-        let session = Session { epoch, state, agent_id: agent_id.clone(), written };
-        let before = self.sessions.insert(holder.clone(), session);
+        let known = Session { epoch, state, agent_id: agent_id.clone(), address, written };
+        let before = self.sessions.insert(holder.clone(), known);
         if before.is_none_or(|before| (before.epoch, before.state) != (epoch, state)) {
-            let event = Event::Session { holder: holder.clone(), epoch, state, agent_id };
+            let reason = session.reason;
+            let event = Event::Session { holder: holder.clone(), epoch, state, agent_id, reason, ttl };
             told.push(Told { event, place: Place::Written { at: written, seen }, logged: true });
         }
         self.tell_agent(&holder, told);
@@ -438,6 +507,25 @@ impl View {
     }
 }
 
+/// Of some volumes the lease with the newest epoch; the first with `enough`, for there is no newer one.
+fn newest(
+    leases: &BTreeMap<Arc<VolumeId>, Known>,
+    volumes: &BTreeSet<Arc<VolumeId>>,
+    enough: Epoch,
+) -> Option<Newest> {
+    let mut found: Option<Newest> = None;
+    for volume in volumes {
+        let Some(Known { lease, written }) = leases.get(volume) else { continue };
+        if found.as_ref().is_none_or(|found| found.epoch < lease.epoch) {
+            found = Some(Newest { epoch: lease.epoch, volume: Arc::clone(volume), written: *written });
+        }
+        if lease.epoch >= enough {
+            break;
+        }
+    }
+    found
+}
+
 fn for_log(event: Event) -> Told {
     Told { event, place: Place::LogAlone, logged: true }
 }
@@ -472,3 +560,7 @@ mod tests;
 #[cfg(test)]
 #[path = "view_agent_tests.rs"]
 mod agent_tests;
+
+#[cfg(test)]
+#[path = "view_core_tests.rs"]
+mod core_tests;

@@ -52,7 +52,12 @@ fn answer(view: &mut View, answering: Answering) -> Vec<EventKind> {
 
 fn registry(view: &View, unreachable: &[&str], gone: &[&str]) -> Registry {
     let set = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect();
-    Registry { asked: view.unlisted(), unreachable: set(unreachable), gone: set(gone) }
+    Registry {
+        asked: view.unlisted(),
+        admitted: BTreeSet::new(),
+        unreachable: set(unreachable),
+        gone: set(gone),
+    }
 }
 
 #[test]

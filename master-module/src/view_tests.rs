@@ -96,7 +96,8 @@ impl Scene {
         let asked = self.view.unlisted();
         if !asked.is_empty() {
             let set = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect();
-            let registry = Registry { asked, unreachable: set(unreachable), gone: set(gone) };
+            let admitted = BTreeSet::new();
+            let registry = Registry { asked, admitted, unreachable: set(unreachable), gone: set(gone) };
             told.extend(self.view.polled(Some(registry)));
         }
         lines(&told)

@@ -2,8 +2,8 @@
 //! goes into the log and, as events, to etcd.
 //!
 //! One task. Whatever takes time runs beside it, each at most once at a time: a round of questions to
-//! the master, one to its registry, one to the agents, a write of events, a trimming. Nothing is asked
-//! twice while it has not answered, so that an answer that takes long holds up nothing but itself.
+//! the master, one to its registry, one to the agents, a write of events, a trimming, a turn of what acts
+//! (acting.rs), a try to mark an agent gone. Nothing is asked twice while it has not answered, so that an answer that takes long holds up nothing but itself.
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
@@ -12,20 +12,25 @@ use std::time::Duration;
 
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt, stream};
-use shared::event::TrimmedRecord;
+use reqwest::Client;
+use shared::event::{Seen, TrimmedRecord};
+use shared::exchange_io::Exchange;
 use shared::retry::Retry;
-use shared::store::{LeaseStore, Revision, StoreError};
+use shared::store::{Change, LeaseStore, Revision, StoreError};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
+use crate::acting::gone::{Mark, Marks, Tried, try_to_mark};
+use crate::acting::{Acted, Acting, Known};
 use crate::agents::{Agents, Answer};
-use crate::event::{Place, Told};
+use crate::clock::KernelClocks;
+use crate::event::{Event, Place, Told};
 use crate::follow::{Followed, follow};
 use crate::mesos::{AgentList, Mesos, PollError, Registry};
 use crate::queue::{Queue, STANDBY_DELAY};
 use crate::reach::{News, Reach, chain};
 use crate::record::{Recorded, Recorder, RecordingError};
-use crate::settings::Settings;
+use crate::settings::{ActingSettings, Settings};
 use crate::view::View;
 
 /// Events above those that are kept before the module beside the leading master trims them: one
@@ -36,13 +41,15 @@ const FIRST_WRITE_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_WRITE_DELAY: Duration = Duration::from_secs(5);
 
 /// What runs beside the loop has come to its end.
-enum Done {
+enum Done<S> {
     Registry(Result<Registry, PollError>),
     Written(Result<usize, RecordingError>),
     Trimmed(Result<Option<TrimmedRecord>, RecordingError>),
+    Acted(Box<Acting<Arc<S>, KernelClocks>>, Acted),
+    TriedToMark(Tried),
 }
 
-type Work<'s> = FuturesUnordered<Pin<Box<dyn Future<Output = Done> + 's>>>;
+type Work<'s, S> = FuturesUnordered<Pin<Box<dyn Future<Output = Done<S>> + 's>>>;
 
 /// What the loop knows and does.
 struct Loop<'s, S> {
@@ -51,7 +58,7 @@ struct Loop<'s, S> {
     view: View,
     queue: Queue,
     recorded: Recorded,
-    work: Work<'s>,
+    work: Work<'s, S>,
     /// The leading master, when one was found by the last round.
     leader: Option<String>,
     /// Whether that is the master of this module.
@@ -70,28 +77,39 @@ struct Loop<'s, S> {
     reading: Reach,
     writing: Reach,
     registry: Reach,
+    /// What acts, unless a turn of it is under way; `None` for ever when it is not to.
+    acting: Option<Box<Acting<Arc<S>, KernelClocks>>>,
+    act_at: Instant,
+    /// Whether the core is to be told how the agents are listed.
+    agents_told: bool,
+    /// How many are given up, while these are too many to be believed.
+    too_many_given_up: Option<usize>,
+    exchange: Arc<Exchange<Arc<S>>>,
+    marks: Marks,
+    master_client: Client,
 }
 
 /// Watches until etcd says what cannot be: that is the answer.
 pub(crate) async fn watching<S: LeaseStore>(
-    store: &S,
+    store: &Arc<S>,
     mesos: Mesos,
     agents: &Agents,
     settings: &Settings,
 ) -> StoreError {
     let keys = &settings.keys;
-    let prefixes = [keys.events(), keys.standings(), keys.leases(), keys.sessions()];
-    let [mut events, mut standings, mut leases, mut sessions] =
-        [0, 1, 2, 3].map(|n: usize| follow(store, &prefixes[n]));
+    let prefixes = [keys.events(), keys.standings(), keys.leases(), keys.sessions(), keys.storm()];
+    let [mut events, mut standings, mut leases, mut sessions, mut storm] =
+        [0, 1, 2, 3, 4].map(|n: usize| follow(&**store, &prefixes[n]));
     let (mut events_read, mut standings_read, mut polled) = (false, false, false);
     let registrar = mesos.registrar();
-    let mut rounds = Box::pin(rounds(store, mesos, settings));
+    let mut state = Loop::new(store, settings, mesos.client());
+    let mut rounds = Box::pin(rounds(&**store, mesos, settings));
     let mut probes: Option<Pin<Box<dyn Stream<Item = Vec<Answer>>>>> = None;
     let mut etcd = Reach::new("etcd");
     let mut master = Reach::new("the leading master");
-    let mut state = Loop::new(store, settings);
     loop {
         let write_at = state.write_at();
+        let act_at = state.act_at();
         let told = tokio::select! {
             Some(followed) = events.next() => {
                 match &followed {
@@ -138,6 +156,24 @@ pub(crate) async fn watching<S: LeaseStore>(
                 };
                 state.rest(followed, &etcd).and(told)
             }
+            Some(followed) = storm.next(), if events_read => {
+                let key = keys.storm();
+                let told = match &followed {
+                    Followed::Read(snapshot) => {
+                        state.view.storm(snapshot.entries.get(&key), Seen::ByALaterRead)
+                    }
+                    Followed::Changed(changes) => changes
+                        .iter()
+                        .filter_map(|change| match change {
+                            Change::Put { key: changed, entry } if *changed == key => Some(entry),
+                            Change::Put { .. } | Change::Delete { .. } => None,
+                        })
+                        .flat_map(|entry| state.view.storm(Some(entry), Seen::AtOnce))
+                        .collect(),
+                    Followed::ReadFailed(_) | Followed::WatchEnded(_) => Vec::new(),
+                };
+                state.rest(followed, &etcd).map(|_| told)
+            }
             Some(Round { agents: list, etcd: answer }) = rounds.next() => {
                 polled = true;
                 say(match &answer {
@@ -168,6 +204,7 @@ pub(crate) async fn watching<S: LeaseStore>(
             }
             Some(done) = state.work.next() => state.done(done),
             () = sleep_until(write_at.unwrap_or_else(Instant::now)), if write_at.is_some() => Ok(Vec::new()),
+            () = sleep_until(act_at.unwrap_or_else(Instant::now)), if act_at.is_some() => Ok(Vec::new()),
         };
         match told {
             Ok(told) => state.tell(told),
@@ -179,11 +216,24 @@ pub(crate) async fn watching<S: LeaseStore>(
 }
 
 impl<'s, S: LeaseStore> Loop<'s, S> {
-    fn new(store: &'s S, settings: &'s Settings) -> Self {
+    fn new(store: &'s Arc<S>, settings: &'s Settings, master_client: Client) -> Self {
         let keys = &settings.keys;
+        let request = settings.etcd.request_timeout;
+        let exchange = Arc::new(Exchange::new(Arc::clone(store), keys.clone(), request, None));
+        let acting = settings.acting.as_ref().map(|ActingSettings { timing, read_interval, .. }| {
+            let clock = KernelClocks::new();
+            Box::new(Acting::new(Arc::clone(&exchange), clock, *timing, *read_interval))
+        });
         Self {
             settings,
-            recorder: Arc::new(Recorder::new(store, keys)),
+            acting,
+            act_at: Instant::now(),
+            agents_told: true,
+            too_many_given_up: None,
+            exchange,
+            marks: Marks::default(),
+            master_client,
+            recorder: Arc::new(Recorder::new(&**store, keys)),
             // Leases and sessions are read one after the other: together they fit into the queue.
             view: View::new(keys.clone(), settings.events_kept / 2),
             queue: Queue::new(settings.events_kept),
@@ -232,21 +282,24 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
     fn listed(&mut self, list: Result<AgentList, PollError>) -> Vec<Told> {
         let Ok(AgentList { agents, leader, leading }) = list else {
             (self.leader, self.leading) = (None, false);
+            self.agents_told = false;
             return Vec::new();
         };
         (self.leader, self.leading) = (Some(leader), leading);
         self.view.listed(agents);
         self.registry_wanted = true;
+        self.agents_told = false;
         self.view.polled(None)
     }
 
-    fn done(&mut self, done: Done) -> Result<Vec<Told>, StoreError> {
+    fn done(&mut self, done: Done<S>) -> Result<Vec<Told>, StoreError> {
         match done {
             Done::Registry(answer) => {
                 self.registry_asked = false;
                 match answer {
                     Ok(registry) => {
                         say(self.registry.answered());
+                        self.agents_told = false;
                         return Ok(self.view.polled(Some(registry)));
                     }
                     Err(error) => say(self.registry.failed(chain(&error))),
@@ -276,8 +329,47 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
                     }
                 }
             }
+            Done::Acted(mut acting, Acted { gone, news, corrupt }) => {
+                say(news);
+                self.act_at = Instant::now() + acting.next_turn();
+                self.acting = Some(acting);
+                self.mark(gone);
+                if let Some(corrupt) = corrupt {
+                    return Err(corrupt);
+                }
+            }
+            Done::TriedToMark(tried) => {
+                if let Some((Mark { agent_id, holder, epoch, .. }, at)) =
+                    self.marks.tried(tried, Instant::now())
+                {
+                    let event = Event::MarkedGone { holder, epoch, agent_id };
+                    let place = Place::Written { at, seen: Seen::AtOnce };
+                    return Ok(vec![Told { event, place, logged: true }]);
+                }
+            }
         }
         Ok(Vec::new())
+    }
+
+    fn agents_for_the_core(&mut self) -> shared::protocol::reclaimer::Agents {
+        let (agents, too_many) = self.view.agents_for_the_core(self.leader.is_some());
+        if let Some(many) = too_many.filter(|_| self.too_many_given_up.is_none()) {
+            error!(
+                "the masters have given up {many} of the agents whose hosts hold leases, which is more than half: no \
+                 session is revoked for it; see whether `master` is right and the masters' registry was lost"
+            );
+        }
+        self.too_many_given_up = too_many;
+        agents
+    }
+
+    fn mark(&mut self, gone: Vec<Mark>) {
+        if self.settings.acting.as_ref().is_some_and(|acting| acting.mark_gone) {
+            return self.marks.add(gone);
+        }
+        for Mark { agent_id, holder, .. } in gone {
+            info!("agent {agent_id} of {holder} could be marked gone, which mark_gone=true would do");
+        }
     }
 
     fn refused(&mut self, error: RecordingError) -> Result<Vec<Told>, StoreError> {
@@ -307,6 +399,38 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
         self.queue.due(self.leading).map(|due| due.max(self.write_not_before))
     }
 
+    /// When the next turn of what acts, or a try to mark an agent gone, is due.
+    fn act_at(&self) -> Option<Instant> {
+        // Whoever holds leases must be known: who is not there was never waited for, and no storm seen.
+        let turn = self.acting.as_ref().filter(|_| self.view.has_leases()).map(|_| self.act_at);
+        let mark = self.marks.due(Instant::now()).filter(|_| self.leader.is_some());
+        turn.into_iter().chain(mark).min()
+    }
+
+    fn act(&mut self, now: Instant) {
+        if now >= self.act_at
+            && let Some(holdings) = self.view.holdings()
+            && let Some(mut acting) = self.acting.take()
+        {
+            let agents =
+                (!std::mem::replace(&mut self.agents_told, true)).then(|| self.agents_for_the_core());
+            let known = Known { holdings, agents, leading: self.leading };
+            self.work.push(Box::pin(async move {
+                let acted = acting.turn(&known).await;
+                Done::Acted(acting, acted)
+            }));
+        }
+        if let Some(leader) = self.leader.clone()
+            && let Some(mark) = self.marks.next(now, |id| self.view.may_be_connected(id))
+        {
+            let (exchange, client) = (Arc::clone(&self.exchange), self.master_client.clone());
+            let patience = self.settings.etcd.request_timeout;
+            self.work.push(Box::pin(async move {
+                Done::TriedToMark(try_to_mark(&exchange, &client, &leader, patience, &mark).await)
+            }));
+        }
+    }
+
     /// Begins what is due and not under way.
     fn work_on(&mut self, registrar: &crate::mesos::Registrar) {
         if self.registry_wanted && !self.registry_asked {
@@ -320,6 +444,7 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
             }
         }
         let now = Instant::now();
+        self.act(now);
         if now >= self.write_not_before {
             let batch = self.queue.batch(now, self.leading);
             if !batch.is_empty() {

@@ -30,6 +30,12 @@ pub enum EventKind {
     SessionOpened,
     /// A holder's session is dead: what it held may be taken over.
     SessionDead,
+    /// A master module or an operator revoked a holder's session: it takes no new leases, and winds down what
+    /// it has.
+    SessionRevoked,
+    /// A master module declared a holder's session dead, for it was silent for its whole time to live: what it
+    /// held may be taken over.
+    SessionReclaimed,
     /// A session's record was deleted, which no part of this software does.
     SessionDeleted,
     /// The leading master lists the agent as connected.
@@ -54,6 +60,14 @@ pub enum EventKind {
     AgentOtherId,
     /// The agent's address answers what no agent should.
     AgentUnclear,
+    /// A master module had the leading master mark the agent gone, which kills whatever it still ran.
+    AgentMarkedGone,
+    /// Too many holders fell silent at once: nobody reclaims or revokes.
+    StormRaised,
+    /// They are really gone, says a person or a module whose own reads were never late.
+    StormLifted,
+    /// The storm is over.
+    StormOver,
     /// A record cannot be read, and is left alone.
     RecordUnreadable,
     /// Events were dropped, because etcd could not be written for too long.

@@ -15,7 +15,7 @@
 //! `<revision>` has 19 digits, so that etcd's order of keys is the order of revisions. `<subject>` is
 //! what the event is about: the key, below the prefix, of the record that was written or deleted at that
 //! revision; or, sorting behind these, what came to pass outside etcd after it: `then/dropped/<process>-<number>`
-//! before `then/holders/<holder>`.
+//! before `then/holders/<holder>` before `then/marked-gone/<holder>`.
 //!
 //! Each segment is percent-encoded, so that no name can reach into another's place. All values are
 //! JSON, to be read with `etcdctl get --prefix`.
@@ -197,6 +197,13 @@ impl Keys {
     #[must_use]
     pub fn subject_of_agent(holder: &Holder) -> Subject {
         Subject(format!("then/holders/{}", segment(holder.as_str())))
+    }
+
+    /// The subject of the event that a holder's agent was marked gone; its place is the revision that wrote the
+    /// holder's session as dead.
+    #[must_use]
+    pub fn subject_of_mark(holder: &Holder) -> Subject {
+        Subject(format!("then/marked-gone/{}", segment(holder.as_str())))
     }
 
     /// The subject of events about events that were dropped: for which time, by which process.

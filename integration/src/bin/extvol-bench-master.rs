@@ -10,7 +10,8 @@
 //! in the registry. Each agent has an address of its own (in 127.0.0.0/8), as hosts have. One holder in
 //! two hundred has an agent that is not listed and stands in the registry as unreachable, so that each
 //! round reads the registry, too. A round is from one question for the list to the next; it counts only
-//! when every agent that can be asked was asked for its health in it. (When the module begins it asks
+//! when every agent that can be asked was asked for its health in it. Meanwhile the module reads all sessions and
+//! heartbeats twice a second, as it does to act; nobody falls silent. (When the module begins it asks
 //! each once for its state, which is dearer.)
 
 use std::error::Error;
@@ -184,7 +185,7 @@ impl Etcd {
         Ok(Self { process, endpoint, _data: data })
     }
 
-    /// Writes the leases, ten for each agent's host.
+    /// Writes the leases, ten for each agent's host, and each host's session and heartbeat.
     async fn fill(&self, agents: usize, leases: usize) -> Result<(), Failure> {
         let config = EtcdConfig {
             request_timeout: Duration::from_secs(10),
@@ -207,7 +208,23 @@ impl Etcd {
             );
             (format!("/extvol/v1/leases/ebs/vol-{n:017x}"), record)
         };
-        let records: Vec<_> = std::iter::once(cluster).chain((0..leases).map(lease)).collect();
+        // The times are the longest that there are: nobody is silent for so long in a run.
+        let session = |host: usize| {
+            let record = format!(
+                r#"{{"version":1,"epoch":3,"instance":"4f6d1c7a0b9e4c52","state":"live","machine_id":"4c4c4544-0042-4a10-8054-{host:012x}","boot_id":"7b1c2d3e-4f50-4617-8293-{host:012x}","agent_id":"{}","since":"2026-01-01T00:00:00Z","agent_address":"slave({host})@127.{}.{}.{}:5051","timing":{{"ttl":{{"secs":60,"nanos":0}},"beat":{{"secs":1,"nanos":0}},"request":{{"secs":1,"nanos":0}},"election":{{"secs":3,"nanos":0}},"fence":{{"secs":40,"nanos":0}},"kill":{{"secs":9,"nanos":0}}}},"by_time":"allowed","unsettled_through":0}}"#,
+                agent_id(host),
+                1 + host / 62_500,
+                host / 250 % 250,
+                1 + host % 250,
+            );
+            (format!("/extvol/v1/sessions/agent-{host}.example.com"), record)
+        };
+        let beat = |host: usize| {
+            let key = format!("/extvol/v1/beats/agent-{host}.example.com");
+            (key, r#"{"version":1,"at":"2026-01-01T00:00:00.000Z"}"#.to_owned())
+        };
+        let hosts = (0..agents).map(session).chain((0..agents).map(beat));
+        let records: Vec<_> = std::iter::once(cluster).chain((0..leases).map(lease)).chain(hosts).collect();
         for chunk in records.chunks(OPERATIONS_MAX) {
             let transaction = chunk.iter().fold(Transaction::new(), |transaction, (key, value)| {
                 transaction.put(key, Revision::ABSENT, value.clone().into_bytes())

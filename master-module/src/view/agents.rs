@@ -1,19 +1,23 @@
 //! How the agents of holders stand: in the eyes of the leading master, and by their own answers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use shared::event::{Answering, Listed, StandingRecord};
+use shared::protocol::reclaimer;
 use shared::volume::Holder;
 
 use super::{Agents, Holding, View, outside};
-use crate::agents::{Answer, Target};
+use crate::agents::{AgentAddress, Answer, Target};
 use crate::event::{AgentView, Event, Told, Whose};
 use crate::mesos::{Agent, Registration, Registry};
 
 /// Failures in a row after which an agent is called silent: one lost packet, or an agent that is
 /// being restarted, is no news.
 const SILENT_AFTER: u32 = 2;
+
+/// The fewest agents that are too many to have been given up at once: as for the storm guard.
+const MANY: usize = 3;
 
 impl View {
     /// The leading master was asked for its agents. What it does not list is told only when its
@@ -28,6 +32,9 @@ impl View {
             }
             known.by_id.insert(id, (registration, address));
         }
+        // One that is listed was not given up, or is back; one that no holder names is nobody's business.
+        let wanted = self.unlisted_in(&known);
+        self.given_up.retain(|id| wanted.contains(id));
         self.agents = Some(known);
         self.registry = None;
     }
@@ -36,7 +43,10 @@ impl View {
     /// them.
     #[must_use]
     pub(crate) fn unlisted(&self) -> BTreeSet<Arc<str>> {
-        let Some(agents) = &self.agents else { return BTreeSet::new() };
+        self.agents.as_ref().map(|agents| self.unlisted_in(agents)).unwrap_or_default()
+    }
+
+    fn unlisted_in(&self, agents: &Agents) -> BTreeSet<Arc<str>> {
         let named = |(holder, holding): (&Holder, &Holding)| {
             let named = self.named(holder, self.agent_of_first_lease(holding))?;
             (!agents.by_id.contains_key(&named) && !agents.by_host.contains_key(holder.as_str()))
@@ -48,6 +58,9 @@ impl View {
     /// The leading master's registry was asked, or needed not be.
     #[must_use]
     pub(crate) fn polled(&mut self, registry: Option<Registry>) -> Vec<Told> {
+        if let Some(registry) = &registry {
+            self.take_given_up(registry);
+        }
         self.registry = registry;
         let holders: Vec<_> = self.holders.keys().cloned().collect();
         let mut told = Vec::new();
@@ -99,6 +112,80 @@ impl View {
         told
     }
 
+    /// What the core is to know of the agents, by the last list and what the registry said; and, if so many are given
+    /// up at once that it is not believed, how many.
+    ///
+    /// Connected is whatever is not known to be disconnected: also those that the leading master knows from before
+    /// it led. When there is no list (`is_known`) that is every agent.
+    ///
+    /// Given up is an agent that stands in no list of the leading master and that its registry has as unreachable,
+    /// gone, or not at all, if no active agent has its holder's name or its address. An agent that is listed as
+    /// inactive is not, even if others want its volumes: who wants a volume is not written anywhere that a master
+    /// module can see. When more than half of the holders, and at least [`MANY`], are given up at once, the masters
+    /// have more likely lost their registry, or are not those of this installation: then none is.
+    #[must_use]
+    pub(crate) fn agents_for_the_core(&self, is_known: bool) -> (reclaimer::Agents, Option<usize>) {
+        let mut core = reclaimer::Agents::default();
+        let Some(agents) = self.agents.as_ref().filter(|_| is_known) else {
+            core.connected = (self.holders.iter())
+                .filter_map(|(holder, holding)| self.named(holder, self.agent_of_first_lease(holding)))
+                .collect();
+            return (core, None);
+        };
+        let may_be = |registration: Registration| registration != Registration::Inactive;
+        core.connected = (agents.by_id.iter())
+            .filter(|(_, (registration, _))| may_be(*registration))
+            .map(|(id, _)| Arc::clone(id))
+            .collect();
+        let mut lost = Vec::new();
+        for holder in self.holders.keys() {
+            if let Some(session) = self.sessions.get(holder)
+                && let Some(id) = session.agent_id.as_ref().filter(|id| self.given_up.contains(*id))
+                && !agents.by_id.contains_key(id)
+                && !agents.by_host.contains_key(holder.as_str())
+            {
+                lost.push((id, session.address.as_ref()));
+            }
+        }
+        if lost.is_empty() {
+            return (core, None);
+        }
+        if lost.len() >= MANY && lost.len() * 2 > self.holders.len() {
+            return (core, Some(lost.len()));
+        }
+        let active: HashSet<_> = (agents.by_id.values())
+            .filter(|(registration, _)| may_be(*registration))
+            .filter_map(|(_, address)| address.as_ref())
+            .collect();
+        let is_free = |address: &AgentAddress| !active.contains(address);
+        core.given_up = (lost.into_iter())
+            .filter(|(_, address)| address.is_none_or(is_free))
+            .map(|(id, _)| Arc::clone(id))
+            .collect();
+        (core, None)
+    }
+
+    /// What a registry says of the agents that it was asked for, of each by its id: what was known of another
+    /// agent of the same holder proves nothing.
+    fn take_given_up(&mut self, registry: &Registry) {
+        for id in &registry.asked {
+            let listed = registry.unreachable.contains(&**id) || registry.gone.contains(&**id);
+            if listed || !registry.admitted.contains(&**id) {
+                self.given_up.insert(Arc::clone(id));
+            } else {
+                self.given_up.remove(id);
+            }
+        }
+    }
+
+    /// Whether the leading master may still reach an agent, for all that the last list says.
+    pub(crate) fn may_be_connected(&self, agent_id: &str) -> bool {
+        self.agents.as_ref().is_none_or(|agents| {
+            let registration = agents.by_id.get(agent_id).map(|(registration, _)| *registration);
+            registration.is_some_and(|registration| registration != Registration::Inactive)
+        })
+    }
+
     pub(super) fn agent_of_first_lease(&self, holding: &Holding) -> Option<Arc<str>> {
         self.leases.get(holding.volumes.first()?)?.lease.agent_id.clone()
     }
@@ -130,7 +217,9 @@ impl View {
         let listed = match (&named, &self.registry) {
             (None, _) => Listed::Unknown,
             // What the registry says is not known yet: what was known of it before still holds.
-            (Some(id), registry) if registry.as_ref().is_none_or(|r| !r.asked.contains(id)) => {
+            (Some(id), registry)
+                if registry.as_ref().is_none_or(|r| !r.asked.contains(id) || r.admitted.contains(&**id)) =>
+            {
                 match self.holders.get(holder).map(|holding| holding.listed) {
                     Some(before @ (Listed::Unreachable | Listed::Gone | Listed::Unknown)) => before,
                     _ => Listed::NotAsked,

@@ -73,7 +73,7 @@ fn serve_one(mut stream: TcpStream, reply: &Serve) {
     }
     let request = String::from_utf8_lossy(&request).into_owned();
     let path = request.split(' ').nth(1).unwrap().to_owned();
-    assert!(request.starts_with("GET "), "{request}");
+    assert!(request.starts_with("GET ") || path == "/api/v1", "{request}");
     let Some((status, header, body)) = reply(&path) else {
         let _ = stream.read(&mut chunk);
         return;
@@ -96,6 +96,8 @@ pub(crate) struct Master {
     answer: Arc<Mutex<Answer>>,
     registry: Arc<Mutex<String>>,
     requests: Arc<AtomicUsize>,
+    marks: Arc<AtomicUsize>,
+    marking: Arc<Mutex<&'static str>>,
 }
 
 impl Master {
@@ -104,6 +106,8 @@ impl Master {
         let registry = Arc::new(Mutex::new(registry(&[], &[])));
         let requests = Arc::new(AtomicUsize::new(0));
         let (shown, counted, kept) = (Arc::clone(&answer), Arc::clone(&requests), Arc::clone(&registry));
+        let (marks, marking) = (Arc::<AtomicUsize>::default(), Arc::new(Mutex::new("403 Forbidden")));
+        let (marked, answered) = (Arc::clone(&marks), Arc::clone(&marking));
         let address = serve(move |path| match path {
             "/master/slaves" => {
                 counted.fetch_add(1, Ordering::SeqCst);
@@ -114,9 +118,23 @@ impl Master {
                 // A registrar that has not read the registry.
                 _ => "{}".to_owned(),
             }),
+            "/api/v1" => {
+                marked.fetch_add(1, Ordering::SeqCst);
+                Some((*answered.lock().unwrap(), String::new(), String::new()))
+            }
             other => panic!("a master is not asked for {other}"),
         });
-        Self { address, answer, registry, requests }
+        Self { address, answer, registry, requests, marks, marking }
+    }
+
+    /// What it answers from now on when it is to mark an agent gone.
+    pub(crate) fn marks_gone(&self, status: &'static str) {
+        *self.marking.lock().unwrap() = status;
+    }
+
+    /// How often it was to mark one.
+    pub(crate) fn asked_to_mark(&self) -> usize {
+        self.marks.load(Ordering::SeqCst)
     }
 
     pub(crate) fn now(&self, answer: Answer) {
@@ -172,7 +190,7 @@ fn registry(unreachable: &[&str], gone: &[&str]) -> String {
     };
     let (unreachable, gone) = (list(unreachable), list(gone));
     format!(
-        r#"{{"gone":{{"slaves":[{gone}]}},"master":{{"info":{{"id":"m"}}}},"slaves":{{"slaves":[{{"info":{{"id":{{"value":"S0"}}}}}}]}},"unreachable":{{"slaves":[{unreachable}]}}}}"#
+        r#"{{"gone":{{"slaves":[{gone}]}},"master":{{"info":{{"id":"m"}}}},"slaves":{{"slaves":[{{"info":{{"id":{{"value":"S9"}}}}}}]}},"unreachable":{{"slaves":[{unreachable}]}}}}"#
     )
 }
 
