@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -93,7 +93,7 @@ impl<'a> Keeper<'a> {
     /// All processes of the keeper's program that run in this test's namespace.
     fn processes(&self) -> Vec<ProcessId> {
         let is_keeper = |pid: &u32| {
-            fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|program| program == PathBuf::from(KEEPER))
+            fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|program| program == Path::new(KEEPER))
         };
         let entries = fs::read_dir("/proc").unwrap().flatten();
         let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());

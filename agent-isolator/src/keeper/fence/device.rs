@@ -1,6 +1,6 @@
 //! A volume's device, and which file systems are the host's own. Whether a device is idle is asked of the kernel (L4).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -81,15 +81,16 @@ impl Device {
         Some(Self { path, number, disk_sequence: mounted.disk_sequence })
     }
 
-    /// Whether another disk has its number by now: what shows that number is none of the volume's.
-    pub(super) fn was_replaced(&self) -> bool {
-        let present = disk_sequence(&self.number);
-        self.disk_sequence.is_some() && present.is_some() && self.disk_sequence != present
+    /// Whether the disk that was mounted is not there any more: none has its sequence number, which is never given twice. What
+    /// shows its device number is none of the volume's.
+    pub(super) fn is_gone(&self) -> bool {
+        let all = disk_sequences();
+        self.disk_sequence.is_some_and(|recorded| !all.is_empty() && !all.contains(&recorded))
     }
 
     /// Asks the kernel for the device as a whole, and gives it back at once.
     pub(super) fn claim(&self) -> Claim {
-        if self.was_replaced() {
+        if self.is_gone() {
             return Claim::Gone;
         }
         if !self.number.is_empty() && !in_sys(&self.number).exists() && in_sys("").is_dir() {
@@ -113,16 +114,17 @@ impl Device {
     }
 }
 
-/// What is mounted, in the words of a record.
-pub(super) fn describe(mount: &Mount) -> Option<MountedVolume> {
+/// What is mounted, in the words of a record. Its device number is what counts: a mount point that is not UTF-8 is told as near
+/// as it can be.
+pub(super) fn describe(mount: &Mount) -> MountedVolume {
     let source = Path::new(&mount.source).canonicalize().ok().filter(|_| mount.source.starts_with('/'));
     let block = source.and_then(|path| Some((block_number(&path)?, path)));
-    Some(MountedVolume {
-        mount_point: mount.mount_point.to_str()?.into(),
+    MountedVolume {
+        mount_point: mount.mount_point.to_string_lossy().into(),
         device_number: mount.device_number.as_str().into(),
         disk_sequence: block.as_ref().and_then(|(number, _)| disk_sequence(number)),
         device: block.and_then(|(_, path)| Some(path.to_str()?.into())),
-    })
+    }
 }
 
 fn block_number(path: &Path) -> Option<String> {
@@ -132,6 +134,14 @@ fn block_number(path: &Path) -> Option<String> {
 
 fn in_sys(number: &str) -> PathBuf {
     Path::new("/sys/dev/block").join(number)
+}
+
+/// The sequence numbers of all disks; none where the kernel has no such numbers.
+fn disk_sequences() -> BTreeSet<u64> {
+    let disks = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    disks
+        .filter_map(|disk| fs::read_to_string(disk.path().join("diskseq")).ok()?.trim().parse().ok())
+        .collect()
 }
 
 /// The kernel's sequence number of a disk, or of a partition's disk.
