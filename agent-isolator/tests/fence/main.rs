@@ -4,4 +4,5 @@
 
 mod alone;
 mod host;
+mod keeper;
 mod volumes;

@@ -3,9 +3,11 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use agent_isolator::keeper::fence::Known;
+use agent_isolator::keeper::fence::{FenceRunner, Known, Policy, Progress, Reset};
 use serde_json::json;
+use shared::clock::holder_now;
 use shared::protocol::holder::Table;
 
 use crate::alone::{FREEZER, alone};
@@ -138,6 +140,80 @@ fn root_a_pinned_btrfs_is_not_called_proved_and_who_pins_it_is_named() {
         host.fence(&known(Host::table(&[], &[&volume])));
         assert!(volume.is_idle());
     });
+}
+
+#[test]
+fn root_what_is_not_proved_in_time_resets_the_host_once_where_that_is_allowed() {
+    alone("volumes::root_what_is_not_proved_in_time_resets_the_host_once_where_that_is_allowed", |alone| {
+        let host = Host::new(alone);
+        let volume = host.volume("btrfs", "vol1");
+        let held = fs::File::create(volume.point.join("held")).unwrap();
+        // A file in place of the kernel's trigger.
+        let trigger = alone.directory.join("trigger");
+        let policy = Policy { reset: Some(Reset::Sysrq(trigger.clone())), ..host.policy() };
+        let known = known(Host::table(&[], &[&volume]));
+        let give_up = holder_now() + Duration::from_millis(300);
+        let mut runner = FenceRunner::new(&known, Some(give_up), None, policy);
+        while runner.poll(holder_now()) == Progress::Running {
+            assert!(!trigger.exists(), "reset before its time");
+            assert!(holder_now() < give_up + Duration::from_secs(20));
+        }
+        assert_eq!(fs::read(&trigger).unwrap(), b"b");
+        fs::remove_file(&trigger).unwrap();
+        // A reset that did not come about does not end the fence.
+        drop(held);
+        runner.run_until_proved(holder_now() + Duration::from_secs(20)).unwrap();
+        assert!(volume.is_idle() && !trigger.exists());
+    });
+}
+
+#[test]
+fn root_a_driver_call_under_way_is_waited_for_and_what_it_mounted_is_swept() {
+    alone("volumes::root_a_driver_call_under_way_is_waited_for_and_what_it_mounted_is_swept", |alone| {
+        let host = Host::new(alone);
+        let volume = host.volume("ext4", "vol1");
+        let point = volume.point.to_str().unwrap();
+        run("umount", &[point]);
+        let mounting: Table = {
+            let mut stored = serde_json::to_value(Host::table(&[], &[&volume])).unwrap();
+            let row = stored["volumes"][0].as_object_mut().unwrap();
+            row.insert("phase".into(), json!("mounting"));
+            row.remove("mounted");
+            serde_json::from_value(stored).unwrap()
+        };
+        let settled = holder_now() + Duration::from_millis(800);
+        let mut runner = FenceRunner::new(&known(mounting), None, Some(settled), host.policy());
+        // The first sweep finds nothing; then the driver's call comes about.
+        while holder_now() < settled - Duration::from_millis(300) {
+            assert_eq!(runner.poll(holder_now()), Progress::Running);
+        }
+        run("mount", &[&volume.device, point]);
+        runner.run_until_proved(holder_now() + Duration::from_secs(20)).unwrap();
+        assert!(holder_now() >= settled && volume.is_idle() && !volume.is_mounted_on_host());
+    });
+}
+
+#[test]
+fn root_a_disk_that_is_gone_is_proved_and_another_one_under_its_number_is_left_alone() {
+    alone(
+        "volumes::root_a_disk_that_is_gone_is_proved_and_another_one_under_its_number_is_left_alone",
+        |alone| {
+            let host = Host::new(alone);
+            for kind in ["ext4", "btrfs"] {
+                let gone = host.volume(kind, &format!("{kind}-gone"));
+                run("umount", &[gone.point.to_str().unwrap()]);
+                run("losetup", &["-d", &gone.device]);
+                // The same loop device, and outside the roots: nothing to sweep.
+                run("losetup", &[&gone.device, gone.image.to_str().unwrap()]);
+                let elsewhere = alone.directory.join(format!("{kind}-elsewhere"));
+                fs::create_dir(&elsewhere).unwrap();
+                run("mount", &[&gone.device, elsewhere.to_str().unwrap()]);
+                host.fence(&known(Host::table(&[], &[&gone])));
+                fs::write(elsewhere.join("file"), "still writable").unwrap();
+                run("umount", &[elsewhere.to_str().unwrap()]);
+            }
+        },
+    );
 }
 
 #[test]

@@ -242,7 +242,9 @@ impl Guarding {
     /// Kills all processes of this keeper, or of an older one, but this; who has not ended yet.
     fn kill_others(&mut self) -> Vec<ProcessId> {
         self.hung.retain(|process| process.runs());
-        let left: Vec<_> = others(&self.shared).into_iter().chain(self.hung.iter().copied()).collect();
+        // One look can miss a process that was just forked by one that has just been killed.
+        let look = || others(&self.shared).into_iter().chain(self.hung.iter().copied()).collect::<Vec<_>>();
+        let left = Some(look()).filter(|left| !left.is_empty()).unwrap_or_else(look);
         left.iter().for_each(|process| process.kill());
         left
     }

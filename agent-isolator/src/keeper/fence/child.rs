@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -21,7 +20,7 @@ pub(super) struct Running {
 }
 
 fn memory(name: &str) -> io::Result<File> {
-    Ok(File::from(OwnedFd::from(memfd_create(name, MemfdFlags::CLOEXEC)?)))
+    Ok(File::from(memfd_create(name, MemfdFlags::CLOEXEC)?))
 }
 
 impl Running {

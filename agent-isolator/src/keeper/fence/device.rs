@@ -1,6 +1,6 @@
 //! A volume's device, and which file systems are the host's own. Whether a device is idle is asked of the kernel (L4).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -74,15 +74,16 @@ impl Device {
         Some(Self { path, number: mounted.device_number.to_string(), disk_sequence: None })
     }
 
-    /// Whether another disk has its number by now: what shows that number is none of the volume's.
-    pub(super) fn was_replaced(&self) -> bool {
-        let present = mounts::disk_sequence(&self.number);
-        self.disk_sequence.is_some() && present.is_some() && self.disk_sequence != present
+    /// Whether the disk that was mounted is not there any more: none has its sequence number, which is never given twice. What
+    /// shows its device number is none of the volume's.
+    pub(super) fn is_gone(&self) -> bool {
+        let all = disk_sequences();
+        self.disk_sequence.is_some_and(|recorded| !all.is_empty() && !all.contains(&recorded))
     }
 
     /// Asks the kernel for the device as a whole, and gives it back at once.
     pub(super) fn claim(&self) -> Claim {
-        if self.was_replaced() {
+        if self.is_gone() {
             return Claim::Gone;
         }
         if !self.number.is_empty() && !mounts::in_sys(&self.number).exists() && mounts::in_sys("").is_dir() {
@@ -106,7 +107,16 @@ impl Device {
     }
 }
 
-/// What is mounted, in the words of a record.
-pub(super) fn describe(mount: &Mount) -> Option<MountedVolume> {
-    Some(mounts::of(mount, mount.mount_point.to_str()?))
+/// What is mounted, in the words of a record. Its device number is what counts: a mount point that is not UTF-8 is told as near
+/// as it can be.
+pub(super) fn describe(mount: &Mount) -> MountedVolume {
+    mounts::of(mount, &mount.mount_point.to_string_lossy())
+}
+
+/// The sequence numbers of all disks; none where the kernel has no such numbers.
+fn disk_sequences() -> BTreeSet<u64> {
+    let disks = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    disks
+        .filter_map(|disk| fs::read_to_string(disk.path().join("diskseq")).ok()?.trim().parse().ok())
+        .collect()
 }

@@ -54,8 +54,8 @@ pub(super) fn make_idle(mounted: &MountedVolume, own: &[PathBuf]) -> Result<(), 
         return Err(format!("device {number} is the host's own, with {path} on it: it is never shut down"));
     }
     let mut volume = Volume { mounted, device: Device::recorded(mounted), hosts, shut: false };
-    if volume.device.as_ref().is_some_and(Device::was_replaced) {
-        // What has its number now is another disk.
+    if volume.device.as_ref().is_some_and(Device::is_gone) {
+        // What has its number now, if anything, is another disk.
         return Ok(());
     }
     volume.shut_down_on_host(&table);

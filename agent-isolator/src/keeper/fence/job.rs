@@ -94,9 +94,7 @@ fn make_idle(
         below.is_some_and(|below| below.iter().any(|part| part.to_string_lossy().to_lowercase() == name))
     };
     for mount in table.iter().filter(bears_name) {
-        let mounted = super::device::describe(mount)
-            .ok_or_else(|| format!("the mount point {} is not UTF-8", mount.mount_point.display()))?;
-        idle::make_idle(&mounted, &own)?;
+        idle::make_idle(&super::device::describe(mount), &own)?;
     }
     Ok(())
 }

@@ -74,6 +74,6 @@ pub(super) fn sweep(
             stranger.kill();
         }
     }
-    found.mounted = volumes.values().filter_map(describe).collect();
+    found.mounted = volumes.values().map(describe).collect();
     Ok(found)
 }
