@@ -97,7 +97,7 @@ impl EtcdStore {
 }
 
 /// etcd says so with the code OutOfRange and these words, and has no other sign.
-fn is_compacted(reason: &str) -> bool {
+pub(super) fn is_compacted(reason: &str) -> bool {
     reason.contains("required revision has been compacted")
 }
 

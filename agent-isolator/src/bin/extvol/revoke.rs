@@ -1,0 +1,249 @@
+//! `extvol revoke`: a host gives up one volume, or all. Its tasks that use them are ended.
+
+use std::cell::RefCell;
+use std::io::Write;
+
+use shared::protocol::exchange::{Commit, Held, Key, Lease, Record, Session, SessionState};
+use shared::protocol::timing::Timing;
+use shared::record::Token;
+use shared::store::{LeaseStore, Revision};
+use shared::volume::{ContainerId, Holder, VolumeId};
+
+use crate::arguments::Subject;
+use crate::decided::{Decision, Done, write};
+use crate::failure::Failure;
+use crate::records::{Everything, Reading, Records};
+use crate::sessions::{seconds, state};
+
+/// Longest name of a person or host in a reason.
+const NAME_CHARS_MAX: usize = 64;
+
+/// Revokes.
+///
+/// # Errors
+/// When it may not be done, or is not known to be done.
+pub(crate) async fn run<S: LeaseStore>(
+    out: &mut dyn Write,
+    records: &Records<S>,
+    subject: &Subject,
+    yes: bool,
+) -> Result<(), Failure> {
+    let subject = match subject {
+        Subject::Volume(volume) => Subject::Volume(records.canonical(volume).await?),
+        holder @ Subject::Holder(_) => holder.clone(),
+    };
+    let asked_by = reason(&person(), &host());
+    let about = RefCell::new(None);
+    let decide = |reading: &Reading| {
+        let decision = match &subject {
+            Subject::Holder(holder) => of_holder(reading, holder, &asked_by),
+            Subject::Volume(volume) => of_volume(reading, volume, &asked_by),
+        };
+        about.replace(concerned(reading, &subject));
+        decision
+    };
+    if !yes {
+        return match decide(&records.about(&subject).await?) {
+            Decision::Write(_) => {
+                let everything = records.everything().await?;
+                let what = about.into_inner().map(|c| c.describe(&subject, &everything)).unwrap_or_default();
+                Err(Failure::Refused(format!("nothing is written without --yes. With it: {what}")))
+            }
+            Decision::Already(why) | Decision::Refuse(why) => Err(Failure::Refused(why)),
+        };
+    }
+    let done = write(records, &subject, decide).await?;
+    let known = match done {
+        Done::Committed(at) => format!("revoked at revision {at}"),
+        Done::Seen(at) => format!("revoked; the write had no answer, and a read at revision {at} shows it"),
+    };
+    // What it concerns is told as it is now; that the write is done does not depend on it.
+    let told = match (about.into_inner(), records.everything().await) {
+        (Some(concerned), Ok(everything)) => concerned.describe(&subject, &everything),
+        (_, Err(failure)) => format!("What it concerns could not be read any more: {failure}"),
+        (None, Ok(_)) => String::new(),
+    };
+    Ok(writeln!(out, "{known}. {told}")?)
+}
+
+/// Whom a revoke concerns, and with which times.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Concerned {
+    holder: Holder,
+    timing: Timing,
+}
+
+fn concerned(reading: &Reading, subject: &Subject) -> Option<Concerned> {
+    let holder = match subject {
+        Subject::Holder(holder) => holder.clone(),
+        Subject::Volume(volume) => reading.view.lease(volume)?.0.held()?.holder.clone(),
+    };
+    let timing = reading.view.session(&holder)?.0.timing;
+    Some(Concerned { holder, timing })
+}
+
+impl Concerned {
+    /// What follows, and when.
+    fn describe(&self, subject: &Subject, everything: &Everything) -> String {
+        let mine = |(volume, held): &(&VolumeId, &Held)| match subject {
+            Subject::Holder(_) => held.holder == self.holder,
+            Subject::Volume(wanted) => *volume == wanted,
+        };
+        let held =
+            everything.leases.iter().filter_map(|(volume, lease)| Some((volume, lease.record.held()?)));
+        let held: Vec<_> = held.filter(mine).collect();
+        let volumes: Vec<String> = held.iter().map(|(volume, _)| volume.to_string()).collect();
+        let mut containers: Vec<&ContainerId> = held.iter().flat_map(|(_, held)| &held.containers).collect();
+        containers.sort();
+        containers.dedup();
+        let containers: Vec<String> = containers.iter().map(ToString::to_string).collect();
+        let Self { holder, timing } = self;
+        if volumes.is_empty() {
+            return format!(
+                "{holder} holds no volume; it takes none in this session, and notices when it next wants one"
+            );
+        }
+        let whom = match containers.len() {
+            0 => "no container uses them".to_owned(),
+            1 => format!("container {} is told to end", containers[0]),
+            more => format!("{more} containers are told to end ({})", containers.join(", ")),
+        };
+        let all = if matches!(subject, Subject::Holder(_)) { "takes no new volume, and " } else { "" };
+        format!(
+            "{holder} notices with its next beat (every {}), {all}gives up {}: {whom}; after the grace that its keeper \
+             was given what still runs is killed, and {} after that (its time K) the host is fenced if it is \
+             not done. Each lease is free once its device is idle: `extvol leases`, `extvol events --follow`",
+            seconds(timing.beat),
+            volumes.join(", "),
+            seconds(timing.kill),
+        )
+    }
+}
+
+fn of_holder(reading: &Reading, holder: &Holder, reason: &str) -> Decision {
+    let Some((session, at)) = reading.view.session(holder) else {
+        return Decision::Refuse(format!(
+            "there is no session of a holder {holder}; `extvol sessions` lists all"
+        ));
+    };
+    if let Err(refused) = may_be_revoked(reading, holder, session) {
+        return refused;
+    }
+    let session = revoking(session, reason);
+    let commit = Commit::new(&reading.view.cluster);
+    Decision::Write(commit.put(Key::Session(holder.clone()), at, Record::Session(session)))
+}
+
+fn revoking(session: &Session, reason: &str) -> Session {
+    Session { state: SessionState::Revoking, reason: Some(reason.into()), ..session.clone() }
+}
+
+/// The lease says so, and the session is rewritten as it is, so that the next beat is refused and tells.
+fn of_volume(reading: &Reading, volume: &VolumeId, reason: &str) -> Decision {
+    let view = &reading.view;
+    let (held, lease_at) = match view.lease(volume) {
+        Some((Lease::Held(held), at)) => (held, at),
+        Some((Lease::Free { last_holder }, _)) => {
+            let last = last_holder.as_ref().map(|last| format!("; {last} held it last")).unwrap_or_default();
+            return Decision::Refuse(format!("volume {volume} is not held by anybody{last}"));
+        }
+        None => return Decision::Refuse(format!("volume {volume} was never held by anybody")),
+    };
+    let holder = &held.holder;
+    let Some((session, at)) = view.session(holder) else {
+        return Decision::Refuse(format!(
+            "volume {volume} is held by {holder}, whose session is missing: nobody is there to tell. A master module \
+             declares it dead after 60 s, and then the volume can be taken over"
+        ));
+    };
+    if session.epoch > held.epoch {
+        return Decision::Refuse(format!(
+            "volume {volume} is held by epoch {} of {holder}, which is over (it has epoch {} now): it can be taken \
+             over already",
+            held.epoch, session.epoch
+        ));
+    }
+    if session.epoch < held.epoch {
+        return Decision::Refuse(format!(
+            "volume {volume} is held by epoch {} of {holder}, whose session has only epoch {}: no part of this \
+             software writes that. Was etcd restored from a backup?",
+            held.epoch, session.epoch
+        ));
+    }
+    if let Some(why) = &held.revoked {
+        return Decision::Already(format!("volume {volume} of {holder} is revoked already: {why}"));
+    }
+    if let Err(refused) = may_be_revoked(reading, holder, session) {
+        return match refused {
+            Decision::Already(why) => Decision::Refuse(format!("all volumes of {holder} are: {why}")),
+            other => other,
+        };
+    }
+    let revoked = revoked(held, lease_at, reason);
+    Decision::Write(
+        Commit::new(&view.cluster)
+            .put(Key::Lease(volume.clone()), lease_at, Record::Lease(Lease::Held(revoked)))
+            .put(Key::Session(holder.clone()), at, Record::Session(session.clone())),
+    )
+}
+
+fn revoked(held: &Held, at: Revision, reason: &str) -> Held {
+    // The granting write's revision is the token, and this write makes another revision.
+    Held { token: held.token.or(Some(Token(at))), revoked: Some(reason.into()), ..held.clone() }
+}
+
+fn may_be_revoked(reading: &Reading, holder: &Holder, session: &Session) -> Result<(), Decision> {
+    let epoch = session.epoch;
+    match session.state {
+        SessionState::Dead(_) => {
+            let (_, proof) = state(session.state);
+            Err(Decision::Refuse(format!(
+                "the session of {holder} (epoch {epoch}) is dead (proof: {}): what it held can be taken over already",
+                proof.unwrap_or("none")
+            )))
+        }
+        SessionState::Revoking => {
+            let why = session.reason.as_deref().unwrap_or("no reason was given");
+            Err(Decision::Already(format!(
+                "the session of {holder} (epoch {epoch}) is revoked already: {why}"
+            )))
+        }
+        SessionState::Live if reading.without_beats.contains(holder) => Err(Decision::Refuse(format!(
+            "the keeper of {holder} is of a release that does not beat, and would not notice: end the tasks that use \
+             its volumes, or upgrade that keeper first"
+        ))),
+        SessionState::Live => Ok(()),
+    }
+}
+
+fn reason(person: &str, host: &str) -> String {
+    format!("an operator asked for it ({}@{})", plain(person), plain(host))
+}
+
+/// For a record that others print: bounded, and without what moves a terminal's cursor.
+fn plain(name: &str) -> String {
+    name.chars().filter(|c| !c.is_control()).take(NAME_CHARS_MAX).collect()
+}
+
+/// Who asks: behind sudo the one who called it.
+fn person() -> String {
+    let named = ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
+    let named = named.filter(|name| !name.is_empty());
+    named.unwrap_or_else(|| format!("user {}", rustix::process::getuid().as_raw()))
+}
+
+fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_names_person_and_host_and_is_bounded() {
+        assert_eq!(reason("ada", "ops-1"), "an operator asked for it (ada@ops-1)");
+        let long = reason(&"a\u{1b}".repeat(500), "h");
+        assert_eq!(long.chars().count(), reason("", "h").chars().count() + NAME_CHARS_MAX);
+    }
+}

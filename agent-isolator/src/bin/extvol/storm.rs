@@ -1,0 +1,93 @@
+//! `extvol storm`: the storm guard of the masters' modules (L18).
+
+use std::io::Write;
+
+use serde::Serialize;
+use shared::protocol::exchange::{Commit, Key, Record, Storm};
+use shared::store::LeaseStore;
+
+use crate::arguments::Output;
+use crate::decided::{Decision, Done, write_read};
+use crate::failure::Failure;
+use crate::leases::json;
+use crate::records::{Reading, Records};
+
+/// The guard as it is shown. The field names of its JSON stay.
+#[derive(Serialize)]
+struct Row {
+    /// `raised`, `lifted` or `over`.
+    state: &'static str,
+    since: Option<String>,
+    /// None when it was never written.
+    revision: Option<i64>,
+}
+
+/// Shows the guard, or lifts it.
+///
+/// # Errors
+/// See [`Failure`]; [`Failure::Refused`] when there is nothing to lift.
+pub(crate) async fn run<S: LeaseStore>(
+    out: &mut dyn Write,
+    output: Output,
+    records: &Records<S>,
+    lift: bool,
+) -> Result<(), Failure> {
+    if lift {
+        return lift_it(out, records).await;
+    }
+    let everything = records.everything().await?;
+    crate::leases::unreadable(&everything, &records.keys().storm())?;
+    let storm = everything.storm;
+    let state = storm.as_ref().map_or(Storm::Over, |storm| storm.record);
+    if output == Output::Json {
+        let since = storm.as_ref().and_then(|storm| storm.since.clone());
+        return json(out, &Row { state: word(state), since, revision: storm.map(|storm| storm.at.0) });
+    }
+    let since =
+        storm.and_then(|storm| storm.since).map(|since| format!(" since {since}")).unwrap_or_default();
+    let told = match state {
+        Storm::Over => "no storm: lost hosts are reclaimed",
+        Storm::Raised => {
+            "more than half of the hosts with leases are silent at once: nothing is reclaimed or revoked by the masters. \
+             See whether etcd and the network are well; if those hosts are really gone, `extvol storm lift`"
+        }
+        Storm::Lifted => "the storm was lifted: lost hosts are reclaimed, though more than half are silent",
+    };
+    Ok(writeln!(out, "{}{since}: {told}", word(state))?)
+}
+
+fn word(storm: Storm) -> &'static str {
+    match storm {
+        Storm::Raised => "raised",
+        Storm::Lifted => "lifted",
+        Storm::Over => "over",
+    }
+}
+
+async fn lift_it<S: LeaseStore>(out: &mut dyn Write, records: &Records<S>) -> Result<(), Failure> {
+    let read = async || records.read(&[Key::Storm]).await;
+    let done = write_read(records, read, decide).await?;
+    let known = match done {
+        Done::Committed(at) => format!("lifted at revision {at}"),
+        Done::Seen(at) => format!("lifted; the write had no answer, and a read at revision {at} shows it"),
+    };
+    Ok(writeln!(
+        out,
+        "{known}: the masters' modules declare the silent hosts dead when each one's wait is over. It ends by \
+         itself once no more than half are silent"
+    )?)
+}
+
+fn decide(reading: &Reading) -> Decision {
+    match reading.view.entries.get(&Key::Storm) {
+        Some((Record::Storm(Storm::Raised), at)) => Decision::Write(Commit::new(&reading.view.cluster).put(
+            Key::Storm,
+            *at,
+            Record::Storm(Storm::Lifted),
+        )),
+        Some((Record::Storm(Storm::Lifted), _)) => {
+            Decision::Already("the storm guard is lifted already".to_owned())
+        }
+        _ => Decision::Refuse("there is nothing to lift: no storm is raised".to_owned()),
+    }
+}
