@@ -15,6 +15,10 @@ use crate::leases::json;
 use crate::records::{Records, StoredEvent};
 use crate::table;
 
+/// A watch that was silent for so long is doubted: one on an etcd that was restored from a backup stays open and
+/// silent until that has passed the revision asked for, and only a read finds that out.
+const SILENCE: Duration = Duration::from_secs(10);
+
 /// One event as JSON. The field names stay.
 #[derive(Serialize)]
 struct Row<'e> {
@@ -83,7 +87,7 @@ pub(crate) async fn run<S: LeaseStore>(
         };
     }
     print_each(out, output, &events)?;
-    go_on(out, &mut io::stderr(), output, records, at).await
+    go_on(out, &mut io::stderr(), output, records, at, SILENCE).await
 }
 
 /// One line an event, which is all that can be said of a list without an end; JSON likewise.
@@ -110,6 +114,7 @@ async fn go_on<S: LeaseStore>(
     output: Output,
     records: &Records<S>,
     mut after: Revision,
+    silence: Duration,
 ) -> Result<(), Failure> {
     let mut retry = Retry::new(Duration::from_millis(200), Duration::from_secs(5));
     let prefix = records.keys().events();
@@ -118,25 +123,28 @@ async fn go_on<S: LeaseStore>(
         let ended = {
             let mut watch = records.follow(&prefix, after);
             loop {
-                match watch.next().await {
-                    Some(Ok(changes)) => {
+                match tokio::time::timeout(silence, watch.next()).await {
+                    Err(_) => break None,
+                    Ok(Some(Ok(changes))) => {
                         let (events, newest) = of_changes(records, &changes);
                         print_each(out, output, &events)?;
                         after = after.max(newest);
                     }
-                    Some(Err(error)) => break error,
+                    Ok(Some(Err(error))) => break Some(error),
                     // A stream ends with an error; one that does not is asked again.
-                    None => break StoreError::Unavailable("the watch ended".into()),
+                    Ok(None) => break Some(StoreError::Unavailable("the watch ended".into())),
                 }
             }
         };
-        if matches!(ended, StoreError::Corrupt { .. }) {
-            return Err(Failure::of_store(&ended));
-        }
-        if !broken && !matches!(ended, StoreError::Compacted { .. }) {
-            broken = true;
-            // A closed standard error must not end what standard output is for.
-            let _ = writeln!(warn, "extvol: {}; asking again", Failure::of_store(&ended));
+        match &ended {
+            None | Some(StoreError::Compacted { .. }) => {}
+            Some(error @ StoreError::Corrupt { .. }) => return Err(Failure::of_store(error)),
+            Some(error) => {
+                if !std::mem::replace(&mut broken, true) {
+                    // A closed standard error must not end what standard output is for.
+                    let _ = writeln!(warn, "extvol: {}; asking again", Failure::of_store(error));
+                }
+            }
         }
         // A read tells whether etcd is back, and what the watch missed: a silent watch tells nothing.
         loop {
@@ -146,7 +154,7 @@ async fn go_on<S: LeaseStore>(
                     print_each(out, output, &missed)?;
                     after = newest;
                     if std::mem::take(&mut broken) {
-                        let _ = writeln!(warn, "extvol: etcd answers again; nothing was missed");
+                        let _ = writeln!(warn, "extvol: etcd answers again");
                     }
                     retry.reset();
                     break;
@@ -177,9 +185,12 @@ fn of_changes<S: LeaseStore>(records: &Records<S>, changes: &[Change]) -> (Vec<S
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use shared::volume::Holder;
 
     use super::*;
+    use crate::fixture::Fixture;
 
     fn stored(seen: Seen) -> StoredEvent {
         let event = EventRecord {
@@ -195,6 +206,80 @@ mod tests {
             time: "2026-01-02T03:04:05.678Z".into(),
         };
         StoredEvent { revision: Revision(42), subject: "sessions/a".into(), event: Ok(event) }
+    }
+
+    /// What is written to it can be read while it is written.
+    #[derive(Clone, Default)]
+    struct Shared(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Shared {
+        async fn holds(&self, words: &str) {
+            let soon = tokio::time::Instant::now() + shared::testing::SOON;
+            while !self.text().contains(words) {
+                assert!(tokio::time::Instant::now() < soon, "{words:?} is not in {:?}", self.text());
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn what_happens_while_etcd_is_away_or_compacted_is_told_once_when_it_is_back() {
+        let fixture = Fixture::new();
+        let (out, warn) = (Shared::default(), Shared::default());
+        let silence = shared::testing::SOON;
+        fixture.put_event(1, "one");
+        let (mut to_out, mut to_warn) = (out.clone(), warn.clone());
+        let after = Revision(fixture.revision());
+        let follow = go_on(&mut to_out, &mut to_warn, Output::Table, &fixture.records, after, silence);
+        let script = async {
+            fixture.put_event(2, "two");
+            out.holds("two").await;
+            let now = fixture.revision();
+            fixture.store.fail_reads(true);
+            fixture.store.break_watches();
+            warn.holds("asking again").await;
+            fixture.put_event(3, "three");
+            fixture.store.compact(Revision(now + 2));
+            fixture.store.fail_reads(false);
+            out.holds("three").await;
+            warn.holds("etcd answers again").await;
+            fixture.put_event(4, "four");
+            out.holds("four").await;
+        };
+        tokio::select! {
+            ended = follow => panic!("{ended:?}"),
+            () = script => {}
+        }
+        let texts: Vec<_> =
+            out.text().lines().map(|line| line.rsplit(' ').next().unwrap().to_owned()).collect();
+        assert_eq!(texts, ["two", "three", "four"]);
+    }
+
+    #[tokio::test]
+    async fn an_etcd_that_was_restored_ends_the_following_though_its_watch_is_silent() {
+        let silence = Duration::from_millis(20);
+        let fixture = Fixture::new();
+        let backup = fixture.store.backup();
+        fixture.put_event(1, "one");
+        let after = Revision(fixture.revision());
+        let (mut out, mut warn) = (Shared::default(), Shared::default());
+        let follow = go_on(&mut out, &mut warn, Output::Table, &fixture.records, after, silence);
+        fixture.store.restore(backup);
+        let ended = tokio::time::timeout(shared::testing::SOON, follow).await.unwrap().unwrap_err();
+        assert_eq!(ended.exit_code(), 1, "{ended}");
     }
 
     #[test]

@@ -112,3 +112,91 @@ fn decide(reading: &Reading, volume: &VolumeId) -> Decision {
             .unchanged(Key::Session(holder.clone()), session_at),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use shared::protocol::exchange::{Held, Session};
+    use shared::record::Epoch;
+
+    use super::*;
+    use crate::fixture::{Fixture, held, holder, volume};
+    use crate::sessions::tests::session;
+
+    const SETTLE: Duration = Duration::from_secs(120);
+
+    async fn free(fixture: &Fixture, detached: bool) -> Result<String, Failure> {
+        let mut out = Vec::new();
+        run(&mut out, &fixture.records, &volume("v"), detached, SETTLE).await?;
+        Ok(String::from_utf8(out).unwrap())
+    }
+
+    fn of(session: Session) -> Fixture {
+        let fixture = Fixture::holding();
+        fixture.put(&Key::Session(holder("a")), &Record::Session(session));
+        fixture
+    }
+
+    fn dead(proof: Proof) -> Session {
+        Session { state: SessionState::Dead(proof), ..session() }
+    }
+
+    #[tokio::test]
+    async fn only_a_lease_of_a_session_that_is_dead_by_time_or_over_is_freed_and_only_when_it_is_vouched_for()
+    {
+        for session in [dead(Proof::Time), Session { epoch: Epoch(4), ..session() }] {
+            let fixture = of(session);
+            let before = fixture.revision();
+            let error = free(&fixture, false).await.unwrap_err();
+            assert_eq!((error.exit_code(), fixture.revision()), (1, before));
+            let error = error.to_string();
+            assert!(
+                error.contains("without --detached") && error.contains("120 s must have passed"),
+                "{error}"
+            );
+            let said = free(&fixture, true).await.unwrap();
+            assert!(said.starts_with("volume ebs/v is free since revision "), "{said}");
+            let freed = Record::Lease(Lease::Free { last_holder: Some(holder("a")) });
+            assert_eq!(fixture.stored(&Key::Lease(volume("v"))), Some(freed));
+            // The session is compared and not written.
+            assert!(fixture.at(&Key::Session(holder("a"))) <= before);
+            let error = free(&fixture, true).await.unwrap_err().to_string();
+            assert!(error.contains("is free already"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_somebody_may_still_use_is_never_freed() {
+        let missing = Fixture::holding();
+        missing.delete(&Key::Session(holder("a")));
+        for (fixture, words) in [
+            (of(session()), "whose session is live: `extvol revoke ebs/v`"),
+            (of(Session { state: SessionState::Revoking, ..session() }), "is being revoked"),
+            (of(dead(Proof::Unmounted)), "proof \"unmounted\": it can be taken over already"),
+            (of(dead(Proof::Fenced)), "proof \"fenced\": it can be taken over already"),
+            (of(Session { epoch: Epoch(2), ..dead(Proof::Time) }), "has only epoch 2"),
+            (missing, "whose session is missing"),
+            (Fixture::new(), "was never held by anybody"),
+        ] {
+            let before = fixture.revision();
+            let error = free(&fixture, true).await.unwrap_err();
+            assert_eq!((error.exit_code(), fixture.revision()), (1, before), "{error}");
+            assert!(error.to_string().contains(words), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_session_that_is_opened_again_in_between_keeps_its_lease_when_it_has_taken_it() {
+        let fixture = of(dead(Proof::Time));
+        let taken = Held { epoch: Epoch(4), ..held() };
+        fixture.put(&Key::Lease(volume("v")), &Record::Lease(Lease::Held(held())));
+        fixture.race(
+            1,
+            &Key::Session(holder("a")),
+            &Record::Session(Session { epoch: Epoch(4), ..session() }),
+        );
+        fixture.race(1, &Key::Lease(volume("v")), &Record::Lease(Lease::Held(taken.clone())));
+        let error = free(&fixture, true).await.unwrap_err().to_string();
+        assert!(error.contains("whose session is live"), "{error}");
+        assert_eq!(fixture.stored(&Key::Lease(volume("v"))), Some(Record::Lease(Lease::Held(taken))));
+    }
+}

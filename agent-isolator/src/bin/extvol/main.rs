@@ -17,6 +17,8 @@ mod decided;
 mod doctor;
 mod events;
 mod failure;
+#[cfg(test)]
+mod fixture;
 mod free;
 mod leases;
 mod records;
@@ -68,7 +70,8 @@ async fn carry_out(
     arguments: &Arguments,
     sources::Found { parameters, from }: sources::Found,
 ) -> Result<(), Failure> {
-    let records = Records::new(store(&parameters)?, Keys::new(&parameters.etcd_prefix));
+    let keys = Keys::new(&parameters.etcd_prefix);
+    let records = Records::new(store(&parameters)?, keys, parameters.request_timeout);
     let output = arguments.output;
     match &arguments.action {
         Action::Leases { all } => leases::run(out, output, &records, *all).await,

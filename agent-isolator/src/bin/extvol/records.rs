@@ -20,9 +20,12 @@ use shared::volume::{Holder, VolumeId};
 use crate::arguments::Subject;
 use crate::failure::Failure;
 
-/// For so long a read is tried again: a change of etcd's leader, the longest E of a profile, must not
-/// fail a command.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// For so many request time-outs a read is tried again. With the default of 1 s that is the longest E of a
+/// profile: a change of etcd's leader must not fail a command.
+const PATIENCE: u32 = 5;
+
+/// Before a write is tried again after one that failed; grows with each.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// What a record says beside what the protocol core knows of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,11 +88,12 @@ pub(crate) struct Records<S> {
     store: S,
     keys: Keys,
     patience: Duration,
+    pause: Duration,
 }
 
 impl<S: LeaseStore> Records<S> {
-    pub(crate) fn new(store: S, keys: Keys) -> Self {
-        Self { store, keys, patience: PATIENCE }
+    pub(crate) fn new(store: S, keys: Keys, request_timeout: Duration) -> Self {
+        Self { store, keys, patience: request_timeout * PATIENCE, pause: PAUSE }
     }
 
     pub(crate) fn store(&self) -> &S {
@@ -103,6 +107,17 @@ impl<S: LeaseStore> Records<S> {
     /// Another patience, for a command that has something better to do than to wait.
     pub(crate) fn with_patience(self, patience: Duration) -> Self {
         Self { patience, ..self }
+    }
+
+    /// Without any pause before another try.
+    #[cfg(test)]
+    pub(crate) fn at_once(self) -> Self {
+        Self { patience: Duration::ZERO, pause: Duration::ZERO, ..self }
+    }
+
+    /// Before a write is tried again after one that failed.
+    pub(crate) fn pause(&self) -> Duration {
+        self.pause
     }
 
     async fn patiently<F>(&self, read: impl Fn() -> F) -> Result<Snapshot, Failure>

@@ -238,7 +238,136 @@ fn host() -> String {
 
 #[cfg(test)]
 mod tests {
+    use shared::protocol::exchange::{Proof, Stage};
+    use shared::record::Epoch;
+    use shared::volume::Driver;
+
     use super::*;
+    use crate::fixture::{Fixture, held, holder, volume};
+    use crate::sessions::tests::session;
+
+    async fn revoke(fixture: &Fixture, subject: &Subject, yes: bool) -> Result<String, Failure> {
+        let mut out = Vec::new();
+        run(&mut out, &fixture.records, subject, yes).await?;
+        Ok(String::from_utf8(out).unwrap())
+    }
+
+    fn one() -> Subject {
+        Subject::Volume(volume("v"))
+    }
+
+    fn all() -> Subject {
+        Subject::Holder(holder("a"))
+    }
+
+    #[tokio::test]
+    async fn what_a_keeper_writes_in_between_is_kept_and_revoked_with_it() {
+        let fixture = Fixture::holding();
+        let detaching = Held { stage: Stage::Detaching, ..held() };
+        fixture.race(1, &Key::Lease(volume("v")), &Record::Lease(Lease::Held(detaching)));
+        revoke(&fixture, &one(), true).await.unwrap();
+        let Some(Record::Lease(Lease::Held(now))) = fixture.stored(&Key::Lease(volume("v"))) else {
+            panic!()
+        };
+        assert_eq!((now.stage, now.token), (Stage::Detaching, held().token));
+        assert!(now.revoked.unwrap().starts_with("an operator asked for it ("));
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_changes_hands_in_between_is_not_the_old_holders_any_more() {
+        let fixture = Fixture::holding();
+        let other = Held { holder: holder("b"), ..held() };
+        fixture.put(&Key::Session(holder("b")), &Record::Session(session()));
+        fixture.race(1, &Key::Lease(volume("v")), &Record::Lease(Lease::Held(other)));
+        let said = revoke(&fixture, &one(), true).await.unwrap();
+        assert!(said.contains("b notices with its next beat (every 1 s), gives up ebs/v"), "{said}");
+        let a = fixture.at(&Key::Session(holder("a")));
+        assert!(a < fixture.at(&Key::Session(holder("b"))), "the old holder is not told");
+    }
+
+    #[tokio::test]
+    async fn what_follows_and_when_is_told_before_and_after() {
+        let fixture = Fixture::holding();
+        let before = fixture.revision();
+        let error = revoke(&fixture, &all(), false).await.unwrap_err();
+        assert_eq!((error.exit_code(), fixture.revision()), (1, before));
+        let follows = "a notices with its next beat (every 1 s), takes no new volume, and gives up ebs/v: \
+                       2 containers are told to end (c1, c2); after the grace that its keeper was given what still \
+                       runs is killed, and 3 s after that (its time K) the host is fenced";
+        assert!(error.to_string().starts_with("nothing is written without --yes. With it: "), "{error}");
+        assert!(error.to_string().contains(follows), "{error}");
+        let said = revoke(&fixture, &all(), true).await.unwrap();
+        assert!(said.starts_with("revoked at revision ") && said.contains(follows), "{said}");
+        let idle = Fixture::new();
+        idle.put(&Key::Session(holder("a")), &Record::Session(session()));
+        let said = revoke(&idle, &all(), true).await.unwrap();
+        assert!(said.contains("a holds no volume"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn what_may_not_be_revoked_is_refused_with_the_reason_and_nothing_is_written() {
+        let dead = |proof| Session { state: SessionState::Dead(proof), ..session() };
+        let revoking = Session { state: SessionState::Revoking, reason: Some("so".into()), ..session() };
+        let put = |record: Session| {
+            let fixture = Fixture::holding();
+            fixture.put(&Key::Session(holder("a")), &Record::Session(record));
+            fixture
+        };
+        let with = |lease: Option<Lease>| {
+            let fixture = Fixture::holding();
+            match lease {
+                Some(lease) => fixture.put(&Key::Lease(volume("v")), &Record::Lease(lease)),
+                None => fixture.delete(&Key::Lease(volume("v"))),
+            }
+            fixture
+        };
+        let missing = Fixture::holding();
+        missing.delete(&Key::Session(holder("a")));
+        let old = Fixture::holding();
+        old.put_old_session("a", "live");
+        let free = Lease::Free { last_holder: Some(holder("a")) };
+        let alone = Lease::Held(Held { revoked: Some("so".into()), ..held() });
+        for (fixture, subject, words) in [
+            (put(dead(Proof::Time)), all(), "is dead (proof: time): what it held can be taken over already"),
+            (
+                put(dead(Proof::Fenced)),
+                one(),
+                "is dead (proof: fenced): what it held can be taken over already",
+            ),
+            (put(revoking.clone()), all(), "is revoked already: so"),
+            (put(revoking), one(), "all volumes of a are: the session of a (epoch 3) is revoked already: so"),
+            (put(Session { epoch: Epoch(4), ..session() }), one(), "epoch 3 of a, which is over"),
+            (put(Session { epoch: Epoch(2), ..session() }), one(), "Was etcd restored from a backup?"),
+            (with(Some(free)), one(), "ebs/v is not held by anybody; a held it last"),
+            (with(None), one(), "ebs/v was never held by anybody"),
+            (with(Some(alone)), one(), "volume ebs/v of a is revoked already: so"),
+            (missing, one(), "a, whose session is missing"),
+            (Fixture::new(), all(), "there is no session of a holder a"),
+        ] {
+            let before = fixture.revision();
+            for yes in [false, true] {
+                let error = revoke(&fixture, &subject, yes).await.unwrap_err();
+                assert_eq!(error.exit_code(), 1, "{error}");
+                assert!(error.to_string().contains(words), "{error}");
+            }
+            assert_eq!(fixture.revision(), before, "{words}");
+        }
+        let before = old.revision();
+        for subject in [one(), all()] {
+            let error = revoke(&old, &subject, true).await.unwrap_err().to_string();
+            assert!(error.contains("of a release that does not beat, and would not notice"), "{error}");
+        }
+        assert_eq!(old.revision(), before);
+    }
+
+    #[tokio::test]
+    async fn a_volume_may_be_named_as_its_tasks_name_it() {
+        let fixture = Fixture::holding();
+        fixture.found_with_alias("c1", "rexray", "ebs");
+        let named = Subject::Volume(VolumeId { driver: Driver::new("rexray").unwrap(), ..volume("V") });
+        let said = revoke(&fixture, &named, true).await.unwrap();
+        assert!(said.contains("gives up ebs/v"), "{said}");
+    }
 
     #[test]
     fn the_reason_names_person_and_host_and_is_bounded() {

@@ -91,3 +91,45 @@ fn decide(reading: &Reading) -> Decision {
         _ => Decision::Refuse("there is nothing to lift: no storm is raised".to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::Fixture;
+
+    async fn storm(fixture: &Fixture, output: Output, lift: bool) -> Result<String, Failure> {
+        let mut out = Vec::new();
+        run(&mut out, output, &fixture.records, lift).await?;
+        Ok(String::from_utf8(out).unwrap())
+    }
+
+    #[tokio::test]
+    async fn only_a_raised_storm_is_lifted() {
+        let fixture = Fixture::new();
+        assert!(storm(&fixture, Output::Table, false).await.unwrap().starts_with("over: no storm"));
+        for state in [None, Some(Storm::Over)] {
+            if let Some(state) = state {
+                fixture.put(&Key::Storm, &Record::Storm(state));
+            }
+            let error = storm(&fixture, Output::Table, true).await.unwrap_err();
+            assert_eq!((error.exit_code(), error.to_string().contains("nothing to lift")), (1, true));
+        }
+        fixture.put(&Key::Storm, &Record::Storm(Storm::Raised));
+        let shown = storm(&fixture, Output::Json, false).await.unwrap();
+        assert!(shown.contains(r#""state": "raised""#) && shown.contains(r#""since": "then""#), "{shown}");
+        let said = storm(&fixture, Output::Table, true).await.unwrap();
+        assert!(said.starts_with("lifted at revision "), "{said}");
+        assert_eq!(fixture.stored(&Key::Storm), Some(Record::Storm(Storm::Lifted)));
+        let error = storm(&fixture, Output::Table, true).await.unwrap_err().to_string();
+        assert!(error.contains("lifted already"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_guard_that_is_over_when_the_lift_arrives_is_left_alone() {
+        let fixture = Fixture::new();
+        fixture.put(&Key::Storm, &Record::Storm(Storm::Raised));
+        fixture.race(1, &Key::Storm, &Record::Storm(Storm::Over));
+        assert!(storm(&fixture, Output::Table, true).await.is_err());
+        assert_eq!(fixture.stored(&Key::Storm), Some(Record::Storm(Storm::Over)));
+    }
+}
