@@ -30,7 +30,8 @@ struct Row {
     mount_point: Option<String>,
     /// The revision that last wrote the record.
     revision: i64,
-    /// How the session stands that the lease names.
+    /// How the session stands that the lease names: `live`, `revoking`, `dead-unmounted`, `dead-fenced`,
+    /// `dead-time`, `over` (a later epoch is open), `missing`, or `older` than the lease.
     session: Option<&'static str>,
     unsettled: bool,
     revoked: Option<String>,
@@ -128,19 +129,23 @@ fn standing(held: &Held, session: Option<&StoredSession>) -> &'static str {
         return "over";
     }
     if session.epoch < held.epoch {
-        return "older than the lease";
+        return "older";
     }
     match session.state {
         SessionState::Live => "live",
         SessionState::Revoking => "revoking",
-        SessionState::Dead(Proof::Unmounted) => "dead (unmounted)",
-        SessionState::Dead(Proof::Fenced) => "dead (fenced)",
-        SessionState::Dead(Proof::Time) => "dead (time)",
+        SessionState::Dead(Proof::Unmounted) => "dead-unmounted",
+        SessionState::Dead(Proof::Fenced) => "dead-fenced",
+        SessionState::Dead(Proof::Time) => "dead-time",
     }
 }
 
 fn notes(row: &Row) -> String {
-    let session = row.session.filter(|session| *session != "live").map(|how| format!("session {how}"));
+    let session = row.session.filter(|how| *how != "live").map(|how| match how.split_once('-') {
+        Some((state, proof)) => format!("session {state} ({proof})"),
+        None if how == "older" => "session older than the lease".to_owned(),
+        None => format!("session {how}"),
+    });
     let unsettled = row.unsettled.then(|| "unsettled".to_owned());
     let revoked = row.revoked.as_ref().map(|why| format!("revoked: {why}"));
     [session, unsettled, revoked].into_iter().flatten().collect::<Vec<_>>().join("; ")
