@@ -114,7 +114,7 @@ fn etcd_that_is_gone_is_exit_code_3_and_the_member_is_named() {
         &["events", "--follow"],
         &["storm", "lift"],
         &["revoke", "a", "--yes"],
-        &["free", "ebs/v", "--detached"],
+        &["free", "ebs/v", "--detached", "a"],
     ] {
         let words = [&["--endpoints", &endpoint, "--request_timeout=200ms"], words].concat();
         let answer = run(&words);

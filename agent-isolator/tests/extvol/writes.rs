@@ -86,7 +86,7 @@ async fn etcd_a_keeper_that_would_not_notice_is_not_revoked() {
 #[tokio::test]
 async fn etcd_a_lease_of_a_host_that_is_lost_is_freed_once_it_is_vouched_for() {
     let installation = Installation::of_two_releases().await;
-    let answer = installation.run(&["free", "ebs/new", "--detached"]);
+    let answer = installation.run(&["free", "ebs/new", "--detached", "new-1"]);
     assert_eq!(answer.code, 1);
     assert!(answer.error.contains("whose session is live"), "{}", answer.error);
     let dead = Session { state: SessionState::Dead(Proof::Time), ..session() };
@@ -96,7 +96,7 @@ async fn etcd_a_lease_of_a_host_that_is_lost_is_freed_once_it_is_vouched_for() {
     assert_eq!(answer.code, 1);
     assert!(answer.error.contains("30 s must have passed"), "{}", answer.error);
     assert_eq!(installation.all().await, before);
-    let answer = installation.run(&["free", "ebs/new", "--detached"]);
+    let answer = installation.run(&["free", "ebs/new", "--detached", "new-1"]);
     assert_eq!((answer.code, answer.error.as_str()), (0, ""));
     let free = Lease::Free { last_holder: Some(holder("new-1")) };
     assert_eq!(installation.record(&Key::Lease(volume("new"))).await, Record::Lease(free));
@@ -106,7 +106,7 @@ async fn etcd_a_lease_of_a_host_that_is_lost_is_freed_once_it_is_vouched_for() {
     // An older release's session that a person ended by hand, and its lease.
     let ended = crate::program::OLD_SESSION.replace("live", "dead");
     installation.etcd.etcdctl(&["put", "/extvol/v1/sessions/old-1", &ended]);
-    assert_eq!(installation.run(&["free", "ebs/old", "--detached"]).code, 0);
+    assert_eq!(installation.run(&["free", "ebs/old", "--detached=old-1"]).code, 0);
     let free = Lease::Free { last_holder: Some(holder("old-1")) };
     assert_eq!(installation.record(&Key::Lease(volume("old"))).await, Record::Lease(free));
 }

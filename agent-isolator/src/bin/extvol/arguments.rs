@@ -10,7 +10,7 @@ commands
   sessions                       the hosts, and how their sessions stand
   events [--limit N] [--follow]  what happened, oldest first; the newest N; and goes on
   revoke VOLUME|HOLDER --yes     make a host give up one volume, or all; its tasks that use them are ended
-  free VOLUME --detached         free a lease of a host that is lost, once you have detached the volume yourself
+  free VOLUME --detached HOLDER  free a lease of a host that is lost, once you have detached the volume from it yourself
   storm [lift]                   the storm guard: shows it; lifts it
   doctor [--agent] [--drivers D,...]
                                  checks etcd, the installation and this host; --agent checks this host as an
@@ -53,7 +53,7 @@ pub(crate) enum Action {
     Sessions,
     Events { follow: bool, limit: Option<usize> },
     Revoke { subject: Subject, yes: bool },
-    Free { volume: VolumeId, detached: bool },
+    Free { volume: VolumeId, detached_from: Option<Holder> },
     Storm { lift: bool },
     Doctor { agent: bool, drivers: Vec<Driver> },
 }
@@ -81,7 +81,7 @@ const FLAGS: [(&str, &str, bool); 7] = [
     ("events", "--follow", false),
     ("events", "--limit", true),
     ("revoke", "--yes", false),
-    ("free", "--detached", false),
+    ("free", "--detached", true),
     ("doctor", "--agent", false),
     ("doctor", "--drivers", true),
 ];
@@ -159,7 +159,12 @@ fn action(words: &[String], flags: &[(&'static str, &'static str, String)]) -> R
             Ok(Action::Events { follow: has("--follow"), limit: limit.transpose()? })
         }
         ("revoke", [subject]) => Ok(Action::Revoke { subject: parse_subject(subject)?, yes: has("--yes") }),
-        ("free", [volume]) => Ok(Action::Free { volume: parse_volume(volume)?, detached: has("--detached") }),
+        ("free", [volume]) => {
+            let from = value("--detached").map(|name| {
+                Holder::new(name).map_err(|why| format!("--detached names the host {name:?}, which {why}"))
+            });
+            Ok(Action::Free { volume: parse_volume(volume)?, detached_from: from.transpose()? })
+        }
         ("storm", []) => Ok(Action::Storm { lift: false }),
         ("storm", ["lift"]) => Ok(Action::Storm { lift: true }),
         ("doctor", []) => {
@@ -223,7 +228,10 @@ mod tests {
         assert_eq!(action_of("revoke ebs/vol-7b"), Action::Revoke { subject, yes: false });
         let subject = Subject::Holder(Holder::new("agent-1.example").unwrap());
         assert_eq!(action_of("revoke agent-1.example --yes"), Action::Revoke { subject, yes: true });
-        assert_eq!(action_of("free ebs/vol-7b --detached"), Action::Free { volume, detached: true });
+        assert_eq!(
+            action_of("free ebs/vol-7b --detached a"),
+            Action::Free { volume, detached_from: Some(Holder::new("a").unwrap()) }
+        );
         assert_eq!(action_of("storm lift"), Action::Storm { lift: true });
         let drivers = vec![Driver::new("ebs").unwrap(), Driver::new("scaleio").unwrap()];
         assert_eq!(action_of("doctor --drivers ebs,scaleio"), Action::Doctor { agent: false, drivers });
@@ -254,6 +262,8 @@ mod tests {
             ("revoke", "needs a volume"),
             ("revoke ebs/..", "the volume of \"ebs/..\" must not be"),
             ("revoke a b", "does not understand \"b\""),
+            ("free ebs/v --detached", "--detached needs a value"),
+            ("free ebs/v --detached a/b", "--detached names the host \"a/b\""),
             ("free agent-1", "\"agent-1\" is no volume"),
             ("-o yaml leases", "-o is \"yaml\"; it is table or json"),
             ("--loud leases", "the option --loud is not known"),

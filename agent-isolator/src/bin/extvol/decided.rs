@@ -4,6 +4,8 @@
 //! is closed by trying again: either the next try commits, and the earlier one never can, or a read shows
 //! what was wanted. When neither comes about, that is what the person is told.
 
+use std::cell::RefCell;
+
 use shared::protocol::exchange::Commit;
 use shared::store::{LeaseStore, Revision, StoreError};
 
@@ -23,6 +25,22 @@ pub(crate) enum Decision {
     Already(String),
     /// It may not be done, says the sentence.
     Refuse(String),
+}
+
+/// What a command is about, as its first read showed it. A later try is about that and nothing else: a volume
+/// that another host has taken meanwhile, or a host's next epoch, is not what the person meant.
+#[derive(Debug)]
+pub(crate) struct Meant<T>(RefCell<Option<T>>);
+
+impl<T: Clone + PartialEq> Meant<T> {
+    pub(crate) fn new() -> Self {
+        Self(RefCell::new(None))
+    }
+
+    /// Whether this is what the first call was about.
+    pub(crate) fn is(&self, now: T) -> bool {
+        *self.0.borrow_mut().get_or_insert_with(|| now.clone()) == now
+    }
 }
 
 /// A write that is known to be done.
@@ -65,6 +83,13 @@ pub(crate) async fn write_read<S: LeaseStore>(
         let commit = match decide(&reading) {
             Decision::Write(commit) => commit,
             Decision::Already(_) if unanswered.is_some() => return Ok(Done::Seen(reading.view.revision)),
+            // What was decided on has changed, so that no try of before can be done any more.
+            Decision::Refuse(why) if unanswered.is_some() => {
+                return Err(Failure::Refused(format!(
+                    "{why}. (A try before had no answer: if it was done, this is what came of it; it cannot happen any \
+                     more.)"
+                )));
+            }
             Decision::Already(why) | Decision::Refuse(why) => return Err(Failure::Refused(why)),
         };
         let error = match records.commit(&reading, &commit).await {

@@ -3,17 +3,19 @@
 //! For installations whose storage cannot take a volume away from a host (`fencing_required` refuses the
 //! take-over there). That a session was declared dead by time says that its processes cannot write any more;
 //! it says nothing of I/O that the block layer has, of a host that did not run, or of a driver's call that is
-//! still under way (L19, L20). The person vouches for those; without `--detached` nothing is written.
+//! still under way (L19, L20). The person vouches for those by naming the host with `--detached`; without it nothing
+//! is written, and a volume that another host has taken meanwhile is not meant.
 
 use std::io::Write;
 use std::time::Duration;
 
 use shared::protocol::exchange::{Commit, Key, Lease, Proof, Record, SessionState};
+use shared::record::{Epoch, Token};
 use shared::store::LeaseStore;
-use shared::volume::VolumeId;
+use shared::volume::{Holder, VolumeId};
 
 use crate::arguments::Subject;
-use crate::decided::{Decision, Done, write};
+use crate::decided::{Decision, Done, Meant, write};
 use crate::failure::Failure;
 use crate::records::{Reading, Records};
 use crate::sessions::{seconds, state};
@@ -26,29 +28,30 @@ pub(crate) async fn run<S: LeaseStore>(
     out: &mut dyn Write,
     records: &Records<S>,
     volume: &VolumeId,
-    detached: bool,
+    detached_from: Option<&Holder>,
     settle: Duration,
 ) -> Result<(), Failure> {
     let volume = records.canonical(volume).await?;
     let subject = Subject::Volume(volume.clone());
-    if !detached {
+    let meant = Meant::new();
+    let Some(from) = detached_from else {
         let reading = records.about(&subject).await?;
-        return match decide(&reading, &volume) {
+        return match decide(&reading, &volume, None, &meant) {
             Decision::Write(_) => {
                 let holder = reading.view.lease(&volume).and_then(|(lease, _)| lease.held());
                 let holder = holder.map(|held| held.holder.to_string()).unwrap_or_default();
                 Err(Failure::Refused(format!(
-                    "nothing is written without --detached. With it you say that you made sure of this: the storage has \
-                     detached {volume} from {holder}; {holder} is off, or cannot reach the storage; and no call of \
-                     its driver can still land, for which {} must have passed since it was lost (the parameter \
-                     settle_time)",
+                    "nothing is written without `--detached {holder}`. With it you say that you made sure of this: the \
+                     storage has detached {volume} from {holder}; {holder} is off, or cannot reach the storage; and no \
+                     call of its driver can still land, for which {} must have passed since it was lost (the \
+                     parameter settle_time)",
                     seconds(settle)
                 )))
             }
             Decision::Already(why) | Decision::Refuse(why) => Err(Failure::Refused(why)),
         };
-    }
-    let done = write(records, &subject, |reading| decide(reading, &volume)).await?;
+    };
+    let done = write(records, &subject, |reading| decide(reading, &volume, Some(from), &meant)).await?;
     let known = match done {
         Done::Committed(at) => format!("volume {volume} is free since revision {at}"),
         Done::Seen(at) => {
@@ -58,7 +61,13 @@ pub(crate) async fn run<S: LeaseStore>(
     Ok(writeln!(out, "{known}: the next task that names it can start on any host")?)
 }
 
-fn decide(reading: &Reading, volume: &VolumeId) -> Decision {
+/// `from` is the host from which the person has detached the volume, once that is said.
+fn decide(
+    reading: &Reading,
+    volume: &VolumeId,
+    from: Option<&Holder>,
+    meant: &Meant<(Holder, Epoch, Token)>,
+) -> Decision {
     let view = &reading.view;
     let (held, at) = match view.lease(volume) {
         Some((Lease::Held(held), at)) => (held, at),
@@ -70,6 +79,12 @@ fn decide(reading: &Reading, volume: &VolumeId) -> Decision {
     let (holder, epoch) = (&held.holder, held.epoch);
     let refuse =
         |why: String| Decision::Refuse(format!("volume {volume} is held by {holder} (epoch {epoch}), {why}"));
+    if from.is_some_and(|from| from != holder) {
+        return refuse("and not by the host that you name: detach it from the one that has it".into());
+    }
+    if !meant.is((holder.clone(), epoch, held.token.unwrap_or(Token(at)))) {
+        return refuse("and that only since this began: it has to be detached anew".into());
+    }
     let Some((session, session_at)) = view.session(holder) else {
         return refuse(
             "whose session is missing: a master module declares it dead after 60 s; run this again then"
@@ -116,7 +131,7 @@ fn decide(reading: &Reading, volume: &VolumeId) -> Decision {
 #[cfg(test)]
 mod tests {
     use shared::protocol::exchange::{Held, Session};
-    use shared::record::Epoch;
+    use shared::store::Revision;
 
     use super::*;
     use crate::fixture::{Fixture, held, holder, volume};
@@ -125,8 +140,12 @@ mod tests {
     const SETTLE: Duration = Duration::from_secs(120);
 
     async fn free(fixture: &Fixture, detached: bool) -> Result<String, Failure> {
+        free_from(fixture, detached.then(|| holder("a"))).await
+    }
+
+    async fn free_from(fixture: &Fixture, from: Option<Holder>) -> Result<String, Failure> {
         let mut out = Vec::new();
-        run(&mut out, &fixture.records, &volume("v"), detached, SETTLE).await?;
+        run(&mut out, &fixture.records, &volume("v"), from.as_ref(), SETTLE).await?;
         Ok(String::from_utf8(out).unwrap())
     }
 
@@ -150,7 +169,7 @@ mod tests {
             assert_eq!((error.exit_code(), fixture.revision()), (1, before));
             let error = error.to_string();
             assert!(
-                error.contains("without --detached") && error.contains("120 s must have passed"),
+                error.contains("without `--detached a`") && error.contains("120 s must have passed"),
                 "{error}"
             );
             let said = free(&fixture, true).await.unwrap();
@@ -185,10 +204,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_volume_that_was_detached_from_another_host_than_has_it_is_not_freed() {
+        let fixture = of(dead(Proof::Time));
+        let before = fixture.revision();
+        let error = free_from(&fixture, Some(holder("b"))).await.unwrap_err();
+        assert_eq!((error.exit_code(), fixture.revision()), (1, before));
+        assert!(error.to_string().contains("not by the host that you name"), "{error}");
+        // Nor one that the same host has taken again, and lost again, since.
+        let again = Lease::Held(Held { token: Some(Token(Revision(99))), ..held() });
+        fixture.race(1, &Key::Lease(volume("v")), &Record::Lease(again.clone()));
+        let error = free(&fixture, true).await.unwrap_err();
+        assert!(error.to_string().contains("has to be detached anew"), "{error}");
+        assert_eq!(fixture.stored(&Key::Lease(volume("v"))), Some(Record::Lease(again)));
+    }
+
+    #[tokio::test]
     async fn a_session_that_is_opened_again_in_between_keeps_its_lease_when_it_has_taken_it() {
         let fixture = of(dead(Proof::Time));
         let taken = Held { epoch: Epoch(4), ..held() };
-        fixture.put(&Key::Lease(volume("v")), &Record::Lease(Lease::Held(held())));
         fixture.race(
             1,
             &Key::Session(holder("a")),
@@ -196,7 +229,7 @@ mod tests {
         );
         fixture.race(1, &Key::Lease(volume("v")), &Record::Lease(Lease::Held(taken.clone())));
         let error = free(&fixture, true).await.unwrap_err().to_string();
-        assert!(error.contains("whose session is live"), "{error}");
+        assert!(error.contains("only since this began"), "{error}");
         assert_eq!(fixture.stored(&Key::Lease(volume("v"))), Some(Record::Lease(Lease::Held(taken))));
     }
 }

@@ -78,8 +78,8 @@ async fn carry_out(
         Action::Sessions => sessions::run(out, output, &records).await,
         Action::Events { follow, limit } => events::run(out, output, &records, *follow, *limit).await,
         Action::Revoke { subject, yes } => revoke::run(out, &records, subject, *yes).await,
-        Action::Free { volume, detached } => {
-            free::run(out, &records, volume, *detached, parameters.settle_time).await
+        Action::Free { volume, detached_from } => {
+            free::run(out, &records, volume, detached_from.as_ref(), parameters.settle_time).await
         }
         Action::Storm { lift } => storm::run(out, output, &records, *lift).await,
         Action::Doctor { agent, drivers } => {

@@ -5,12 +5,12 @@ use std::io::Write;
 
 use shared::protocol::exchange::{Commit, Held, Key, Lease, Record, Session, SessionState};
 use shared::protocol::timing::Timing;
-use shared::record::Token;
+use shared::record::{Epoch, Token};
 use shared::store::{LeaseStore, Revision};
 use shared::volume::{ContainerId, Holder, VolumeId};
 
 use crate::arguments::Subject;
-use crate::decided::{Decision, Done, write};
+use crate::decided::{Decision, Done, Meant, write};
 use crate::failure::Failure;
 use crate::records::{Everything, Reading, Records};
 use crate::sessions::{seconds, state};
@@ -34,10 +34,11 @@ pub(crate) async fn run<S: LeaseStore>(
     };
     let asked_by = reason(&person(), &host());
     let about = RefCell::new(None);
+    let meant = Meant::new();
     let decide = |reading: &Reading| {
         let decision = match &subject {
-            Subject::Holder(holder) => of_holder(reading, holder, &asked_by),
-            Subject::Volume(volume) => of_volume(reading, volume, &asked_by),
+            Subject::Holder(holder) => of_holder(reading, holder, &asked_by, &meant),
+            Subject::Volume(volume) => of_volume(reading, volume, &asked_by, &meant),
         };
         about.replace(concerned(reading, &subject));
         decision
@@ -65,6 +66,9 @@ pub(crate) async fn run<S: LeaseStore>(
     };
     Ok(writeln!(out, "{known}. {told}")?)
 }
+
+/// What is revoked: a holder's epoch, and of one volume its token.
+type What = (Holder, Epoch, Option<Token>);
 
 /// Whom a revoke concerns, and with which times.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,12 +124,18 @@ impl Concerned {
     }
 }
 
-fn of_holder(reading: &Reading, holder: &Holder, reason: &str) -> Decision {
+fn of_holder(reading: &Reading, holder: &Holder, reason: &str, meant: &Meant<What>) -> Decision {
     let Some((session, at)) = reading.view.session(holder) else {
         return Decision::Refuse(format!(
             "there is no session of a holder {holder}; `extvol sessions` lists all"
         ));
     };
+    if !meant.is((holder.clone(), session.epoch, None)) {
+        return Decision::Refuse(format!(
+            "{holder} has opened epoch {} since this began; if that is to be revoked too, run this again",
+            session.epoch
+        ));
+    }
     if let Err(refused) = may_be_revoked(reading, holder, session) {
         return refused;
     }
@@ -139,7 +149,7 @@ fn revoking(session: &Session, reason: &str) -> Session {
 }
 
 /// The lease says so, and the session is rewritten as it is, so that the next beat is refused and tells.
-fn of_volume(reading: &Reading, volume: &VolumeId, reason: &str) -> Decision {
+fn of_volume(reading: &Reading, volume: &VolumeId, reason: &str, meant: &Meant<What>) -> Decision {
     let view = &reading.view;
     let (held, lease_at) = match view.lease(volume) {
         Some((Lease::Held(held), at)) => (held, at),
@@ -150,6 +160,13 @@ fn of_volume(reading: &Reading, volume: &VolumeId, reason: &str) -> Decision {
         None => return Decision::Refuse(format!("volume {volume} was never held by anybody")),
     };
     let holder = &held.holder;
+    if !meant.is((holder.clone(), held.epoch, Some(token(held, lease_at)))) {
+        return Decision::Refuse(format!(
+            "volume {volume} has been taken since this began, by {holder} (epoch {}); if that is to be revoked too, \
+             run this again",
+            held.epoch
+        ));
+    }
     let Some((session, at)) = view.session(holder) else {
         return Decision::Refuse(format!(
             "volume {volume} is held by {holder}, whose session is missing: nobody is there to tell. A master module \
@@ -187,9 +204,14 @@ fn of_volume(reading: &Reading, volume: &VolumeId, reason: &str) -> Decision {
     )
 }
 
+/// The granting write does not say the token: it is that write's revision.
+fn token(held: &Held, at: Revision) -> Token {
+    held.token.unwrap_or(Token(at))
+}
+
 fn revoked(held: &Held, at: Revision, reason: &str) -> Held {
-    // The granting write's revision is the token, and this write makes another revision.
-    Held { token: held.token.or(Some(Token(at))), revoked: Some(reason.into()), ..held.clone() }
+    // This write makes another revision.
+    Held { token: Some(token(held, at)), revoked: Some(reason.into()), ..held.clone() }
 }
 
 fn may_be_revoked(reading: &Reading, holder: &Holder, session: &Session) -> Result<(), Decision> {
@@ -238,8 +260,8 @@ fn host() -> String {
 
 #[cfg(test)]
 mod tests {
+    use shared::memory::CommitFault;
     use shared::protocol::exchange::{Proof, Stage};
-    use shared::record::Epoch;
     use shared::volume::Driver;
 
     use super::*;
@@ -274,15 +296,36 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lease_that_changes_hands_in_between_is_not_the_old_holders_any_more() {
+    async fn a_volume_that_is_taken_in_between_is_not_revoked_from_the_taker() {
+        for fault in [None, Some(CommitFault::UnknownNotDone)] {
+            for taken in [
+                Held { holder: holder("b"), ..held() },
+                Held { token: Some(Token(Revision(99))), ..held() },
+                Held { epoch: Epoch(4), ..held() },
+            ] {
+                let fixture = Fixture::holding();
+                fixture.put(&Key::Session(holder("b")), &Record::Session(session()));
+                fault.into_iter().for_each(|fault| fixture.store.fail_next_commit(fault));
+                fixture.race(1, &Key::Lease(volume("v")), &Record::Lease(Lease::Held(taken.clone())));
+                let error = revoke(&fixture, &one(), true).await.unwrap_err();
+                assert_eq!(error.exit_code(), 1);
+                assert!(error.to_string().contains("has been taken since this began"), "{error}");
+                assert_eq!(error.to_string().contains("cannot happen any more"), fault.is_some(), "{error}");
+                let lease = fixture.stored(&Key::Lease(volume("v")));
+                assert_eq!(lease, Some(Record::Lease(Lease::Held(taken))));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_host_that_opens_its_next_epoch_in_between_is_not_revoked_in_that() {
         let fixture = Fixture::holding();
-        let other = Held { holder: holder("b"), ..held() };
-        fixture.put(&Key::Session(holder("b")), &Record::Session(session()));
-        fixture.race(1, &Key::Lease(volume("v")), &Record::Lease(Lease::Held(other)));
-        let said = revoke(&fixture, &one(), true).await.unwrap();
-        assert!(said.contains("b notices with its next beat (every 1 s), gives up ebs/v"), "{said}");
-        let a = fixture.at(&Key::Session(holder("a")));
-        assert!(a < fixture.at(&Key::Session(holder("b"))), "the old holder is not told");
+        let next = Record::Session(Session { epoch: Epoch(4), ..session() });
+        fixture.race(1, &Key::Session(holder("a")), &next);
+        let error = revoke(&fixture, &all(), true).await.unwrap_err();
+        assert_eq!(error.exit_code(), 1);
+        assert!(error.to_string().contains("a has opened epoch 4 since this began"), "{error}");
+        assert_eq!(fixture.stored(&Key::Session(holder("a"))), Some(next));
     }
 
     #[tokio::test]

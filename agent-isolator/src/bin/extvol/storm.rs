@@ -4,10 +4,10 @@ use std::io::Write;
 
 use serde::Serialize;
 use shared::protocol::exchange::{Commit, Key, Record, Storm};
-use shared::store::LeaseStore;
+use shared::store::{LeaseStore, Revision};
 
 use crate::arguments::Output;
-use crate::decided::{Decision, Done, write_read};
+use crate::decided::{Decision, Done, Meant, write_read};
 use crate::failure::Failure;
 use crate::leases::json;
 use crate::records::{Reading, Records};
@@ -66,7 +66,8 @@ fn word(storm: Storm) -> &'static str {
 
 async fn lift_it<S: LeaseStore>(out: &mut dyn Write, records: &Records<S>) -> Result<(), Failure> {
     let read = async || records.read(&[Key::Storm]).await;
-    let done = write_read(records, read, decide).await?;
+    let meant = Meant::new();
+    let done = write_read(records, read, |reading| decide(reading, &meant)).await?;
     let known = match done {
         Done::Committed(at) => format!("lifted at revision {at}"),
         Done::Seen(at) => format!("lifted; the write had no answer, and a read at revision {at} shows it"),
@@ -78,8 +79,12 @@ async fn lift_it<S: LeaseStore>(out: &mut dyn Write, records: &Records<S>) -> Re
     )?)
 }
 
-fn decide(reading: &Reading) -> Decision {
+fn decide(reading: &Reading, meant: &Meant<Revision>) -> Decision {
     match reading.view.entries.get(&Key::Storm) {
+        Some((Record::Storm(Storm::Raised), at)) if !meant.is(*at) => Decision::Refuse(
+            "another storm was raised since this began; if that is to be lifted too, run this again"
+                .to_owned(),
+        ),
         Some((Record::Storm(Storm::Raised), at)) => Decision::Write(Commit::new(&reading.view.cluster).put(
             Key::Storm,
             *at,
@@ -125,9 +130,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_guard_that_is_over_when_the_lift_arrives_is_left_alone() {
+    async fn a_guard_that_is_over_or_raised_anew_when_the_lift_arrives_is_left_alone() {
         let fixture = Fixture::new();
         fixture.put(&Key::Storm, &Record::Storm(Storm::Raised));
+        fixture.race(1, &Key::Storm, &Record::Storm(Storm::Raised));
+        let error = storm(&fixture, Output::Table, true).await.unwrap_err().to_string();
+        assert!(error.contains("another storm was raised since"), "{error}");
         fixture.race(1, &Key::Storm, &Record::Storm(Storm::Over));
         assert!(storm(&fixture, Output::Table, true).await.is_err());
         assert_eq!(fixture.stored(&Key::Storm), Some(Record::Storm(Storm::Over)));
