@@ -18,9 +18,11 @@ struct Found<'a> {
     release: &'a str,
 }
 
+/// Whether this host's kernel is good enough.
+///
 /// # Errors
 /// A sentence to refuse loading with.
-pub(crate) fn check() -> Result<(), String> {
+pub fn check() -> Result<(), String> {
     let probe = openat2(CWD, "/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::empty());
     let uname = rustix::system::uname();
     judge(Found {

@@ -8,7 +8,7 @@
 
 pub mod isolator;
 pub mod keeper;
-mod kernel;
+pub mod kernel;
 pub mod mesos;
 pub mod parameters;
 pub mod target;

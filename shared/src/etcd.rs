@@ -16,6 +16,7 @@ mod fault;
 mod history;
 mod member;
 mod read;
+mod status;
 mod watch;
 
 use std::fmt;
@@ -30,6 +31,7 @@ use tokio::time::{Instant, timeout_at};
 pub use self::fault::EtcdFault;
 use self::history::{History, SeenAtSend};
 use self::member::{Clients, Member};
+pub use self::status::{Alarm, ListedMember, MemberStatus};
 use crate::parameters;
 use crate::store::{Change, Compare, KeyRange, LeaseStore, Revision, Snapshot, StoreError, Transaction};
 

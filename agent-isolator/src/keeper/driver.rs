@@ -200,9 +200,34 @@ impl DockerPlugins {
         Err(DriverError::NotFound { driver: driver.clone(), looked_for })
     }
 
+    /// Whether a plugin of that name answers, and says that it is a volume driver. Changes nothing.
+    ///
+    /// # Errors
+    /// See [`DriverError`].
+    pub async fn activate(&self, driver: &Driver, timeout: Duration) -> Result<(), DriverError> {
+        let answer = self.post(driver, "Plugin", "Activate", &json!({}), timeout).await?;
+        let implements = answer.get("Implements").and_then(Value::as_array);
+        if implements.is_some_and(|all| all.iter().any(|one| one == "VolumeDriver")) {
+            return Ok(());
+        }
+        let fault = format!("{:?} does not implement VolumeDriver", words(answer.to_string().as_bytes()));
+        Err(DriverError::NoAnswer { driver: driver.clone(), call: "Activate", fault })
+    }
+
     async fn call(
         &self,
         driver: &Driver,
+        call: &'static str,
+        body: &Value,
+        timeout: Duration,
+    ) -> Result<Value, DriverError> {
+        self.post(driver, "VolumeDriver", call, body, timeout).await
+    }
+
+    async fn post(
+        &self,
+        driver: &Driver,
+        interface: &'static str,
         call: &'static str,
         body: &Value,
         timeout: Duration,
@@ -222,7 +247,7 @@ impl DockerPlugins {
         let no_answer = |fault: String| DriverError::NoAnswer { driver: driver.clone(), call, fault };
         let client = builder.build().map_err(unreachable)?;
         let request = client
-            .post(format!("{base}/VolumeDriver.{call}"))
+            .post(format!("{base}/{interface}.{call}"))
             .header(ACCEPT, MEDIA_TYPE)
             .header(CONTENT_TYPE, MEDIA_TYPE)
             .body(body.to_string());

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use etcd_client::{Channel, Client, ConnectOptions, KvClient, WatchClient};
+use etcd_client::{Channel, Client, ClusterClient, ConnectOptions, KvClient, MaintenanceClient, WatchClient};
 use futures::FutureExt;
 use tonic::transport::Endpoint;
 
@@ -29,6 +29,8 @@ pub(super) struct Clients {
     /// Asks etcd to end the stream when the member has lost the leader: a member that is cut off
     /// from the others would otherwise keep a watch open and silent.
     pub(super) watch: WatchClient,
+    pub(super) cluster: ClusterClient,
+    pub(super) maintenance: MaintenanceClient,
 }
 
 /// One member. Its connection is made when it is first used, and made again whenever it breaks.
@@ -66,11 +68,13 @@ impl Member {
                 .and_then(Result::ok)
                 .expect("without a user's name there is nothing to ask etcd when a client is made")
         };
-        let kv = client(ConnectOptions::new()).kv_client();
+        let plain = client(ConnectOptions::new());
         let watch = client(ConnectOptions::new().with_require_leader(true)).watch_client();
         Clients {
-            kv: kv.max_decoding_message_size(ANSWER_BYTES_MAX),
+            kv: plain.kv_client().max_decoding_message_size(ANSWER_BYTES_MAX),
             watch: watch.max_decoding_message_size(ANSWER_BYTES_MAX),
+            cluster: plain.cluster_client(),
+            maintenance: plain.maintenance_client(),
         }
     }
 }

@@ -157,7 +157,7 @@ fn next_key(last: &KeyValue) -> Vec<u8> {
 }
 
 /// etcd says so with the code OutOfRange and these words, and has no other sign.
-fn is_compacted(reason: &str) -> bool {
+pub(super) fn is_compacted(reason: &str) -> bool {
     reason.contains("required revision has been compacted")
 }
 

@@ -1,0 +1,235 @@
+//! `extvol free`: a lease of a host that is lost becomes free, once a person has detached its volume.
+//!
+//! For installations whose storage cannot take a volume away from a host (`fencing_required` refuses the
+//! take-over there). That a session was declared dead by time says that its processes cannot write any more;
+//! it says nothing of I/O that the block layer has, of a host that did not run, or of a driver's call that is
+//! still under way (L19, L20). The person vouches for those by naming the host with `--detached`; without it nothing
+//! is written, and a volume that another host has taken meanwhile is not meant.
+
+use std::io::Write;
+use std::time::Duration;
+
+use shared::protocol::exchange::{Commit, Key, Lease, Proof, Record, SessionState};
+use shared::record::{Epoch, Token};
+use shared::store::LeaseStore;
+use shared::volume::{Holder, VolumeId};
+
+use crate::arguments::Subject;
+use crate::decided::{Decision, Done, Meant, write};
+use crate::failure::Failure;
+use crate::records::{Reading, Records};
+use crate::sessions::{seconds, state};
+
+/// Frees a lease.
+///
+/// # Errors
+/// When it may not be done, or is not known to be done.
+pub(crate) async fn run<S: LeaseStore>(
+    out: &mut dyn Write,
+    records: &Records<S>,
+    volume: &VolumeId,
+    detached_from: Option<&Holder>,
+    settle: Duration,
+) -> Result<(), Failure> {
+    let volume = records.canonical(volume).await?;
+    let subject = Subject::Volume(volume.clone());
+    let meant = Meant::new();
+    let Some(from) = detached_from else {
+        let reading = records.about(&subject).await?;
+        return match decide(&reading, &volume, None, &meant) {
+            Decision::Write(_) => {
+                let holder = reading.view.lease(&volume).and_then(|(lease, _)| lease.held());
+                let holder = holder.map(|held| held.holder.to_string()).unwrap_or_default();
+                Err(Failure::Refused(format!(
+                    "nothing is written without `--detached {holder}`. With it you say that you made sure of this: the \
+                     storage has detached {volume} from {holder}; {holder} is off, or cannot reach the storage; and no \
+                     call of its driver can still land, for which {} must have passed since it was lost (the \
+                     parameter settle_time)",
+                    seconds(settle)
+                )))
+            }
+            Decision::Already(why) | Decision::Refuse(why) => Err(Failure::Refused(why)),
+        };
+    };
+    let done = write(records, &subject, |reading| decide(reading, &volume, Some(from), &meant)).await?;
+    let known = match done {
+        Done::Committed(at) => format!("volume {volume} is free since revision {at}"),
+        Done::Seen(at) => {
+            format!("volume {volume} is free; the write had no answer, and a read at revision {at} shows it")
+        }
+    };
+    Ok(writeln!(out, "{known}: the next task that names it can start on any host")?)
+}
+
+/// `from` is the host from which the person has detached the volume, once that is said.
+fn decide(
+    reading: &Reading,
+    volume: &VolumeId,
+    from: Option<&Holder>,
+    meant: &Meant<(Holder, Epoch, Token)>,
+) -> Decision {
+    let view = &reading.view;
+    let (held, at) = match view.lease(volume) {
+        Some((Lease::Held(held), at)) => (held, at),
+        Some((Lease::Free { .. }, _)) => {
+            return Decision::Already(format!("volume {volume} is free already"));
+        }
+        None => return Decision::Refuse(format!("volume {volume} was never held by anybody")),
+    };
+    let (holder, epoch) = (&held.holder, held.epoch);
+    let refuse =
+        |why: String| Decision::Refuse(format!("volume {volume} is held by {holder} (epoch {epoch}), {why}"));
+    if from.is_some_and(|from| from != holder) {
+        return refuse("and not by the host that you name: detach it from the one that has it".into());
+    }
+    if !meant.is((holder.clone(), epoch, held.token.unwrap_or(Token(at)))) {
+        return refuse("and that only since this began: it has to be detached anew".into());
+    }
+    let Some((session, session_at)) = view.session(holder) else {
+        return refuse(
+            "whose session is missing: a master module declares it dead after 60 s; run this again then"
+                .into(),
+        );
+    };
+    let over = session.epoch > epoch;
+    if session.epoch < epoch {
+        return refuse(format!(
+            "whose session has only epoch {}: no part of this software writes that. Was etcd restored from a backup?",
+            session.epoch
+        ));
+    }
+    match session.state {
+        _ if over => {}
+        SessionState::Dead(Proof::Time) => {}
+        SessionState::Dead(_) => {
+            let (_, proof) = state(session.state);
+            let proof = proof.unwrap_or_default();
+            return refuse(format!(
+                "whose session is dead with the proof {proof:?}: it can be taken over already, nothing has to be freed"
+            ));
+        }
+        SessionState::Live => {
+            return refuse(format!(
+                "whose session is live: `extvol revoke {volume}` makes it give the volume up"
+            ));
+        }
+        SessionState::Revoking => {
+            return refuse(
+                "whose session is being revoked: wait until it has given the volume up, or is dead".into(),
+            );
+        }
+    }
+    let free = Lease::Free { last_holder: Some(holder.clone()) };
+    Decision::Write(
+        Commit::new(&view.cluster)
+            .put(Key::Lease(volume.clone()), at, Record::Lease(free))
+            // The judgement rests on it: a session that was opened again in between takes its leases itself.
+            .unchanged(Key::Session(holder.clone()), session_at),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::protocol::exchange::{Held, Session};
+    use shared::store::Revision;
+
+    use super::*;
+    use crate::fixture::{Fixture, held, holder, volume};
+    use crate::sessions::tests::session;
+
+    const SETTLE: Duration = Duration::from_secs(120);
+
+    async fn free(fixture: &Fixture, detached: bool) -> Result<String, Failure> {
+        free_from(fixture, detached.then(|| holder("a"))).await
+    }
+
+    async fn free_from(fixture: &Fixture, from: Option<Holder>) -> Result<String, Failure> {
+        let mut out = Vec::new();
+        run(&mut out, &fixture.records, &volume("v"), from.as_ref(), SETTLE).await?;
+        Ok(String::from_utf8(out).unwrap())
+    }
+
+    fn of(session: Session) -> Fixture {
+        let fixture = Fixture::holding();
+        fixture.put(&Key::Session(holder("a")), &Record::Session(session));
+        fixture
+    }
+
+    fn dead(proof: Proof) -> Session {
+        Session { state: SessionState::Dead(proof), ..session() }
+    }
+
+    #[tokio::test]
+    async fn only_a_lease_of_a_session_that_is_dead_by_time_or_over_is_freed_and_only_when_it_is_vouched_for()
+    {
+        for session in [dead(Proof::Time), Session { epoch: Epoch(4), ..session() }] {
+            let fixture = of(session);
+            let before = fixture.revision();
+            let error = free(&fixture, false).await.unwrap_err();
+            assert_eq!((error.exit_code(), fixture.revision()), (1, before));
+            let error = error.to_string();
+            assert!(
+                error.contains("without `--detached a`") && error.contains("120 s must have passed"),
+                "{error}"
+            );
+            let said = free(&fixture, true).await.unwrap();
+            assert!(said.starts_with("volume ebs/v is free since revision "), "{said}");
+            let freed = Record::Lease(Lease::Free { last_holder: Some(holder("a")) });
+            assert_eq!(fixture.stored(&Key::Lease(volume("v"))), Some(freed));
+            // The session is compared and not written.
+            assert!(fixture.at(&Key::Session(holder("a"))) <= before);
+            let error = free(&fixture, true).await.unwrap_err().to_string();
+            assert!(error.contains("is free already"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_somebody_may_still_use_is_never_freed() {
+        let missing = Fixture::holding();
+        missing.delete(&Key::Session(holder("a")));
+        for (fixture, words) in [
+            (of(session()), "whose session is live: `extvol revoke ebs/v`"),
+            (of(Session { state: SessionState::Revoking, ..session() }), "is being revoked"),
+            (of(dead(Proof::Unmounted)), "proof \"unmounted\": it can be taken over already"),
+            (of(dead(Proof::Fenced)), "proof \"fenced\": it can be taken over already"),
+            (of(Session { epoch: Epoch(2), ..dead(Proof::Time) }), "has only epoch 2"),
+            (missing, "whose session is missing"),
+            (Fixture::new(), "was never held by anybody"),
+        ] {
+            let before = fixture.revision();
+            let error = free(&fixture, true).await.unwrap_err();
+            assert_eq!((error.exit_code(), fixture.revision()), (1, before), "{error}");
+            assert!(error.to_string().contains(words), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_volume_that_was_detached_from_another_host_than_has_it_is_not_freed() {
+        let fixture = of(dead(Proof::Time));
+        let before = fixture.revision();
+        let error = free_from(&fixture, Some(holder("b"))).await.unwrap_err();
+        assert_eq!((error.exit_code(), fixture.revision()), (1, before));
+        assert!(error.to_string().contains("not by the host that you name"), "{error}");
+        // Nor one that the same host has taken again, and lost again, since.
+        let again = Lease::Held(Held { token: Some(Token(Revision(99))), ..held() });
+        fixture.race(1, &Key::Lease(volume("v")), &Record::Lease(again.clone()));
+        let error = free(&fixture, true).await.unwrap_err();
+        assert!(error.to_string().contains("has to be detached anew"), "{error}");
+        assert_eq!(fixture.stored(&Key::Lease(volume("v"))), Some(Record::Lease(again)));
+    }
+
+    #[tokio::test]
+    async fn a_session_that_is_opened_again_in_between_keeps_its_lease_when_it_has_taken_it() {
+        let fixture = of(dead(Proof::Time));
+        let taken = Held { epoch: Epoch(4), ..held() };
+        fixture.race(
+            1,
+            &Key::Session(holder("a")),
+            &Record::Session(Session { epoch: Epoch(4), ..session() }),
+        );
+        fixture.race(1, &Key::Lease(volume("v")), &Record::Lease(Lease::Held(taken.clone())));
+        let error = free(&fixture, true).await.unwrap_err().to_string();
+        assert!(error.contains("only since this began"), "{error}");
+        assert_eq!(fixture.stored(&Key::Lease(volume("v"))), Some(Record::Lease(Lease::Held(taken))));
+    }
+}
