@@ -244,6 +244,13 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "let unsettled = false;",
     ),
     mutant(
+        "call_of_before_a_reboot",
+        "a host that was rebooted does not wait for its driver calls of before",
+        "holder/volume.rs",
+        "volume.settled_at = lease.calling.then_some(settled_at);",
+        "let _ = lease.calling;",
+    ),
+    mutant(
         "doubt_without_a_look",
         "a volume in doubt is unmounted without a look",
         "holder/volume.rs",
