@@ -57,6 +57,7 @@ pub(crate) fn session() -> Session {
         timing: Profile::Default.timing(),
         by_time: ByTime::Allowed,
         unsettled_through: Epoch(1),
+        wants: Default::default(),
         reason: None,
         since: Some("2026-01-02T03:04:05Z".into()),
     }
@@ -73,6 +74,7 @@ pub(crate) fn granted(name: &str) -> Held {
         containers: [ContainerId::new("c1").unwrap()].into(),
         mount_point: None,
         unsettled: true,
+        calls: false,
         revoked: None,
         since: Some("2026-01-02T03:04:05Z".into()),
     }

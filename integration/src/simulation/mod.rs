@@ -10,13 +10,16 @@
 //! driver.rs  driver calls, storage, and who can write
 //! tasks.rs   tasks, agents and containers
 //! faults.rs  what goes wrong
-//! scenarios.rs, hunt.rs  short stories; what seeded mistakes are put through
+//! scenarios.rs, calls.rs short stories with one end; alone.rs: a host that they happen to
+//! hunt.rs    what seeded mistakes are put through
 //! search.rs  many runs; the smallest plan that still fails
 //! ```
 //!
 //! Everything depends on the plan alone; nothing on wall clock, threads or addresses. No file, socket or
 //! process is touched.
 
+mod alone;
+mod calls;
 mod driver;
 mod faults;
 mod tasks;

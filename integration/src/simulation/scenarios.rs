@@ -3,22 +3,23 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use shared::protocol::Request;
 use shared::protocol::deadman::{self, Deadman};
 use shared::protocol::exchange::{
     Agent, ByTime, ClusterId, Commit, Held, Instance, Key, Lease, Outcome, Reading, Record, Session,
     SessionState, Stage, Storm,
 };
-use shared::protocol::holder::{self, Wanted};
+use shared::protocol::holder;
 use shared::protocol::reclaimer::{Agents, Core, Input, Output};
 use shared::protocol::timing::RATE_ERROR;
-use shared::protocol::{Op, Request};
 use shared::record::Epoch;
 use shared::store::Revision;
 
+use super::alone::Alone;
+use super::calls;
 use super::etcd::Etcd;
-use super::host::{Effect, Host};
-use super::plan::Plan;
-use super::run::{container, holder as name, new_reclaimer, settings, timing, volume};
+use super::host::Effect;
+use super::run::{container, holder as name, new_reclaimer, timing, volume};
 
 /// Runs all of them.
 ///
@@ -37,7 +38,8 @@ pub fn check() -> Result<(), &'static str> {
     revoked_meanwhile()?;
     gate()?;
     adoption()?;
-    deadman_alone()
+    deadman_alone()?;
+    calls::check()
 }
 
 /// The slowest holder stops before the fastest reclaimer starts, and refuses times that do not allow it.
@@ -59,7 +61,7 @@ fn clocks() -> Result<(), &'static str> {
     Ok(())
 }
 
-fn live() -> Session {
+pub(super) fn live() -> Session {
     Session {
         epoch: Epoch(1),
         instance: Instance("i".into()),
@@ -76,7 +78,7 @@ fn live() -> Session {
     }
 }
 
-fn attached(host: usize) -> Held {
+pub(super) fn attached(host: usize) -> Held {
     Held {
         stage: Stage::Attached,
         holder: name(host),
@@ -220,65 +222,6 @@ fn never_by_time() -> Result<(), &'static str> {
         Ok(())
     } else {
         Err("scenario: a session that never ends by silence was ended by it")
-    }
-}
-
-/// A host whose requests are answered at once.
-struct Alone {
-    etcd: Etcd,
-    host: Host,
-    now: Duration,
-    effects: Vec<Effect>,
-}
-
-impl Alone {
-    /// A host that was just asked for a volume, for a container `c`.
-    fn asked() -> Self {
-        let now = Duration::from_secs(1);
-        let mut host = Host::new(now, settings(&Plan::of(1), 0));
-        let mut effects = Vec::new();
-        host.handle(now, holder::Input::Tick, &mut effects);
-        let volumes = vec![Wanted { volume: volume(0), asked: volume(0), create: None }];
-        let (request, container) = (Request(1), container("c"));
-        let prepare =
-            holder::Input::Prepare { request, container, agent: "a".into(), agent_id: None, volumes };
-        host.handle(now, prepare, &mut effects);
-        Self { etcd: Etcd::new(), host, now, effects }
-    }
-
-    fn tell(&mut self, input: holder::Input) {
-        self.host.handle(self.now, input, &mut self.effects);
-    }
-
-    /// Does the first thing that the host asks for.
-    fn one(&mut self) {
-        match self.effects.remove(0) {
-            Effect::Read(op, reading) => {
-                let view = self.etcd.read(&reading);
-                self.tell(holder::Input::Read(op, Ok(view)));
-            }
-            Effect::Commit(op, commit) => {
-                let outcome = self.etcd.commit(&commit);
-                self.tell(holder::Input::Committed(op, outcome));
-            }
-            Effect::Act(runner, act) => self.host.act(self.now, runner, &act, &mut self.effects),
-            _ => {}
-        }
-    }
-
-    /// Goes on until the host wants to commit something to a key for which `wanted` holds.
-    fn next_commit(&mut self, wanted: impl Fn(&Key) -> bool) -> Option<(Op, Commit)> {
-        for _ in 0..100 {
-            match self.effects.first()? {
-                Effect::Commit(op, commit) if commit.puts.iter().any(|(key, _)| wanted(key)) => {
-                    let found = (*op, commit.clone());
-                    self.effects.remove(0);
-                    return Some(found);
-                }
-                _ => self.one(),
-            }
-        }
-        None
     }
 }
 

@@ -169,6 +169,7 @@ fn lease(holder: &Holder, newest: &Newest) -> Record {
         containers: Default::default(),
         mount_point: None,
         unsettled: false,
+        calls: false,
         revoked: None,
         since: None,
     }))

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use agent_isolator::keeper::leases::sentence;
+use agent_isolator::keeper::sentence;
 use shared::etcd::EtcdFault;
 use shared::store::StoreError;
 

@@ -36,6 +36,7 @@ pub(crate) fn held() -> Held {
         containers: BTreeSet::from([container("c1"), container("c2")]),
         mount_point: Some("/m/v".into()),
         unsettled: false,
+        calls: false,
         revoked: None,
         since: Some("then".into()),
     }
@@ -63,6 +64,10 @@ impl LeaseStore for Contended {
 
     async fn get_prefix(&self, prefix: &str) -> Result<Snapshot, StoreError> {
         self.inner.get_prefix(prefix).await
+    }
+
+    async fn get_all(&self, keys: &[String], prefixes: &[String]) -> Result<Snapshot, StoreError> {
+        self.inner.get_all(keys, prefixes).await
     }
 
     async fn commit(&self, transaction: Transaction) -> Result<Revision, StoreError> {

@@ -219,6 +219,7 @@ mod tests {
             containers: BTreeSet::from([ContainerId::new("c1").unwrap(), ContainerId::new("c2").unwrap()]),
             mount_point: Some("/m/a".into()),
             unsettled: false,
+            calls: false,
             revoked: None,
             since: Some("2026-01-02T03:04:05Z".into()),
         }
@@ -237,6 +238,7 @@ mod tests {
             token: None,
             mount_point: None,
             unsettled: true,
+            calls: false,
             ..held("h-live", 3)
         };
         let alone = Held { revoked: Some("asked for".into()), ..held("h-live", 3) };

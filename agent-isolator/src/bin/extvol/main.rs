@@ -71,7 +71,7 @@ async fn carry_out(
     sources::Found { parameters, from }: sources::Found,
 ) -> Result<(), Failure> {
     let keys = Keys::new(&parameters.etcd_prefix);
-    let records = Records::new(store(&parameters)?, keys, parameters.request_timeout);
+    let records = Records::new(store(&parameters)?, keys, parameters.timing.request);
     let output = arguments.output;
     match &arguments.action {
         Action::Leases { all } => leases::run(out, output, &records, *all).await,
@@ -93,7 +93,7 @@ async fn carry_out(
 
 fn store(parameters: &KeeperParameters) -> Result<EtcdStore, Failure> {
     let config = EtcdConfig {
-        request_timeout: parameters.request_timeout,
+        request_timeout: parameters.timing.request,
         ..EtcdConfig::new(parameters.etcd_endpoints.clone())
     };
     EtcdStore::new(config).map_err(|error| Failure::Usage(error.to_string()))

@@ -319,7 +319,7 @@ fn is_without_beats(session: &Value) -> bool {
 }
 
 fn sentence(error: &dyn std::error::Error) -> String {
-    agent_isolator::keeper::leases::sentence(error)
+    agent_isolator::keeper::sentence(error)
 }
 
 fn now() -> String {

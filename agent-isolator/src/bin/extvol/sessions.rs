@@ -194,6 +194,7 @@ pub(crate) mod tests {
             timing: Profile::Default.timing(),
             by_time: ByTime::Allowed,
             unsettled_through: Epoch(0),
+            wants: Default::default(),
             reason: None,
             since: Some("2026-01-02T03:04:05Z".into()),
         }

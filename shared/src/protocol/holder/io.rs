@@ -17,6 +17,8 @@ pub struct FoundLease {
     pub token: Token,
     /// Whether an earlier holder's driver calls or I/O may still land.
     pub unsettled: bool,
+    /// Whether a driver call of this host may be under way, as far as the lease tells.
+    pub calling: bool,
 }
 
 /// Why a driver's Mount gave no mount.

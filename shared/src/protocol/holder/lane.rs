@@ -356,13 +356,14 @@ impl Core {
             let token = held.token.unwrap_or(Token(at));
             self.leases.insert(id.clone(), (Held { token: Some(token), ..held.clone() }, at));
             if held.epoch == epoch {
-                found.insert(id.clone(), FoundLease { token, unsettled: held.unsettled });
+                let calling = held.stage != Stage::Attached;
+                found.insert(id.clone(), FoundLease { token, unsettled: held.unsettled, calling });
             } else if older.len() < VOLUMES_MAX {
-                let stage = Stage::Detaching;
+                // The stage stays: it tells whether a driver call of before may be under way.
                 let unsettled = held.unsettled || held.epoch <= unsettled_through;
                 let calls = unsettled && (held.calls || held.stage != Stage::Attached);
                 let containers = BTreeSet::new();
-                let held = Held { stage, epoch, token: None, containers, unsettled, calls, ..held.clone() };
+                let held = Held { epoch, token: None, containers, unsettled, calls, ..held.clone() };
                 older.push((id.clone(), Lease::Held(held)));
             }
         }

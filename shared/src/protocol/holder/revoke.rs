@@ -46,7 +46,7 @@ impl Core {
         let mut unprepared = Vec::new();
         let mut overdue = false;
         for (id, container) in &mut self.containers {
-            if !all && !uses_revoked(container, &self.volumes) {
+            if !all && revoked(container, &self.volumes).next().is_none() {
                 continue;
             }
             if self.waiting.contains_key(id) {
@@ -56,8 +56,17 @@ impl Core {
             let told = container.ending.is_some();
             let since = *container.ending.get_or_insert(now);
             if !told {
-                let reason = self.mine.as_ref().filter(|_| all).and_then(|mine| mine.record.reason.clone());
-                let message = message(container, all, reason.as_ref());
+                let message = match self.mine.as_ref().filter(|_| all) {
+                    Some(mine) => {
+                        let names = container.volumes.iter().map(|wanted| &wanted.volume);
+                        message(names, "with all leases of this host", mine.record.reason.as_ref())
+                    }
+                    None => {
+                        let names = revoked(container, &self.volumes);
+                        let held = names.clone().find_map(|id| self.leases.get(id));
+                        message(names, "by an operator", held.and_then(|(held, _)| held.revoked.as_ref()))
+                    }
+                };
                 self.outputs.push_back(Output::Limit { container: id.clone(), message });
             }
             if now >= since + self.settings.grace && !container.killed {
@@ -75,14 +84,18 @@ impl Core {
     }
 }
 
-fn uses_revoked(container: &Container, volumes: &BTreeMap<VolumeId, Volume>) -> bool {
-    container.volumes.iter().any(|wanted| volumes.get(&wanted.volume).is_some_and(|volume| volume.revoked))
+/// Those of a container's volumes that were revoked alone.
+fn revoked<'a>(
+    container: &'a Container,
+    volumes: &'a BTreeMap<VolumeId, Volume>,
+) -> impl Iterator<Item = &'a VolumeId> + Clone {
+    let ids = container.volumes.iter().map(|wanted| &wanted.volume);
+    ids.filter(|id| volumes.get(id).is_some_and(|volume| volume.revoked))
 }
 
 /// What the framework shows: which volumes, and why.
-fn message(container: &Container, all: bool, reason: Option<&Text>) -> Text {
-    let volumes: Vec<_> = container.volumes.iter().map(|wanted| wanted.volume.to_string()).collect();
-    let of = if all { "with all leases of this host" } else { "by an operator" };
+fn message<'a>(volumes: impl Iterator<Item = &'a VolumeId>, of: &str, reason: Option<&Text>) -> Text {
+    let volumes: Vec<_> = volumes.map(ToString::to_string).collect();
     let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
     format!("the lease of volume {} was revoked {of}{why}; the container has to end", volumes.join(", "))
         .into()

@@ -152,11 +152,13 @@ impl Volume {
     }
 
     /// A volume that only its lease tells of, on a host that was made safe. It is mounted once more, which
-    /// Mount allows on the host that has it: then its device is known, and its release can be proved.
+    /// Mount allows on the host that has it: then its device is known, and its release can be proved. A call of
+    /// before, of which nothing but the lease tells, may happen until `settled_at`.
     pub(super) fn found(id: &VolumeId, lease: &FoundLease, settled_at: Now) -> Self {
         let wanted = Wanted { volume: id.clone(), asked: id.clone(), create: None };
         let notes = Notes { asked: true, ..Notes::default() };
         let mut volume = Self::restored(wanted, Phase::Acquiring, BTreeSet::new(), notes);
+        volume.settled_at = lease.calling.then_some(settled_at);
         volume.adopt(lease, settled_at);
         volume
     }
@@ -222,6 +224,8 @@ impl Volume {
     /// was proved before, such a call may have undone: it is proved again (L10).
     pub(super) fn settles(&mut self, now: Now) -> bool {
         let settles = self.settled_at.take_if(|at| *at <= now).is_some();
+        // The lease may say `attached` now.
+        self.recorded &= !settles;
         if settles && let Phase::Detaching { token, mounted, step: Step::Release } = self.phase.clone() {
             self.enter(Phase::Detaching { token, mounted, step: Step::Announce });
         }
@@ -293,6 +297,7 @@ impl Volume {
     /// whether a driver call may be under way (L19).
     pub(super) fn stage(&self) -> Stage {
         match self.phase {
+            Phase::Attached { .. } if self.settled_at.is_some() => Stage::Attaching,
             Phase::Attached { .. } => Stage::Attached,
             Phase::Detaching { .. } => Stage::Detaching,
             Phase::Acquiring | Phase::Settling { .. } | Phase::Mounting { .. } => Stage::Attaching,

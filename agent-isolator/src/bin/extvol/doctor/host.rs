@@ -52,7 +52,8 @@ pub(super) async fn checks(host: &Host<'_>, is_agent: bool, everything: Option<&
             parameters.state_directory.display()
         )));
     }
-    let plugins = DockerPlugins::new(parameters.naming.driver_aliases.clone());
+    let plugins =
+        DockerPlugins::new(parameters.naming.driver_aliases.clone(), parameters.preempt_plugins.clone());
     for (driver, needed) in drivers(host, is_agent, everything) {
         checks.push(match (plugins.activate(&driver, PLUGIN_TIMEOUT).await, needed) {
             (Ok(()), _) => Check::ok(format!("the volume plugin {driver} answers")),

@@ -1,0 +1,123 @@
+//! Short stories about one host's driver calls and containers, for what a random schedule rarely shows.
+
+use std::time::Duration;
+
+use shared::protocol::Request;
+use shared::protocol::exchange::{ClusterId, Commit, Key, Lease, Record};
+use shared::protocol::holder::{Input, MountFault, Phase};
+use shared::store::Revision;
+
+use super::alone::Alone;
+use super::host::Effect;
+use super::plan::Plan;
+use super::run::{container, holder, settings, timing, volume};
+use super::scenarios::{attached, live};
+
+/// Runs all of them.
+pub(super) fn check() -> Result<(), &'static str> {
+    unanswered_mount()?;
+    in_doubt()?;
+    unmounted_by_somebody()?;
+    refused_alone()?;
+    another_agent()
+}
+
+/// A host whose container `c` has its volume.
+fn with_volume() -> Alone {
+    let mut story = Alone::asked();
+    story.all();
+    story
+}
+
+/// A Mount without an answer is repeated, each time under a lease that was confirmed; and a refusal counts only
+/// when no earlier one can happen any more.
+fn unanswered_mount() -> Result<(), &'static str> {
+    let mut story = Alone::asked();
+    let Some(op) = story.next_mount() else { return Err("scenario: no Mount was asked for") };
+    story.tell(Input::Mounted(op, Err(MountFault::Unresolved("no answer".into()))));
+    for _ in 0..12 {
+        story.now += Duration::from_millis(100);
+        story.tell(Input::Tick);
+    }
+    if story.effects.iter().any(|effect| matches!(effect, Effect::Mount(..))) {
+        return Err("scenario: a Mount was repeated under a lease that nothing had confirmed");
+    }
+    let Some(op) = story.next_mount() else {
+        return Err("scenario: a Mount without an answer was not repeated");
+    };
+    story.tell(Input::Mounted(op, Err(MountFault::Refused("not found".into()))));
+    let core = story.host.worker.as_ref();
+    match core.and_then(|core| core.volumes().get(&volume(0))).map(|volume| &volume.phase) {
+        Some(Phase::Mounting { .. }) => Ok(()),
+        _ => Err("scenario: a refusal counted though an earlier Mount could still happen"),
+    }
+}
+
+/// The keeper sees that nothing of a container runs any more, and yet something sees the volume: that is not
+/// unmounted.
+fn in_doubt() -> Result<(), &'static str> {
+    let mut story = with_volume();
+    story.host.fork(&container("c"), &story.host.table.containers[&container("c")].volumes.clone());
+    let (request, agent, cgroup) = (Request(2), "a".into(), Some("c".into()));
+    story.tell(Input::Isolate { request, agent, container: container("c"), pid: 1, cgroup });
+    story.tell(Input::Ended { container: container("c") });
+    story.later(Duration::from_secs(3));
+    if !story.host.mounts.contains_key(&volume(0)) {
+        return Err("scenario: a volume in doubt was unmounted, and a process still used it");
+    }
+    story.host.processes.clear();
+    story.later(Duration::from_secs(3));
+    if story.host.mounts.is_empty() {
+        Ok(())
+    } else {
+        Err("scenario: a volume in doubt was kept though nothing used it")
+    }
+}
+
+/// Somebody else unmounts a volume: whoever comes next does not get the empty directory beneath.
+fn unmounted_by_somebody() -> Result<(), &'static str> {
+    let mut story = with_volume();
+    story.host.mounts.clear();
+    story.prepare(2, "d", &[0]);
+    story.all();
+    if story.told.iter().any(|effect| matches!(effect, Effect::Reply(Request(2), Ok(_)))) {
+        return Err("scenario: a container joined a volume that somebody had unmounted");
+    }
+    if story.told.contains(&Effect::Limit(container("c"))) {
+        Ok(())
+    } else {
+        Err("scenario: a container went on in the directory beneath its volume")
+    }
+}
+
+/// Of two containers that ask for one volume, one is refused for another volume: the other one is not.
+fn refused_alone() -> Result<(), &'static str> {
+    let settings = settings(&Plan::of(1), 0);
+    let mut story =
+        Alone::new(shared::protocol::holder::Settings { wait_timeout: Duration::ZERO, ..settings });
+    let commit = Commit::new(&ClusterId("c1".into()))
+        .put(Key::Session(holder(9)), Revision::ABSENT, Record::Session(live()))
+        .put(Key::Lease(volume(0)), Revision::ABSENT, Record::Lease(Lease::Held(attached(9))));
+    story.etcd.commit(&commit);
+    story.prepare(1, "c", &[0, 1]);
+    story.prepare(2, "d", &[1]);
+    story.all();
+    let uses = |name| story.host.worker.as_ref().is_some_and(|core| core.users().contains(&container(name)));
+    match (uses("c"), uses("d")) {
+        (false, true) => Ok(()),
+        (true, _) => Err("scenario: a container got a volume that another host has"),
+        (false, false) => Err("scenario: a container was refused for a volume that it did not want"),
+    }
+}
+
+/// Two agents of one host may have containers of one name: each ends its own.
+fn another_agent() -> Result<(), &'static str> {
+    let mut story = with_volume();
+    story.tell(Input::Cleanup { request: Request(9), agent: "b".into(), container: container("c") });
+    story.later(timing().beat);
+    if story.host.mounts.contains_key(&volume(0)) {
+        Ok(())
+    } else {
+        Err("scenario: another agent ended a container of this name")
+    }
+}

@@ -1,0 +1,168 @@
+//! An etcd of a few lines: it answers at once, unless a test holds a commit back or has its answer lost.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shared::protocol::exchange::{
+    Agent, ByTime, ClusterId, Commit, Held, Instance, Key, Lease, Outcome, Reading, Record, Session,
+    SessionState, Stage, View,
+};
+use shared::protocol::timing::Profile;
+use shared::record::Epoch;
+use shared::store::Revision;
+use shared::volume::{ContainerId, Holder};
+
+use crate::host::volume;
+
+/// What becomes of the next commit that is no beat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It is done, and nobody hears of it.
+    Unheard,
+    /// Nobody hears of it, and it is done when the test says so.
+    Late,
+    /// It is not sent.
+    NotSent,
+}
+
+pub(crate) struct Etcd {
+    revision: Revision,
+    entries: BTreeMap<Key, (Record, Revision)>,
+    /// Why nothing is answered, while it is so.
+    pub(crate) down: Option<&'static str>,
+    pub(crate) fate: Option<Fate>,
+    pub(crate) late: Vec<Commit>,
+}
+
+pub(crate) fn holder(name: &str) -> Holder {
+    Holder::new(name).unwrap()
+}
+
+impl Etcd {
+    pub(crate) fn new() -> Self {
+        let (entries, late) = (BTreeMap::new(), Vec::new());
+        Self { revision: Revision(1), entries, down: None, fate: None, late }
+    }
+
+    pub(crate) fn read(&self, reading: &Reading) -> View {
+        let mut entries = self.entries.clone();
+        if let Reading::Keys(keys) = reading {
+            entries.retain(|key, _| keys.contains(key));
+        }
+        View { cluster: ClusterId("c1".into()), revision: self.revision, entries }
+    }
+
+    pub(crate) fn commit(&mut self, commit: &Commit) -> Outcome {
+        let at = |key: &Key| self.entries.get(key).map_or(Revision::ABSENT, |(_, at)| *at);
+        if !commit.compares.iter().all(|(key, expected)| at(key) == *expected) {
+            return Outcome::Conflict;
+        }
+        self.revision.0 += 1;
+        for (key, record) in &commit.puts {
+            self.entries.insert(key.clone(), (record.clone(), self.revision));
+        }
+        Outcome::Done(self.revision)
+    }
+
+    /// What the next commit comes to, unless it is a beat.
+    pub(crate) fn answer(&mut self, commit: &Commit) -> Outcome {
+        if self.down.is_some() {
+            return Outcome::NotSent;
+        }
+        match self.fate.take() {
+            None => self.commit(commit),
+            Some(Fate::NotSent) => Outcome::NotSent,
+            Some(Fate::Late) => {
+                self.late.push(commit.clone());
+                Outcome::Unknown
+            }
+            Some(Fate::Unheard) => {
+                let _ = self.commit(commit);
+                Outcome::Unknown
+            }
+        }
+    }
+
+    fn put(&mut self, key: Key, record: Record) {
+        self.revision.0 += 1;
+        self.entries.insert(key, (record, self.revision));
+    }
+
+    pub(crate) fn lease(&self, name: &str) -> Option<&Held> {
+        match self.entries.get(&Key::Lease(volume(name))) {
+            Some((Record::Lease(lease), _)) => lease.held(),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn session(&self, name: &str) -> &Session {
+        match self.entries.get(&Key::Session(holder(name))) {
+            Some((Record::Session(session), _)) => session,
+            other => panic!("{name} has no session: {other:?}"),
+        }
+    }
+
+    /// Has another host hold a volume for its container `db`.
+    pub(crate) fn hold_elsewhere(&mut self, owner: &str, name: &str) {
+        let held = Held {
+            stage: Stage::Attached,
+            holder: holder(owner),
+            epoch: Epoch(1),
+            token: None,
+            agent_id: Some("S2".into()),
+            containers: BTreeSet::from([ContainerId::new("db").unwrap()]),
+            mount_point: None,
+            unsettled: false,
+            revoked: None,
+            since: Some("2026-11-01T10:00:00Z".into()),
+        };
+        self.put(Key::Lease(volume(name)), Record::Lease(Lease::Held(held)));
+        self.open_elsewhere(owner, &[]);
+    }
+
+    /// Has another host have a live session, and wait for volumes.
+    pub(crate) fn open_elsewhere(&mut self, owner: &str, wants: &[&str]) {
+        let session = Session {
+            epoch: Epoch(1),
+            instance: Instance("i2".into()),
+            state: SessionState::Live,
+            machine: format!("machine of {owner}").into(),
+            boot: "b2".into(),
+            agent: Some(Agent {
+                id: Some(format!("agent of {owner}").into()),
+                address: "10.0.0.2:5051".into(),
+            }),
+            timing: Profile::Default.timing(),
+            by_time: ByTime::Allowed,
+            unsettled_through: Epoch(0),
+            wants: wants.iter().map(|name| volume(name)).collect(),
+            reason: None,
+            since: None,
+        };
+        self.put(Key::Session(holder(owner)), Record::Session(session));
+    }
+
+    pub(crate) fn beat_elsewhere(&mut self, owner: &str) {
+        self.put(Key::Beat(holder(owner)), Record::Beat);
+    }
+
+    pub(crate) fn free(&mut self, name: &str) {
+        self.put(Key::Lease(volume(name)), Record::Lease(Lease::Free { last_holder: None }));
+    }
+
+    /// Revokes a session, as `extvol revoke` and the master's module do.
+    pub(crate) fn revoke_session(&mut self, name: &str, reason: &str) {
+        let (state, reason) = (SessionState::Revoking, Some(reason.into()));
+        let session = Session { state, reason, ..self.session(name).clone() };
+        self.put(Key::Session(holder(name)), Record::Session(session));
+    }
+
+    /// Revokes one volume, as `extvol revoke` does: the session is rewritten with it, so that the next beat tells.
+    pub(crate) fn revoke_volume(&mut self, name: &str, reason: &str) {
+        let held = self.lease(name).unwrap().clone();
+        let session = self.session(held.holder.as_str()).clone();
+        let key = Key::Session(held.holder.clone());
+        let held = Held { revoked: Some(reason.into()), ..held };
+        self.put(Key::Lease(volume(name)), Record::Lease(Lease::Held(held)));
+        self.put(key, Record::Session(session));
+    }
+}

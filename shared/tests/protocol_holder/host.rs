@@ -1,0 +1,465 @@
+//! A host around the core: a clock, an etcd of its own, and driver calls that are answered as the test says.
+//! What the core does is shown as [`Step`]s.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use shared::protocol::exchange::{ByTime, Commit, Instance, Key, Lease, Outcome, Record, Stage};
+use shared::protocol::holder::{
+    Answer, BlockDevice, Core, Deadline, Idleness, Input, MountFault, MountedVolume, Output, Settings, Sight,
+    Table, UnmountFault, Wanted,
+};
+use shared::protocol::timing::Profile;
+use shared::protocol::{Op, Request};
+use shared::volume::{ContainerId, Driver, VolumeId, VolumeName};
+
+use crate::etcd::{Etcd, holder};
+
+pub(crate) const PREPARE: Duration = Duration::from_secs(45);
+pub(crate) const WAIT: Duration = Duration::from_secs(20);
+pub(crate) const SETTLE: Duration = Duration::from_secs(120);
+pub(crate) const GRACE: Duration = Duration::from_secs(30);
+pub(crate) const AGENT: &str = "10.0.0.1:5051";
+pub(crate) const ME: &str = "agent-1";
+
+/// Once this has passed, a beat is due.
+pub(crate) const BEAT: Duration = Duration::from_millis(1_100);
+
+/// The longest pause before something is tried again, and a little.
+pub(crate) const PAUSE: Duration = Duration::from_secs(11);
+
+pub(crate) fn volume(name: &str) -> VolumeId {
+    VolumeId { driver: Driver::new("ebs").unwrap(), name: VolumeName::new(name).unwrap() }
+}
+
+pub(crate) fn container(name: &str) -> ContainerId {
+    ContainerId::new(name).unwrap()
+}
+
+pub(crate) fn mount(name: &str) -> MountedVolume {
+    let device = BlockDevice { path: "/dev/loop1".into(), number: "7:1".into(), disk_sequence: Some(9) };
+    MountedVolume {
+        mount_point: format!("/mnt/{name}/data").into(),
+        device_number: "7:1".into(),
+        source: "/dev/loop1".into(),
+        device: Some(device),
+    }
+}
+
+/// What the core does, in a word. A commit is shown when the core hears that it was done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// These are leased.
+    Acquire(Vec<String>),
+    /// A lease is written again: volume, stage, containers.
+    Record(String, Stage, Vec<String>),
+    /// A lease is freed.
+    Release(String),
+    /// The session is written, with what this host waits for.
+    Session(Vec<String>),
+    Beat,
+    Mount(String),
+    Unmount(String),
+    Look(String),
+    Prove(String),
+    Settle(String),
+    /// A prepare has its volumes.
+    Ready(u64, Vec<String>),
+    Done(u64),
+    Refused(u64, String),
+    Limit(String, String),
+    Kill(String),
+    Fence(String),
+    Warn(String),
+}
+
+/// The steps by which a host changes leases and calls drivers.
+pub(crate) fn acquire(names: &[&str]) -> Step {
+    Step::Acquire(names.iter().map(|name| (*name).to_owned()).collect())
+}
+
+pub(crate) fn record(name: &str, stage: Stage, users: &[&str]) -> Step {
+    Step::Record(name.to_owned(), stage, users.iter().map(|name| (*name).to_owned()).collect())
+}
+
+pub(crate) fn release(name: &str) -> Step {
+    Step::Release(name.to_owned())
+}
+
+/// Where in `steps` the first is for which `wanted` holds.
+pub(crate) fn place(steps: &[Step], wanted: impl Fn(&Step) -> bool) -> usize {
+    steps.iter().position(wanted).unwrap_or_else(|| panic!("it is not in {steps:#?}"))
+}
+
+pub(crate) struct Host {
+    pub(crate) core: Core,
+    pub(crate) etcd: Etcd,
+    pub(crate) now: Duration,
+    /// Commits for which this holds wait until [`Host::let_through`].
+    pub(crate) held_back: Option<fn(&Step) -> bool>,
+    back: Vec<(Op, Commit)>,
+    settings: Settings,
+    table: Vec<u8>,
+    deadline: Deadline,
+    /// Driver calls, looks and proofs under way: one at a time for a volume.
+    calls: BTreeMap<String, (Op, Step)>,
+    steps: Vec<Step>,
+    requests: u64,
+}
+
+impl Host {
+    /// A host with an open epoch.
+    pub(crate) fn new() -> Self {
+        Self::with(Etcd::new(), |_| {})
+    }
+
+    /// One whose prepares do not wait for other hosts.
+    pub(crate) fn impatient() -> Self {
+        Self::with(Etcd::new(), |settings| settings.wait_timeout = Duration::ZERO)
+    }
+
+    pub(crate) fn with(etcd: Etcd, change: fn(&mut Settings)) -> Self {
+        let now = Duration::from_secs(1_000);
+        let mut settings = Settings {
+            holder: holder(ME),
+            instance: Instance("i1".into()),
+            machine: "m1".into(),
+            boot: "b1".into(),
+            timing: Profile::Default.timing(),
+            by_time: ByTime::Allowed,
+            grace: GRACE,
+            prepare_timeout: PREPARE,
+            wait_timeout: WAIT,
+            start_timeout: Duration::from_secs(15 * 60),
+            retry: (Duration::from_secs(1), Duration::from_secs(10)),
+            settle: SETTLE,
+            storage_fencing: false,
+            fencing_required: false,
+        };
+        change(&mut settings);
+        let core = Core::new(now, settings.clone(), Table::default(), Deadline::default());
+        let mut host = Self {
+            core,
+            etcd,
+            now,
+            held_back: None,
+            back: Vec::new(),
+            settings,
+            table: serde_json::to_vec(&Table::default()).unwrap(),
+            deadline: Deadline::default(),
+            calls: BTreeMap::new(),
+            steps: Vec::new(),
+            requests: 0,
+        };
+        host.give(Input::Tick);
+        // A lease is taken under a beat of its own, and the last one was sent just now.
+        host.later(BEAT);
+        host
+    }
+
+    // --- lives -----------------------------------------------------------------------------------
+
+    /// The worker is killed, and another one goes on from the stored table.
+    pub(crate) fn restart(&mut self) {
+        let table = serde_json::from_slice(&self.table).unwrap();
+        self.core = Core::new(self.now, self.settings.clone(), table, self.deadline);
+        self.begin();
+    }
+
+    /// The host is booted: nothing of before is mounted, run or remembered.
+    pub(crate) fn reboot(&mut self) {
+        self.settings.boot = format!("{}'", self.settings.boot).into();
+        self.table = serde_json::to_vec(&Table::default()).unwrap();
+        self.deadline = Deadline::default();
+        self.core = Core::new(self.now, self.settings.clone(), Table::default(), self.deadline);
+        self.begin();
+    }
+
+    fn begin(&mut self) {
+        self.calls.clear();
+        self.back.clear();
+        self.steps.clear();
+        self.give(Input::Tick);
+    }
+
+    pub(crate) fn stored(&self) -> Table {
+        serde_json::from_slice(&self.table).unwrap()
+    }
+
+    /// Whether nothing is held, here or in etcd.
+    pub(crate) fn is_bare(&self) -> bool {
+        let table = self.stored();
+        let held =
+            ["a", "b", "c"].iter().any(|name| self.etcd.lease(name).is_some_and(|l| l.holder == holder(ME)));
+        table.volumes.is_empty() && table.containers.is_empty() && self.core.volumes().is_empty() && !held
+    }
+
+    // --- what happens ----------------------------------------------------------------------------
+
+    pub(crate) fn give(&mut self, input: Input) {
+        self.core.handle(self.now, input);
+        self.carry_out();
+    }
+
+    /// What the shell does: stores the table, and then whatever the core asks for.
+    fn carry_out(&mut self) {
+        loop {
+            if self.core.table_changed() {
+                self.table = serde_json::to_vec(&self.core.table()).unwrap();
+            }
+            let Some(output) = self.core.poll_output() else { return };
+            self.output(output);
+        }
+    }
+
+    fn output(&mut self, output: Output) {
+        match output {
+            Output::Read { op, reading } => {
+                let result =
+                    self.etcd.down.map_or_else(|| Ok(self.etcd.read(&reading)), |why| Err(why.into()));
+                self.core.handle(self.now, Input::Read(op, result));
+            }
+            Output::Commit { op, commit } => {
+                let step = shown(&commit);
+                if self.held_back.is_some_and(|held| held(&step)) {
+                    return self.back.push((op, commit));
+                }
+                let beat = step == Step::Beat;
+                let outcome = if beat { self.etcd.commit(&commit) } else { self.etcd.answer(&commit) };
+                self.committed(op, outcome, step);
+            }
+            Output::Extend(fence_at) => self.deadline.fence_at = fence_at,
+            Output::Reset => self.deadline = self.deadline.next(),
+            Output::MakeSafe { op } => self.core.handle(self.now, Input::Safe(op, Ok(()))),
+            Output::Fence { why, .. } => {
+                self.deadline.fenced = true;
+                self.calls.clear();
+                self.steps.push(Step::Fence(why.to_string()));
+            }
+            Output::Mount { op, wanted, .. } => {
+                if self.core.may_call_driver(self.now, op) {
+                    self.call(op, wanted.asked.name.as_str(), Step::Mount);
+                }
+            }
+            Output::Unmount { op, asked, .. } => {
+                if self.core.may_call_driver(self.now, op) {
+                    self.call(op, asked.name.as_str(), Step::Unmount);
+                }
+            }
+            Output::Settle { op, asked, .. } => self.call(op, asked.name.as_str(), Step::Settle),
+            Output::ProveIdle { op, asked, .. } => self.call(op, asked.name.as_str(), Step::Prove),
+            Output::Look { op, mounted } => {
+                let name = mounted.mount_point.split('/').nth(2).unwrap().to_owned();
+                self.call(op, &name, Step::Look);
+            }
+            Output::Reply(Request(number), answer) => self.steps.push(match answer {
+                Ok(Answer::Prepared { mount_points }) => {
+                    Step::Ready(number, mount_points.iter().map(ToString::to_string).collect())
+                }
+                Ok(_) => Step::Done(number),
+                Err(why) => Step::Refused(number, why.to_string()),
+            }),
+            Output::Limit { container, message } => {
+                self.steps.push(Step::Limit(container.as_str().to_owned(), message.to_string()));
+            }
+            Output::Kill { container } => self.steps.push(Step::Kill(container.as_str().to_owned())),
+            Output::Warn(line) => self.steps.push(Step::Warn(line.to_string())),
+        }
+    }
+
+    fn committed(&mut self, op: Op, outcome: Outcome, step: Step) {
+        if matches!(outcome, Outcome::Done(_)) {
+            self.steps.push(step);
+        }
+        self.core.handle(self.now, Input::Committed(op, outcome));
+    }
+
+    fn call(&mut self, op: Op, name: &str, step: fn(String) -> Step) {
+        let step = step(name.to_owned());
+        if let Some((_, before)) = self.calls.insert(name.to_owned(), (op, step.clone())) {
+            panic!("two effects at once: {before:?} and {step:?}");
+        }
+        self.steps.push(step);
+    }
+
+    /// etcd answers what was held back.
+    pub(crate) fn let_through(&mut self) {
+        self.held_back = None;
+        for (op, commit) in std::mem::take(&mut self.back) {
+            let outcome = self.etcd.answer(&commit);
+            self.committed(op, outcome, shown(&commit));
+        }
+        self.carry_out();
+    }
+
+    /// Time passes, as fast as the core wants to be woken.
+    pub(crate) fn later(&mut self, span: Duration) {
+        let end = self.now + span;
+        while self.now < end {
+            let next = self.core.next_deadline().map_or(end, |at| at.min(end));
+            // A time that has passed is looked at a little later, as a shell would.
+            self.now = next.max(self.now + Duration::from_millis(1));
+            self.give(Input::Tick);
+        }
+    }
+
+    // --- what the isolator asks ------------------------------------------------------------------
+
+    pub(crate) fn ask(&mut self, name: &str, agent: &str, id: Option<&str>, volumes: &[&str]) -> u64 {
+        self.requests += 1;
+        let wanted = |name: &&str| Wanted { volume: volume(name), asked: volume(name), create: None };
+        self.give(Input::Prepare {
+            request: Request(self.requests),
+            container: container(name),
+            agent: agent.into(),
+            agent_id: id.map(Into::into),
+            volumes: volumes.iter().map(wanted).collect(),
+        });
+        self.requests
+    }
+
+    pub(crate) fn prepare(&mut self, name: &str, volumes: &[&str]) -> u64 {
+        self.ask(name, AGENT, Some("S0"), volumes)
+    }
+
+    pub(crate) fn isolate(&mut self, name: &str) -> u64 {
+        self.requests += 1;
+        let (request, cgroup) = (Request(self.requests), Some(format!("/mesos/{name}").into()));
+        self.give(Input::Isolate {
+            request,
+            agent: AGENT.into(),
+            container: container(name),
+            pid: 4,
+            cgroup,
+        });
+        self.requests
+    }
+
+    pub(crate) fn cleanup_by(&mut self, name: &str, agent: &str) {
+        self.requests += 1;
+        let request = Request(self.requests);
+        self.give(Input::Cleanup { request, agent: agent.into(), container: container(name) });
+    }
+
+    pub(crate) fn cleanup(&mut self, name: &str) {
+        self.cleanup_by(name, AGENT);
+    }
+
+    pub(crate) fn recover(&mut self, agent: &str, known: &[&str], orphans: &[&str]) {
+        self.requests += 1;
+        let request = Request(self.requests);
+        let ids = |names: &[&str]| names.iter().map(|name| container(name)).collect::<BTreeSet<_>>();
+        let (known, orphans) = (ids(known), ids(orphans));
+        self.give(Input::Recover { request, agent: agent.into(), known, orphans });
+    }
+
+    /// Prepares a container to its good end.
+    pub(crate) fn prepared(&mut self, name: &str, volumes: &[&str]) {
+        let request = self.prepare(name, volumes);
+        let seen = self.until_quiet();
+        assert!(seen.iter().any(|step| matches!(step, Step::Ready(r, _) if *r == request)), "{seen:#?}");
+    }
+
+    // --- what drivers and mount tables answer ----------------------------------------------------
+
+    fn answered(&mut self, name: &str) -> Op {
+        self.calls.remove(name).unwrap_or_else(|| panic!("nothing is under way for {name}")).0
+    }
+
+    pub(crate) fn mounts(&mut self, name: &str, result: Result<MountedVolume, MountFault>) {
+        let op = self.answered(name);
+        self.give(Input::Mounted(op, result));
+    }
+
+    pub(crate) fn unmounts(&mut self, name: &str, result: Result<(), UnmountFault>) {
+        let op = self.answered(name);
+        self.give(Input::Unmounted(op, result));
+    }
+
+    pub(crate) fn sees(&mut self, name: &str, sight: Sight) {
+        let op = self.answered(name);
+        self.give(Input::Seen(op, sight));
+    }
+
+    pub(crate) fn finds(&mut self, name: &str, idleness: Idleness) {
+        let op = self.answered(name);
+        self.give(Input::Idle(op, idleness));
+    }
+
+    /// Carries out well what is under way for a volume.
+    pub(crate) fn succeed(&mut self, name: &str) {
+        let (op, step) = self.calls.remove(name).unwrap();
+        self.give(match step {
+            Step::Mount(_) => Input::Mounted(op, Ok(mount(name))),
+            Step::Unmount(_) => Input::Unmounted(op, Ok(())),
+            Step::Look(_) => Input::Seen(op, Sight::Mounted { elsewhere: None }),
+            Step::Prove(_) => Input::Idle(op, Idleness::Proved),
+            Step::Settle(_) => Input::Settled(op, Ok(())),
+            other => panic!("{other:?} has no answer"),
+        });
+    }
+
+    /// What is under way.
+    pub(crate) fn calls(&self) -> Vec<(String, Step)> {
+        self.calls.iter().map(|(name, (_, step))| (name.clone(), step.clone())).collect()
+    }
+
+    /// Carries everything out, well, until nothing more comes within a beat; answers what came.
+    pub(crate) fn until_quiet(&mut self) -> Vec<Step> {
+        for _ in 0..1_000 {
+            if self.calls.is_empty() {
+                self.later(BEAT);
+            }
+            let Some(name) = self.calls.keys().next().cloned() else { return self.steps() };
+            self.succeed(&name);
+        }
+        panic!("it does not come to rest: {:#?}", self.steps);
+    }
+
+    // --- what came -------------------------------------------------------------------------------
+
+    /// All that came since this was last asked.
+    pub(crate) fn all_steps(&mut self) -> Vec<Step> {
+        std::mem::take(&mut self.steps)
+    }
+
+    /// What came, without beats, warnings, the session's writes, and answers that say nothing.
+    pub(crate) fn steps(&mut self) -> Vec<Step> {
+        let mut steps = self.all_steps();
+        steps.retain(|step| !matches!(step, Step::Beat | Step::Session(_) | Step::Warn(_) | Step::Done(_)));
+        steps
+    }
+
+    /// The refusal of a request, which has come.
+    pub(crate) fn refusal(&mut self, request: u64) -> String {
+        let steps = self.steps();
+        let why = steps.iter().find_map(|step| match step {
+            Step::Refused(number, why) if *number == request => Some(why.clone()),
+            _ => None,
+        });
+        why.unwrap_or_else(|| panic!("no refusal in {steps:#?}"))
+    }
+}
+
+/// A commit as a step.
+fn shown(commit: &Commit) -> Step {
+    let mut acquired = Vec::new();
+    for (key, put) in &commit.puts {
+        match (key, put) {
+            (Key::Beat(_), _) => return Step::Beat,
+            (Key::Lease(id), Record::Lease(Lease::Free { .. })) => {
+                return Step::Release(id.name.as_str().to_owned());
+            }
+            (Key::Lease(id), Record::Lease(Lease::Held(held))) if held.token.is_some() => {
+                let users = held.containers.iter().map(|id| id.as_str().to_owned()).collect();
+                return Step::Record(id.name.as_str().to_owned(), held.stage, users);
+            }
+            (Key::Lease(id), _) => acquired.push(id.name.as_str().to_owned()),
+            (_, Record::Session(session)) => {
+                return Step::Session(session.wants.iter().map(|id| id.name.as_str().to_owned()).collect());
+            }
+            other => panic!("{other:?} is not this host's to write"),
+        }
+    }
+    Step::Acquire(acquired)
+}

@@ -1,0 +1,15 @@
+//! The core of a holder, driven by hand: what it does to leases, session and volumes, in which order, and what it
+//! never does. Schedules that are not by hand are in the simulation (`integration`).
+
+#![expect(clippy::unwrap_used, reason = "a test that unwraps fails with a place and a value")]
+
+mod containers;
+mod etcd;
+mod host;
+mod lives;
+mod mounts;
+mod reclaimers;
+mod releases;
+mod revokes;
+mod schedules;
+mod waits;

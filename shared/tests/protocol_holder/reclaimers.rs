@@ -1,0 +1,99 @@
+//! What a master's module does about an agent that is not connected.
+
+use std::time::Duration;
+
+use shared::protocol::exchange::SessionState;
+use shared::protocol::reclaimer::{Agents, Core, Input, Output, Settings};
+use shared::protocol::timing::Profile;
+
+use crate::etcd::Etcd;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A master's module, and hosts that beat each second: `agent-2` holds volume `a`.
+struct Master {
+    core: Core,
+    etcd: Etcd,
+    now: Duration,
+}
+
+impl Master {
+    fn new(agents: Agents) -> Self {
+        let mut etcd = Etcd::new();
+        etcd.hold_elsewhere("agent-2", "a");
+        let now = SECOND;
+        let mut core = Core::new(now, Settings { timing: Profile::Default.timing(), poll: SECOND });
+        core.handle(now, Input::Leading(true));
+        core.handle(now, Input::Agents(agents));
+        Self { core, etcd, now }
+    }
+
+    fn later(&mut self, seconds: u32) {
+        for _ in 0..seconds {
+            self.etcd.beat_elsewhere("agent-2");
+            self.now += SECOND;
+            self.core.handle(self.now, Input::Tick);
+            while let Some(output) = self.core.poll_output() {
+                let input = match output {
+                    Output::Read { op, reading } => Input::Read(op, Ok(self.etcd.read(&reading))),
+                    Output::Commit { op, commit } => Input::Committed(op, self.etcd.commit(&commit)),
+                    Output::MarkGone { .. } | Output::Alarm(_) | Output::Note(_) => continue,
+                };
+                self.core.handle(self.now, input);
+            }
+        }
+    }
+
+    fn state(&self) -> SessionState {
+        self.etcd.session("agent-2").state
+    }
+}
+
+fn of_agent_2(
+    list: impl Fn(&mut Agents) -> &mut std::collections::BTreeSet<shared::protocol::Text>,
+) -> Agents {
+    let mut agents = Agents::default();
+    list(&mut agents).insert("agent of agent-2".into());
+    agents
+}
+
+#[test]
+fn an_agent_that_is_not_connected_keeps_its_leases_as_long_as_nobody_wants_them() {
+    let mut master = Master::new(of_agent_2(|agents| &mut agents.inactive));
+    master.etcd.open_elsewhere("agent-1", &["b"]);
+    master.later(60);
+    assert_eq!(master.state(), SessionState::Live);
+}
+
+#[test]
+fn an_agent_that_is_not_connected_is_revoked_when_a_live_session_wants_a_lease_of_its() {
+    let mut master = Master::new(of_agent_2(|agents| &mut agents.inactive));
+    master.later(10);
+    master.etcd.open_elsewhere("agent-1", &["a"]);
+    master.later(3);
+    assert_eq!(master.state(), SessionState::Revoking);
+}
+
+#[test]
+fn what_a_session_wants_that_is_revoked_or_over_revokes_nobody() {
+    let mut master = Master::new(of_agent_2(|agents| &mut agents.inactive));
+    master.etcd.open_elsewhere("agent-1", &["a"]);
+    master.etcd.revoke_session("agent-1", "drained");
+    master.later(60);
+    assert_eq!(master.state(), SessionState::Live);
+}
+
+#[test]
+fn an_agent_that_is_connected_keeps_its_leases_though_others_want_them() {
+    let mut master = Master::new(of_agent_2(|agents| &mut agents.connected));
+    master.etcd.open_elsewhere("agent-1", &["a"]);
+    master.later(60);
+    assert_eq!(master.state(), SessionState::Live);
+}
+
+#[test]
+fn an_agent_that_mesos_has_given_up_is_revoked_though_nobody_wants_its_leases() {
+    let mut master = Master::new(of_agent_2(|agents| &mut agents.given_up));
+    master.later(3);
+    assert_eq!(master.state(), SessionState::Revoking);
+}

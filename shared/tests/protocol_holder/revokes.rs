@@ -1,0 +1,135 @@
+//! Revokes: a message, after the grace a kill, and after the kill's time the fence.
+
+use std::time::Duration;
+
+use shared::protocol::exchange::Key;
+use shared::protocol::holder::Input;
+use shared::protocol::timing::Profile;
+use shared::record::Epoch;
+
+use crate::host::{GRACE, Host, Step, WAIT, place, release, volume};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A host with two containers that run: `c1` has `a` and `b`, `c2` has `c`.
+fn running() -> Host {
+    let mut host = Host::new();
+    host.prepared("c1", &["a", "b"]);
+    host.prepared("c2", &["c"]);
+    host.isolate("c1");
+    host.isolate("c2");
+    host.steps();
+    host
+}
+
+fn limits(steps: &[Step]) -> Vec<(&str, &str)> {
+    let mut limits = Vec::new();
+    for step in steps {
+        if let Step::Limit(name, why) = step {
+            limits.push((name.as_str(), why.as_str()));
+        }
+    }
+    limits
+}
+
+#[test]
+fn a_container_whose_volume_is_revoked_is_told_which_and_why() {
+    let mut host = running();
+    host.etcd.revoke_volume("b", "the disk is to be replaced");
+    host.later(SECOND * 2);
+    let steps = host.steps();
+    let told = limits(&steps);
+    let [("c1", why)] = told[..] else { panic!("{told:?}") };
+    assert!(why.contains("volume ebs/b was revoked") && why.contains("the disk is to be replaced"), "{why}");
+    assert!(!why.contains("ebs/a"), "{why}");
+}
+
+#[test]
+fn a_container_that_stays_after_a_revoke_of_its_volume_is_killed_after_the_grace_and_then_the_host_fences() {
+    let mut host = running();
+    host.etcd.revoke_volume("a", "maintenance");
+    host.later(SECOND * 2);
+    assert_eq!(limits(&host.steps()).len(), 1);
+    host.later(GRACE - SECOND * 2);
+    assert_eq!(host.steps(), []);
+    host.later(SECOND * 2);
+    assert_eq!(host.steps(), [Step::Kill("c1".into())]);
+    host.later(Profile::Default.timing().kill + SECOND);
+    let steps = host.steps();
+    place(&steps, |step| matches!(step, Step::Fence(why) if why.contains("did not end after a revoke")));
+}
+
+#[test]
+fn one_revoked_volume_is_released_when_its_container_has_ended_and_the_others_stay() {
+    let mut host = running();
+    host.etcd.revoke_volume("a", "maintenance");
+    host.later(SECOND * 2);
+    host.steps();
+    // Nobody may join it now.
+    let request = host.prepare("c3", &["a"]);
+    assert!(host.refusal(request).contains("revoked from this host"));
+    host.cleanup("c1");
+    let steps = host.until_quiet();
+    assert!(steps.contains(&release("a")) && steps.contains(&release("b")), "{steps:#?}");
+    host.later(GRACE * 2);
+    assert!(host.core.volumes().contains_key(&volume("c")) && host.core.is_open());
+}
+
+#[test]
+fn a_revoked_session_tells_every_container_which_volumes_and_why() {
+    let mut host = running();
+    host.etcd.revoke_session("agent-1", "the host is drained");
+    host.later(SECOND * 2);
+    let steps = host.steps();
+    let told = limits(&steps);
+    let [("c1", first), ("c2", second)] = told[..] else { panic!("{told:?}") };
+    assert!(first.contains("ebs/a, ebs/b") && first.contains("the host is drained"), "{first}");
+    assert!(second.contains("ebs/c") && second.contains("the host is drained"), "{second}");
+}
+
+#[test]
+fn a_revoked_session_kills_after_the_grace_and_fences_when_that_did_not_help() {
+    let mut host = running();
+    host.etcd.revoke_session("agent-1", "drained");
+    host.later(SECOND * 2);
+    host.steps();
+    host.later(GRACE - SECOND * 2);
+    assert_eq!(host.steps(), []);
+    host.later(SECOND * 2);
+    assert_eq!(host.steps(), [Step::Kill("c1".into()), Step::Kill("c2".into())]);
+    host.later(Profile::Default.timing().kill + SECOND);
+    place(&host.steps(), |step| matches!(step, Step::Fence(_)));
+}
+
+#[test]
+fn a_revoked_session_whose_containers_end_dies_when_everything_is_released_and_another_one_follows() {
+    let mut host = running();
+    host.etcd.revoke_session("agent-1", "drained");
+    host.later(SECOND * 2);
+    for container in ["c1", "c2"] {
+        // A process that has ended is enough.
+        host.give(Input::Ended { container: crate::host::container(container) });
+    }
+    let steps = host.until_quiet();
+    let fenced = |step: &Step| matches!(step, Step::Fence(_));
+    assert!(!steps.iter().any(fenced), "{steps:#?}");
+    host.later(SECOND * 2);
+    assert!(host.is_bare());
+    assert_eq!(host.core.epoch(), Some(Epoch(2)));
+}
+
+#[test]
+fn a_prepare_that_waits_while_its_host_is_revoked_is_refused() {
+    let mut host = running();
+    host.etcd.hold_elsewhere("agent-2", "d");
+    let request = host.prepare("c3", &["d"]);
+    host.etcd.revoke_session("agent-1", "drained");
+    host.later(SECOND * 2);
+    let steps = host.steps();
+    let revoked = |why: &String| why.contains("revoked from this host");
+    place(&steps, |step| matches!(step, Step::Refused(number, why) if *number == request && revoked(why)));
+    host.etcd.free("d");
+    host.give(Input::Changed(Key::Lease(volume("d"))));
+    host.later(WAIT);
+    assert!(host.etcd.lease("d").is_none());
+}
