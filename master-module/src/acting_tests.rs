@@ -50,6 +50,7 @@ fn session(n: usize) -> Session {
         timing: Profile::Default.timing(),
         by_time: ByTime::Allowed,
         unsettled_through: Epoch(0),
+        wants: Default::default(),
         reason: None,
         since: Some("then".into()),
     }
@@ -65,6 +66,7 @@ fn lease(n: usize) -> Record {
         containers: BTreeSet::new(),
         mount_point: None,
         unsettled: false,
+        calls: false,
         revoked: None,
         since: Some("then".into()),
     }))

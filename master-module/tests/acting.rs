@@ -64,6 +64,7 @@ fn session(n: usize) -> Session {
         timing: timing(),
         by_time: ByTime::Allowed,
         unsettled_through: Epoch(0),
+        wants: Default::default(),
         reason: None,
         since: Some("then".into()),
     }
@@ -79,6 +80,7 @@ fn lease(n: usize) -> Record {
         containers: BTreeSet::new(),
         mount_point: None,
         unsettled: false,
+        calls: false,
         revoked: None,
         since: Some("then".into()),
     }))

@@ -81,6 +81,7 @@ fn session(state: SessionState, address: SocketAddr) -> Session {
         timing: Profile::Default.timing(),
         by_time: ByTime::Allowed,
         unsettled_through: Epoch(0),
+        wants: Default::default(),
         reason: Some("silent".into()),
         since: Some("then".into()),
     }
