@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 
 use self::connection::Command;
 use self::targets::{Make, Targets, targets};
+use crate::agent_flags;
 use crate::kernel;
 use crate::mesos::container_config::ContainerClass;
 use crate::mesos::{
@@ -64,6 +65,7 @@ impl Isolator {
     ) -> Result<Self, String> {
         kernel::check()?;
         let parameters = IsolatorParameters::read(parameters).map_err(|error| error.to_string())?;
+        agent_flags::check(&parameters.keeper).map_err(|error| error.to_string())?;
         let sandbox_directory = parameters.sandbox_directory.clone();
         starter::check(&parameters)?;
         let commands = connection::start(parameters)?;

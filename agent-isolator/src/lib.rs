@@ -6,6 +6,7 @@
 //! - [`keeper`] runs beside the agent and outlives it.
 //! - [`wire`] is what they say to each other.
 
+mod agent_flags;
 pub mod isolator;
 pub mod keeper;
 pub mod kernel;

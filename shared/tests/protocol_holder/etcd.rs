@@ -112,6 +112,7 @@ impl Etcd {
             containers: BTreeSet::from([ContainerId::new("db").unwrap()]),
             mount_point: None,
             unsettled: false,
+            calls: false,
             revoked: None,
             since: Some("2026-11-01T10:00:00Z".into()),
         };

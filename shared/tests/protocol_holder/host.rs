@@ -133,7 +133,7 @@ impl Host {
             start_timeout: Duration::from_secs(15 * 60),
             retry: (Duration::from_secs(1), Duration::from_secs(10)),
             settle: SETTLE,
-            storage_fencing: false,
+            storage_fencing: BTreeSet::new(),
             fencing_required: false,
         };
         change(&mut settings);
