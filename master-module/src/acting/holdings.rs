@@ -64,7 +64,8 @@ impl Sessions {
     /// What the core is to see of a read of the storm guard, all sessions and all heartbeats.
     ///
     /// Left out, with its leases, is a holder whose session cannot be read, for nobody knows what its times
-    /// are; and one whose keeper publishes no times: it does not beat, and does not understand a revoke.
+    /// are; and one whose keeper does not beat, for it has no fence either, and does not understand a revoke. That
+    /// is one whose session has no times, or whose session is missing and that never beat.
     ///
     /// # Errors
     /// When the storm guard cannot be read: then nothing is decided at all.
@@ -99,13 +100,14 @@ impl Sessions {
                 decoded.at = at;
                 decoded.session = entry.and_then(|entry| session(holder, entry));
             }
-            // One that is missing though there are leases of it is the core's business.
+            // That a beat was written is all that counts, whatever release wrote it.
+            let beat = snapshot.entries.get(&decoded.beat_key);
+            let is_missing = at == Revision::ABSENT && beat.is_some();
             if let Some(newest) = newest
-                && (at == Revision::ABSENT || decoded.session.is_some())
+                && (is_missing || decoded.session.is_some())
             {
                 leases.push((Key::Lease((*newest.volume).clone()), (lease(holder, newest), newest.written)));
-                // That a beat was written is all that counts, whatever release wrote it.
-                if let Some(beat) = snapshot.entries.get(&decoded.beat_key) {
+                if let Some(beat) = beat {
                     beats.push((Key::Beat(holder.clone()), (Record::Beat, beat.mod_revision)));
                 }
             }
