@@ -402,11 +402,16 @@ async fn a_session_that_cannot_be_read_is_left_alone_and_the_others_are_not() {
 async fn a_missing_session_of_a_lease_is_waited_for_as_long_as_the_longest_ttl() {
     let scene = Scene::begin(&[(1, session(1)), (2, session(2))]).await;
     scene.store.delete("/extvol/v1/sessions/agent-1");
+    // One that never beat: of a keeper without a fence, which a tombstone would not stop.
+    scene.store.delete("/extvol/v1/sessions/agent-2");
+    scene.store.delete("/extvol/v1/beats/agent-2");
     let mut module = scene.module(true);
     scene.turns(0, 60_120, &mut module).await;
     assert_eq!(scene.session(1).await, None);
     scene.turn_at(60_120, &mut module).await;
     assert_eq!(scene.state(1).await, DEAD);
+    scene.turns(60_500, 200_000, &mut module).await;
+    assert_eq!(scene.session(2).await, None);
 }
 
 #[tokio::test]

@@ -58,8 +58,7 @@ pub(crate) struct AgentList {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Registry {
     pub(crate) asked: BTreeSet<Arc<str>>,
-    /// Those that the masters have not given up. One that is not listed then has registered since, or the
-    /// leading master has not read the registry yet: what is asked for later is newer.
+    /// Those that the masters have not given up.
     pub(crate) admitted: BTreeSet<String>,
     pub(crate) unreachable: BTreeSet<String>,
     pub(crate) gone: BTreeSet<String>,
@@ -137,7 +136,10 @@ struct Value<'a> {
 /// Absent before Mesos 1.2: the second.
 const LISTS: &[Path] = &[&["slaves"], &["recovered_slaves"]];
 
-const REGISTRY_LISTS: &[Path] = &[&["unreachable", "slaves"], &["gone", "slaves"], &["slaves", "slaves"]];
+const REGISTRY_LISTS: &[Path] = &[&["unreachable", "slaves"], &["gone", "slaves"]];
+
+/// By far the longest of its lists.
+const ADMITTED_LIST: &[Path] = &[&["slaves", "slaves"]];
 
 /// The Mesos masters, reached through one of them.
 #[derive(Debug)]
@@ -220,25 +222,38 @@ pub(crate) struct Registrar {
 }
 
 impl Registrar {
-    /// What the registry of the master at `leader` says of the agents in `asked`.
+    /// What the registry of the master at `leader` says of the agents in `asked`. Of those in `given_up` it is
+    /// known already that it has not admitted them.
     pub(crate) async fn registry(
         &self,
         leader: &str,
         asked: BTreeSet<Arc<str>>,
+        given_up: &BTreeSet<Arc<str>>,
     ) -> Result<Registry, PollError> {
+        let url = format!("{leader}/registrar(1)/registry");
         let [mut unreachable, mut gone, mut admitted] = [const { BTreeSet::new() }; 3];
         let sink = |list: usize, element: &[u8]| {
-            let Former { id: Value { value } } = match list {
-                2 => serde_json::from_slice::<Admitted<'_>>(element)?.info,
-                _ => serde_json::from_slice(element)?,
-            };
+            let Former { id: Value { value } } = serde_json::from_slice(element)?;
             if asked.contains(&*value) {
-                let list = [&mut unreachable, &mut gone, &mut admitted].into_iter().nth(list);
-                list.map(|list| list.insert(value.into_owned()));
+                let list = if list == 0 { &mut unreachable } else { &mut gone };
+                list.insert(value.into_owned());
             }
             Ok(())
         };
-        elements(&self.client, format!("{leader}/registrar(1)/registry"), REGISTRY_LISTS, sink).await?;
+        elements(&self.client, url.clone(), REGISTRY_LISTS, sink).await?;
+        let is_former = |id: &str| unreachable.contains(id) || gone.contains(id);
+        // That an agent is in neither means that it was removed, or that it has registered since the list was
+        // asked for, or that the leading master has only now read the registry.
+        if asked.iter().any(|id| !is_former(id) && !given_up.contains(id)) {
+            let sink = |_, element: &[u8]| {
+                let Admitted { info: Former { id: Value { value } } } = serde_json::from_slice(element)?;
+                if asked.contains(&*value) {
+                    admitted.insert(value.into_owned());
+                }
+                Ok(())
+            };
+            elements(&self.client, url, ADMITTED_LIST, sink).await?;
+        }
         Ok(Registry { asked, admitted, unreachable, gone })
     }
 }

@@ -439,7 +439,9 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
             if let Some(leader) = self.leader.clone().filter(|_| !unlisted.is_empty()) {
                 self.registry_asked = true;
                 let registrar = registrar.clone();
-                let ask = async move { Done::Registry(registrar.registry(&leader, unlisted).await) };
+                let given_up = self.view.given_up().clone();
+                let ask =
+                    async move { Done::Registry(registrar.registry(&leader, unlisted, &given_up).await) };
                 self.work.push(Box::pin(ask));
             }
         }

@@ -234,6 +234,22 @@ fn etcd_the_session_of_an_agent_that_was_given_up_is_revoked_and_beats_on() {
 }
 
 #[test]
+fn etcd_an_agent_in_no_list_was_removed_only_if_the_registry_has_not_admitted_it() {
+    let scene = Scene::begin();
+    // The stand-in's registry has S9 alone.
+    for n in [1, 9] {
+        scene.live(n, session(n));
+    }
+    let _module = scene.start(&[]);
+    scene.log.wait_for("etcd has 2 leases");
+    scene.beating_until(&[9], "the removed one is revoked", |scene| scene.state(1) == SessionState::Revoking);
+    let rounds = scene.master.requests();
+    scene.beating_until(&[1, 9], "more is asked", |scene| scene.master.requests() > rounds + 5);
+    assert_eq!((scene.state(9), scene.writes(9)), (SessionState::Live, 1));
+    assert_eq!(scene.log.count("agent S9 is not known"), 0);
+}
+
+#[test]
 fn etcd_when_most_are_silent_at_once_nobody_is_declared_dead() {
     let scene = Scene::begin();
     for n in 1..=4 {

@@ -6,7 +6,7 @@
 //! session also compares that lease ([`Holdings::compared`]): what is written is written while that very lease is
 //! that holder's (docs/decisions/0013-how-the-master-reads.md).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -41,6 +41,17 @@ struct Decoded {
     beat_key: String,
 }
 
+impl Decoded {
+    fn none(keys: &Keys, holder: &Holder) -> Self {
+        Self {
+            at: Revision::ABSENT,
+            session: None,
+            session_key: keys.session(holder),
+            beat_key: keys.beat(holder),
+        }
+    }
+}
+
 /// The sessions of the last read.
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
@@ -53,7 +64,8 @@ impl Sessions {
     /// What the core is to see of a read of the storm guard, all sessions and all heartbeats.
     ///
     /// Left out, with its leases, is a holder whose session cannot be read, for nobody knows what its times
-    /// are; and one whose keeper publishes no times: it does not beat, and does not understand a revoke.
+    /// are; and one whose keeper does not beat, for it has no fence either, and does not understand a revoke. That
+    /// is one whose session has no times, or whose session is missing and that never beat.
     ///
     /// # Errors
     /// When the storm guard cannot be read: then nothing is decided at all.
@@ -64,44 +76,49 @@ impl Sessions {
         cluster: ClusterId,
         snapshot: &Snapshot,
     ) -> Result<View, RecordError> {
-        let mut entries = Vec::with_capacity(3 * holdings.len() + 1);
-        if let Some(entry) = snapshot.entries.get(&keys.storm()) {
-            entries
-                .push((Key::Storm, (exchange::from_bytes(&Key::Storm, &entry.value)?, entry.mod_revision)));
+        let storm = match snapshot.entries.get(&keys.storm()) {
+            Some(entry) => {
+                Some((Key::Storm, (exchange::from_bytes(&Key::Storm, &entry.value)?, entry.mod_revision)))
+            }
+            None => None,
+        };
+        let (mut leases, mut sessions, mut beats) = (Vec::new(), Vec::new(), Vec::new());
+        if self.known.len() > holdings.len() {
+            self.known.retain(|holder, _| holdings.contains_key(holder));
         }
-        let mut before = std::mem::take(&mut self.known);
-        let kept: Vec<_> =
+        let kept: BTreeSet<_> =
             self.kept.keys().filter(|holder| !holdings.contains_key(holder)).cloned().collect();
         let held = holdings.iter().map(|(holder, newest)| (holder, Some(newest)));
         for (holder, newest) in held.chain(kept.iter().map(|holder| (holder, None))) {
-            let mut decoded = before.remove(holder).unwrap_or_else(|| Decoded {
-                at: Revision::ABSENT,
-                session: None,
-                session_key: keys.session(holder),
-                beat_key: keys.beat(holder),
-            });
+            if !self.known.contains_key(holder) {
+                self.known.insert(holder.clone(), Decoded::none(keys, holder));
+            }
+            let Some(decoded) = self.known.get_mut(holder) else { continue };
             let entry = snapshot.entries.get(&decoded.session_key);
             let at = entry.map_or(Revision::ABSENT, |entry| entry.mod_revision);
             if decoded.at != at {
                 decoded.at = at;
                 decoded.session = entry.and_then(|entry| session(holder, entry));
             }
-            // One that is missing though there are leases of it is the core's business.
+            // That a beat was written is all that counts, whatever release wrote it.
+            let beat = snapshot.entries.get(&decoded.beat_key);
+            let is_missing = at == Revision::ABSENT && beat.is_some();
             if let Some(newest) = newest
-                && (at == Revision::ABSENT || decoded.session.is_some())
+                && (is_missing || decoded.session.is_some())
             {
-                entries.push((Key::Lease((*newest.volume).clone()), (lease(holder, newest), newest.written)));
-                // That a beat was written is all that counts, whatever release wrote it.
-                if let Some(beat) = snapshot.entries.get(&decoded.beat_key) {
-                    entries.push((Key::Beat(holder.clone()), (Record::Beat, beat.mod_revision)));
+                leases.push((Key::Lease((*newest.volume).clone()), (lease(holder, newest), newest.written)));
+                if let Some(beat) = beat {
+                    beats.push((Key::Beat(holder.clone()), (Record::Beat, beat.mod_revision)));
                 }
             }
             if let Some(session) = &decoded.session {
-                entries.push((Key::Session(holder.clone()), (Record::Session(session.clone()), at)));
+                sessions.push((Key::Session(holder.clone()), (Record::Session(session.clone()), at)));
             }
-            self.known.insert(holder.clone(), decoded);
         }
-        Ok(View { cluster, revision: snapshot.revision, entries: entries.into_iter().collect() })
+        // In the order of the keys, but for the leases: then a map is made of it at little cost.
+        leases.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        let entries = leases.into_iter().chain(sessions).chain(beats).chain(storm).collect();
+        Ok(View { cluster, revision: snapshot.revision, entries })
     }
 
     /// Looks at the holders of these sessions until then, also when they hold nothing any more.

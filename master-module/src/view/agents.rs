@@ -165,6 +165,11 @@ impl View {
         (core, None)
     }
 
+    /// Agents that the registry was found to have given up, and that have not been listed since.
+    pub(crate) fn given_up(&self) -> &BTreeSet<Arc<str>> {
+        &self.given_up
+    }
+
     /// What a registry says of the agents that it was asked for, of each by its id: what was known of another
     /// agent of the same holder proves nothing.
     fn take_given_up(&mut self, registry: &Registry) {
