@@ -83,6 +83,22 @@ impl<'a> Host<'a> {
         format!("/{}/{name}", self.alone.cgroup)
     }
 
+    /// A volume on a file system without a device.
+    pub(crate) fn memory(&self, name: &str) -> Volume {
+        let point = self.root.join(name);
+        fs::create_dir(&point).unwrap();
+        run("mount", &["-t", "tmpfs", "extvol-test", point.to_str().unwrap()]);
+        let number = run("findmnt", &["--noheadings", "--output", "MAJ:MIN", point.to_str().unwrap()]);
+        Volume {
+            name: name.into(),
+            device: String::new(),
+            image: PathBuf::new(),
+            point,
+            number,
+            disk_sequence: 0,
+        }
+    }
+
     /// A process in a freezer cgroup of its own and in its own mount and pid namespaces, which has the volume at another place
     /// than the host and writes to it without end; and another such process nested in it. `keep`: its namespace keeps copies
     /// of mounts that the host unmounts.
@@ -182,9 +198,11 @@ impl<'a> Host<'a> {
 
 impl Volume {
     pub(crate) fn mounted(&self) -> Value {
+        let has_device = !self.device.is_empty();
         json!({
-            "mount_point": self.point, "device_number": self.number, "device": self.device,
-            "disk_sequence": self.disk_sequence,
+            "mount_point": self.point, "device_number": self.number,
+            "device": has_device.then_some(&self.device),
+            "disk_sequence": has_device.then_some(self.disk_sequence),
         })
     }
 

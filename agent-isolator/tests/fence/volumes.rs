@@ -1,6 +1,7 @@
 //! What a fence does to volumes and containers.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -81,16 +82,22 @@ fn root_an_orphan_outside_the_cgroup_and_a_volume_held_by_an_open_file_alone_are
         let host = Host::new(alone);
         let volume = host.volume("ext4", "vol1");
         let container = host.container("task1", &volume, false);
-        let inner = *container.processes().iter().next_back().unwrap();
-        // It leaves the cgroup, and stays in its mount namespace.
-        fs::write(Path::new(FREEZER).join("cgroup.procs"), inner.to_string()).unwrap();
-        assert!(!container.processes().contains(&inner));
+        let outer = *container.processes().iter().next_back().unwrap();
+        // In no cgroup and no pid namespace of the container, but in its mount namespace.
+        let mut orphan = Command::new("nsenter")
+            .args([&format!("--mount=/proc/{outer}/ns/mnt"), "sh", "-c", "echo up; read end"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut said = std::io::BufReader::new(orphan.stdout.as_mut().unwrap());
+        std::io::BufRead::read_line(&mut said, &mut line).unwrap();
+        assert!(line == "up\n" && !container.processes().contains(&orphan.id()));
         // The host's own process holds a file, and is not killed for that: the file system is shut down under it.
         let file = fs::File::create(volume.point.join("held")).unwrap();
         host.fence(&known(Host::table(&[&container], &[&volume])));
-        eventually("the orphan is dead", || {
-            fs::read_to_string(format!("/proc/{inner}/stat")).map_or(true, |stat| stat.contains(") Z "))
-        });
+        assert_eq!(orphan.wait().unwrap().signal(), Some(9));
         assert!(!volume.is_idle(), "the open file still pins the device: the proof is the shutdown");
         let error = std::io::Write::write_all(&mut &file, b"x").and_then(|()| file.sync_all()).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
@@ -109,6 +116,8 @@ fn root_a_volume_that_was_lazily_unmounted_before_is_shut_down_by_the_file_that_
             let file = fs::File::create(volume.point.join("held")).unwrap();
             run("umount", &["--lazy", volume.point.to_str().unwrap()]);
             assert!(!volume.is_idle() && !volume.is_mounted_on_host());
+            host.fence(&known(Host::table(&[], &[&volume])));
+            // A worker that is started after the deadman's fence has to prove it once more.
             host.fence(&known(Host::table(&[], &[&volume])));
             let written = std::io::Write::write_all(&mut &file, b"x").and_then(|()| file.sync_all());
             assert!(written.is_err(), "{kind} was called fenced and takes writes");
@@ -214,6 +223,24 @@ fn root_a_disk_that_is_gone_is_proved_and_another_one_under_its_number_is_left_a
             }
         },
     );
+}
+
+#[test]
+fn root_a_file_system_without_a_device_is_proved_by_the_mount_tables_and_never_unmounted_lazily() {
+    let name = "volumes::root_a_file_system_without_a_device_is_proved_by_the_mount_tables_and_never_unmounted_lazily";
+    alone(name, |alone| {
+        let host = Host::new(alone);
+        let volume = host.memory("vol1");
+        let container = host.container("task1", &volume, true);
+        let held = fs::File::create(volume.point.join("held")).unwrap();
+        let why = host.fence_in_vain(&known(Host::table(&[&container], &[&volume])));
+        assert!(why.contains("by the host's mount at"), "{why}");
+        assert!(volume.is_mounted_on_host(), "unmounted while somebody could write to it unseen");
+        assert_eq!(container.processes(), [].into());
+        drop(held);
+        host.fence(&known(Host::table(&[&container], &[&volume])));
+        assert!(!volume.is_mounted_on_host());
+    });
 }
 
 #[test]

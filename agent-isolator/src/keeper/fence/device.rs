@@ -23,9 +23,26 @@ pub(super) fn number(device: u64) -> String {
     format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device))
 }
 
+/// xfs's number in statfs(2).
+const XFS: u64 = 0x5846_5342;
+
 /// The device number of the file system of an open file. For btrfs it is another one than the mount table's.
 pub(super) fn number_of(file: impl AsFd) -> Result<String, Errno> {
-    rustix::fs::fstat(file).map(|found| number(found.st_dev))
+    match rustix::fs::fstat(&file) {
+        Ok(found) => Ok(number(found.st_dev)),
+        // An xfs that is shut down tells nothing of its files, but still its id, which is its device's number.
+        Err(Errno::IO) => {
+            let kind = rustix::fs::fstatfs(&file)?.f_type;
+            let id = rustix::fs::fstatvfs(&file)?.f_fsid;
+            if u64::try_from(kind) == Ok(XFS) { Ok(encoded_number(id)) } else { Err(Errno::IO) }
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// A device number as the kernel writes it into one word: twelve bits of the major between the minor's low eight and the rest.
+fn encoded_number(word: u64) -> String {
+    format!("{}:{}", word >> 8 & 0xfff, word & 0xff | word >> 12 & 0xf_ff00)
 }
 
 /// The host's own file systems by device number, each with a path that is on it. By the mount table alone.
@@ -119,4 +136,17 @@ fn disk_sequences() -> BTreeSet<u64> {
     disks
         .filter_map(|disk| fs::read_to_string(disk.path().join("diskseq")).ok()?.trim().parse().ok())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_number_in_one_word_is_read_as_the_kernel_writes_it() {
+        let written = |major: u64, minor: u64| minor & 0xff | major << 8 | (minor & !0xff) << 12;
+        for (major, minor) in [(7, 3), (259, 0), (259, 255), (259, 256), (4095, 0xf_ffff)] {
+            assert_eq!(encoded_number(written(major, minor)), format!("{major}:{minor}"));
+        }
+    }
 }

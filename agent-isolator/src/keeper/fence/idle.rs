@@ -23,7 +23,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use shared::protocol::holder::MountedVolume;
 
 use super::device::{Claim, Device, hosts_own, number_of};
-use super::shutdown::{Shutdown, shut_down};
+use super::shutdown::{Shutdown, shut_down, was_shut_down};
 use super::witness::{self, Stranger};
 use crate::keeper::mount_table::{self, Mount};
 use crate::keeper::mounts::is_of;
@@ -37,9 +37,6 @@ const LETTING_GO: Duration = Duration::from_millis(100);
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(5);
-
-/// xfs's number in statfs(2).
-const XFS: u64 = 0x5846_5342;
 
 /// Makes the volume's file system idle; `own` are paths on the host's own file systems.
 ///
@@ -85,14 +82,12 @@ impl Volume<'_> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         match rustix::fs::open(path, flags, Mode::empty()) {
             Ok(file) => self.shut_down(&file),
-            // xfs refuses to open anything once it is shut down; an earlier attempt did that.
+            // An earlier attempt shut it down: xfs then opens nothing any more, and ext4 no file.
             Err(Errno::IO) => {
                 let same =
                     |handle: &OwnedFd| number_of(handle).is_ok_and(|n| n == *self.mounted.device_number);
                 let handle = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok();
-                let kind = handle.filter(same).and_then(|handle| rustix::fs::fstatfs(handle).ok());
-                self.shut |=
-                    kind.is_some_and(|kind| u64::try_from(kind.f_type).is_ok_and(|kind| kind == XFS));
+                self.shut |= handle.filter(same).is_some_and(was_shut_down);
             }
             Err(_) => {}
         }
@@ -195,10 +190,14 @@ impl Volume<'_> {
     /// Open files and directories on it, of all processes, each with its pid.
     fn open_files(&self) -> Vec<(u32, PathBuf)> {
         let is_on_it = |path: &PathBuf| {
-            let Ok(found) = rustix::fs::stat(path) else { return false };
-            let kind = FileType::from_raw_mode(found.st_mode);
-            super::device::number(found.st_dev) == *self.mounted.device_number
-                && matches!(kind, FileType::RegularFile | FileType::Directory)
+            // As O_PATH nothing is opened: neither a device nor a pipe takes notice.
+            let Ok(handle) = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) else {
+                return false;
+            };
+            let is_other =
+                |mode| !matches!(FileType::from_raw_mode(mode), FileType::RegularFile | FileType::Directory);
+            let is_special = rustix::fs::fstat(&handle).is_ok_and(|found| is_other(found.st_mode));
+            !is_special && number_of(&handle).is_ok_and(|number| number == *self.mounted.device_number)
         };
         let of_process = |pid: u32| {
             let process = PathBuf::from(format!("/proc/{pid}"));

@@ -6,7 +6,7 @@
 //!
 //! ext4, xfs and f2fs have it, under one number. btrfs has not.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
@@ -19,6 +19,10 @@ const NOLOGFLUSH: u32 = 2;
 
 /// A name that no file has.
 const NO_ATTRIBUTE: &str = "trusted.extvol-none";
+
+/// Their numbers in statfs(2): those whose refusals are known.
+const XFS: u64 = 0x5846_5342;
+const EXT4: u64 = 0xEF53;
 
 /// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +52,16 @@ pub(super) fn shut_down(file: impl AsFd) -> Shutdown {
         Err(Errno::IO) if refuses_changes(&file) => Shutdown::Done,
         Err(error) => Shutdown::Failed(error),
     }
+}
+
+/// Whether the file system of a path was shut down before: it refuses to open what is there, and refuses a change as well.
+/// `handle` is of that path, as O_PATH: such a handle can be had all the same.
+pub(super) fn was_shut_down(handle: impl AsFd) -> bool {
+    let known = rustix::fs::fstatfs(&handle)
+        .is_ok_and(|found| u64::try_from(found.f_type).is_ok_and(|kind| matches!(kind, XFS | EXT4)));
+    // Of a handle that reads nothing the kernel takes attributes by its name alone.
+    let path = format!("/proc/self/fd/{}", handle.as_fd().as_raw_fd());
+    known && rustix::fs::removexattr(&path, NO_ATTRIBUTE) == Err(Errno::IO)
 }
 
 /// Whether a change is refused as of a file system that was shut down. The change is to take away what is not there: a file
