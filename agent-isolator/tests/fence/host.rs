@@ -198,11 +198,14 @@ impl<'a> Host<'a> {
 
 impl Volume {
     pub(crate) fn mounted(&self) -> Value {
-        let has_device = !self.device.is_empty();
+        let device = (!self.device.is_empty()).then(|| {
+            let found = rustix::fs::stat(&self.device).unwrap().st_rdev;
+            let number = format!("{}:{}", rustix::fs::major(found), rustix::fs::minor(found));
+            json!({ "path": self.device, "number": number, "disk_sequence": self.disk_sequence })
+        });
+        let source = if self.device.is_empty() { "tmpfs" } else { &self.device };
         json!({
-            "mount_point": self.point, "device_number": self.number,
-            "device": has_device.then_some(&self.device),
-            "disk_sequence": has_device.then_some(self.disk_sequence),
+            "mount_point": self.point, "device_number": self.number, "source": source, "device": device,
         })
     }
 

@@ -12,6 +12,7 @@ use agent_isolator::keeper::process::ProcessId;
 use agent_isolator::keeper::shared_memory::SharedMemory;
 use agent_isolator::keeper::stored_table::TABLE;
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 use shared::clock::holder_now;
 use shared::protocol::holder::Table;
 
@@ -31,14 +32,21 @@ fn command(host: &Host<'_>, options: &[&str]) -> Command {
     let at = |name: &str, path: PathBuf| format!("--{name}={}", path.display());
     let mut command = Command::new(KEEPER);
     command
-        .args(["deadman", "--kill-ms", "2000", "--cgroup-root", &format!("/{}", alone.cgroup)])
+        .args(["--etcd_endpoints=127.0.0.1:1", "--holder=h", &format!("--cgroup_root={}", alone.cgroup)])
         .args(options)
-        .args(["--", "--etcd_endpoints=127.0.0.1:1", "--holder=h"])
         .arg(at("run_directory", alone.directory.join("run")))
         .arg(at("state_directory", alone.directory.join("state")))
         .arg(at("mount_roots", host.root.clone()))
         .stdin(Stdio::null());
     command
+}
+
+/// A table as a worker of this boot stores it.
+fn stored(table: &Table) -> Vec<u8> {
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let owner = json!({ "holder": "h", "etcd_prefix": "/extvol/v1" });
+    let stored = json!({ "version": 2, "boot_id": boot_id.trim(), "owner": owner, "table": table });
+    stored.to_string().into_bytes()
 }
 
 fn kill(process: ProcessId, signal: Signal) {
@@ -75,7 +83,7 @@ impl<'a> Keeper<'a> {
     }
 
     fn store(&self, table: &Table) {
-        fs::write(self.run.join(TABLE), serde_json::to_vec(table).unwrap()).unwrap();
+        fs::write(self.run.join(TABLE), stored(table)).unwrap();
     }
 
     fn fence_in(&self, time: Duration) {
@@ -218,7 +226,7 @@ fn root_a_keeper_that_is_started_too_late_fences_before_it_starts_a_worker() {
         let shared = SharedMemory::create(&run.join(DEADLINE)).unwrap();
         shared.extend(Some(holder_now())).unwrap();
         let table = Host::table(&[&container], &[&volume]);
-        fs::write(run.join(TABLE), serde_json::to_vec(&table).unwrap()).unwrap();
+        fs::write(run.join(TABLE), stored(&table)).unwrap();
         let keeper = Keeper::start(&host, &[]);
         eventually("a worker", || {
             let started = keeper.shared.worker().is_some();
@@ -294,7 +302,7 @@ fn root_a_watchdog_is_petted_until_the_fence_begins_and_again_once_it_is_proved(
         crate::host::run("mkfifo", &[device.to_str().unwrap()]);
         let nonblock = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap();
         let mut pets = fs::File::options().read(true).custom_flags(nonblock).open(&device).unwrap();
-        let mut keeper = Keeper::start(&host, &["--watchdog", device.to_str().unwrap()]);
+        let mut keeper = Keeper::start(&host, &[&format!("--watchdog={}", device.display())]);
         keeper.worker();
         keeper.store(&Host::table(&[], &[&volume]));
         let mut petted = || {

@@ -259,7 +259,7 @@ fn root_the_hosts_own_file_system_is_never_shut_down() {
             let volume = json!({"driver": "ebs", "name": "vol1"});
             let wanted = json!({"volume": volume, "asked": volume, "create": null});
             let mounted = json!({
-                "mount_point": point, "device_number": number, "device": null, "disk_sequence": null,
+                "mount_point": point, "device_number": number, "source": "none", "device": null,
             });
             let row = json!({
                 "wanted": wanted, "users": [], "phase": "attached", "token": 1, "mounted": mounted,
