@@ -480,3 +480,12 @@ async fn reads_that_fail_are_told_and_the_wait_goes_on() {
     assert!(matches!(module.acted.news, Some(News::Found { .. })));
     assert_eq!(scene.state(1).await, DEAD);
 }
+
+#[tokio::test]
+async fn the_more_holders_there_are_the_longer_is_the_pause() {
+    let sessions: Vec<_> = (1..=40).map(|n| (n, session(n))).collect();
+    let scene = Scene::begin(&sessions).await;
+    let mut module = scene.module(true);
+    scene.turn_at(0, &mut module).await;
+    assert_eq!(module.acting.next_turn(), 4 * MS, "not the one that was asked for");
+}

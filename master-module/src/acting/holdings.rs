@@ -121,6 +121,11 @@ impl Sessions {
         Ok(View { cluster, revision: snapshot.revision, entries })
     }
 
+    /// How many holders were looked at.
+    pub(crate) fn holders(&self) -> u32 {
+        u32::try_from(self.known.len()).unwrap_or(u32::MAX)
+    }
+
     /// Looks at the holders of these sessions until then, also when they hold nothing any more.
     pub(crate) fn keep<'p>(&mut self, puts: impl Iterator<Item = &'p (Key, Record)>, until: Now) {
         let holders = puts.filter_map(|(key, _)| holder_of_session(key));
