@@ -162,6 +162,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         memory.tick_worker(now);
         // An epoch was open in this boot: somebody took the table away.
         table.lost |= !checkpoint.path().exists() && memory.read().generation > 0;
+        let lost = table.lost;
         let core = Core::new(now, settings(&parameters, machine), table, memory.read());
         Ok(Self {
             core,
@@ -173,7 +174,8 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             etcd: Etcd::new(exchange, events.clone()),
             driver,
             prober: Prober::new(parameters.mount_roots.clone()),
-            unstored: true,
+            // That it was lost has to be known to the next one, too.
+            unstored: lost,
             store_fault: None,
             store_again: now,
             held: VecDeque::new(),

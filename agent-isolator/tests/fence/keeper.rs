@@ -248,7 +248,9 @@ fn root_with_a_broken_table_everything_below_the_roots_is_fenced() {
         fs::write(keeper.run.join(TABLE), "{\"containers\"").unwrap();
         keeper.fence_in(Duration::from_millis(100));
         eventually("the host is fenced", || keeper.fences_proved() == 1);
-        assert!(keeper.log().contains("the table cannot be read"));
+        // Whoever read it first has said so; a worker that has just started keeps it aside.
+        let kept = keeper.run.join(TABLE).with_extension("json.broken").exists();
+        assert!(kept || keeper.log().contains("the table cannot be read"));
         assert_eq!(container.processes(), [].into());
         assert!(volume.is_idle());
     });
