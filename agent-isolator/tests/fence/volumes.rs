@@ -82,7 +82,8 @@ fn root_an_orphan_outside_the_cgroup_and_a_volume_held_by_an_open_file_alone_are
         let host = Host::new(alone);
         let volume = host.volume("ext4", "vol1");
         let container = host.container("task1", &volume, false);
-        let outer = *container.processes().iter().next_back().unwrap();
+        // The first lives as long as the container; others are writes that come and go.
+        let outer = *container.processes().iter().next().unwrap();
         // In no cgroup and no pid namespace of the container, but in its mount namespace.
         let mut orphan = Command::new("nsenter")
             .args([&format!("--mount=/proc/{outer}/ns/mnt"), "sh", "-c", "echo up; read end"])
@@ -223,6 +224,28 @@ fn root_a_disk_that_is_gone_is_proved_and_another_one_under_its_number_is_left_a
             }
         },
     );
+}
+
+#[test]
+fn root_who_keeps_a_copy_after_the_hosts_unmount_and_so_pins_a_btrfs_is_killed() {
+    let name = "volumes::root_who_keeps_a_copy_after_the_hosts_unmount_and_so_pins_a_btrfs_is_killed";
+    alone(name, |alone| {
+        let host = Host::new(alone);
+        let volume = host.volume("btrfs", "vol1");
+        let mut keeps = Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "sh", "-c", "echo up; read end"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut said = std::io::BufReader::new(keeps.stdout.as_mut().unwrap());
+        std::io::BufRead::read_line(&mut said, &mut line).unwrap();
+        assert_eq!(line, "up\n");
+        host.fence(&known(Host::table(&[], &[&volume])));
+        assert!(volume.is_idle());
+        assert_eq!(keeps.wait().unwrap().signal(), Some(9));
+    });
 }
 
 #[test]
