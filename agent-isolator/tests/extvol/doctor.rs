@@ -1,6 +1,6 @@
 //! `extvol doctor` against what is well, and what is not.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
@@ -141,40 +141,39 @@ fn root_a_private_mount_root_fails_with_the_command_that_mends_it() {
     assert_line(&answer, "warning", "the mount root /nonexistent/a does not exist yet");
 }
 
-/// A socket among the plugins', which is removed again.
-struct Plugin(PathBuf);
-
-impl Plugin {
-    fn new(driver: &str) -> (Self, std::os::unix::net::UnixListener) {
-        let directory = PathBuf::from("/run/docker/plugins");
-        std::fs::create_dir_all(&directory).unwrap();
-        let socket = directory.join(format!("{driver}.sock"));
-        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-        (Self(socket), listener)
-    }
-}
-
-impl Drop for Plugin {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
+/// Runs the doctor where `sockets` is the directory of the plugins' sockets, and nothing of the host is touched.
+fn with_plugins(sockets: &Path, installation: &Installation, driver: &str) -> Answer {
+    let script = "mount -t tmpfs none /run && mkdir -p /run/docker/plugins \
+                  && mount --bind \"$1\" /run/docker/plugins && shift && exec \"$@\"";
+    let output = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"])
+        .arg(sockets)
+        .args([env!("CARGO_BIN_EXE_extvol"), "--endpoints", &installation.etcd.endpoint(0)])
+        .args([
+            "--run_directory=/nonexistent",
+            "--state_directory=/nonexistent",
+            "doctor",
+            "--drivers",
+            driver,
+        ])
+        .output()
+        .unwrap();
+    output.into()
 }
 
 #[test]
 fn root_a_plugin_that_is_dead_missing_or_no_volume_driver_fails_and_one_that_answers_does_not() {
     use std::io::{BufRead, BufReader, Write};
     let installation = Installation::found();
-    let name = format!("extvol-test-{}", std::process::id());
-    let doctor = || {
-        let words =
-            ["--run_directory=/nonexistent", "--state_directory=/nonexistent", "doctor", "--drivers", &name];
-        installation.run(&words)
-    };
+    let (directory, name) = (tempfile::tempdir().unwrap(), "a-plugin");
+    let doctor = || with_plugins(directory.path(), &installation, name);
     assert_line(&doctor(), "FAIL", &format!("no Docker volume plugin named {name} was found"));
-    let (plugin, listener) = Plugin::new(&name);
-    for (implements, level, words) in
-        [("VolumeDriver", "ok", "answers"), ("NetworkDriver", "FAIL", "does not implement VolumeDriver")]
-    {
+    let socket = directory.path().join(format!("{name}.sock"));
+    let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
+    for (implements, level, words) in [
+        ("VolumeDriver", "ok", "the volume plugin a-plugin answers"),
+        ("NetworkDriver", "FAIL", "does not implement VolumeDriver"),
+    ] {
         let listener = listener.try_clone().unwrap();
         let served = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
@@ -197,7 +196,6 @@ fn root_a_plugin_that_is_dead_missing_or_no_volume_driver_fails_and_one_that_ans
     let answer = doctor();
     assert_line(&answer, "FAIL", "could not be reached");
     assert_line(&answer, "FAIL", "which was asked for - start it");
-    drop(plugin);
 }
 
 #[test]

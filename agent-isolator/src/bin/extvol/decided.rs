@@ -64,7 +64,7 @@ pub(crate) async fn write<S: LeaseStore>(
     write_read(records, async || records.about(subject).await, decide).await
 }
 
-/// As [`write`], with a reading of its own.
+/// As [`write()`], with a reading of its own.
 ///
 /// # Errors
 /// As there.

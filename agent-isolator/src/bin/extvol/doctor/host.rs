@@ -258,9 +258,14 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use agent_isolator::parameters::KeeperParameters;
+    use shared::protocol::exchange::{Held, Lease};
+    use shared::store::Revision;
+    use shared::volume::VolumeId;
 
     use super::super::Level;
     use super::*;
+    use crate::fixture;
+    use crate::records::Stored;
 
     fn parameters(directory: &Path) -> KeeperParameters {
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
@@ -316,6 +321,38 @@ mod tests {
             "1: -> FLOCK  ADVISORY  WRITE 7 08:01:42 0 EOF\n2: FLOCK  ADVISORY  WRITE 9 08:01:42 0 EOF\n";
         assert_eq!(locked_by(locks, rustix::fs::makedev(8, 1), 42).as_deref(), Some("9"));
         assert_eq!(locked_by(locks, rustix::fs::makedev(8, 2), 42), None);
+    }
+
+    #[test]
+    fn a_driver_is_needed_here_when_this_host_holds_volumes_of_it_and_else_may_be() {
+        let lease = |holder: &str| Stored {
+            record: Lease::Held(Held { holder: fixture::holder(holder), ..fixture::held() }),
+            at: Revision(9),
+            since: None,
+        };
+        let of = |driver: &str, name: &str, holder: &str| {
+            let driver = Driver::new(driver).unwrap();
+            (VolumeId { driver, ..fixture::volume(name) }, lease(holder))
+        };
+        let leases =
+            [of("ebs", "1", "b"), of("ebs", "2", "a"), of("scaleio", "3", "b"), of("asked", "4", "b")];
+        let everything = Everything { leases: leases.into(), ..Everything::default() };
+        let parameters =
+            KeeperParameters { holder: fixture::holder("a"), ..parameters(Path::new("/nonexistent")) };
+        let asked = [Driver::new("asked").unwrap()];
+        let host = Host { drivers: &asked, ..host(&parameters) };
+        let found = drivers(&host, true, Some(&everything));
+        let found: Vec<_> = found.iter().map(|(driver, why)| (driver.as_str(), why.clone())).collect();
+        assert_eq!(
+            found,
+            [
+                ("asked", Needed::Here("which was asked for")),
+                ("ebs", Needed::Here("and this host holds volumes of it")),
+                ("scaleio", Needed::Elsewhere),
+            ]
+        );
+        // Beside a master only what was asked for.
+        assert_eq!(drivers(&host, false, Some(&everything)).len(), 1);
     }
 
     #[test]
