@@ -79,8 +79,10 @@ impl ClusterConfig {
     pub fn complete(agents: u8, drivers: &[&str]) -> Result<Self> {
         let mut config = Self::plain(agents)?;
         config.add_storage(drivers)?;
+        let preempt: Vec<_> = drivers.iter().map(|driver| format!("{driver}={driver}-preempt")).collect();
+        let isolator = vec![("preempt_plugins".into(), preempt.join(","))];
         // Quick to see an agent come and go.
-        config.load_modules(vec![("poll_interval".into(), "1secs".into())], Vec::new())?;
+        config.load_modules(vec![("poll_interval".into(), "1secs".into())], isolator)?;
         Ok(config)
     }
 
@@ -109,15 +111,24 @@ impl ClusterConfig {
 
     /// Adds a parameter to the agents' module, in place of one of that name.
     pub fn set_agent_parameter(&mut self, name: &str, value: &str) {
-        let isolator = self.modules.as_mut().and_then(|modules| modules.isolator.as_mut());
-        if let Some(module) = isolator {
+        Self::set(self.modules.as_mut().and_then(|modules| modules.isolator.as_mut()), name, value);
+    }
+
+    /// Adds a parameter to the masters' module, in place of one of that name.
+    pub fn set_master_parameter(&mut self, name: &str, value: &str) {
+        Self::set(self.modules.as_mut().and_then(|modules| modules.master.as_mut()), name, value);
+    }
+
+    fn set(module: Option<&mut Module>, name: &str, value: &str) {
+        if let Some(module) = module {
             module.parameters.retain(|(given, _)| given != name);
             module.parameters.push((name.to_owned(), value.to_owned()));
         }
     }
 
     /// The storage stand-in: its control plane on the hub, port [`STORAGE_PORT`], with its volumes in the
-    /// cluster's directory, and a plugin daemon for each of these drivers on each agent host.
+    /// cluster's directory, and for each of these drivers two plugin daemons on each agent host: one of its name, and
+    /// one called `<driver>-preempt`, which takes a volume away from another host.
     ///
     /// # Errors
     /// [`ClusterError::Missing`](super::ClusterError::Missing) when its programs were not built.
@@ -129,8 +140,11 @@ impl ClusterConfig {
         let argv = [&storage, "--listen", &listen, "--dir", "{cluster}/storage"];
         let ready = ["curl", "-s", "-o", "/dev/null", &control];
         self.hub_services.push(ServiceSpec::new("storage", argv).ready_when(ready));
-        for driver in drivers {
-            let argv = [&plugin, "--driver", driver, "--control", &control, "--host", "{host}"];
+        let preempting = drivers.iter().map(|driver| (format!("{driver}-preempt"), true));
+        for (driver, preempt) in drivers.iter().map(|driver| ((*driver).to_owned(), false)).chain(preempting)
+        {
+            let mut argv = vec![&*plugin, "--driver", &driver, "--control", &control, "--host", "{host}"];
+            argv.extend(preempt.then_some("--preempt"));
             let socket = format!("/run/docker/plugins/{driver}.sock");
             let ready =
                 ["curl", "-sf", "--unix-socket", &socket, "-X", "POST", "http://plugin/Plugin.Activate"];
