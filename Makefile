@@ -15,7 +15,7 @@ help:
 	@echo "make bench         what it costs; BENCH=--short takes fewer samples"
 	@echo "make check         formats, lints, documentation, C++ under two compilers"
 	@echo "make simulate      RUNS=20000 simulated schedules of the protocol core, from SEED=1"
-	@echo "make model         all orders of events of a small cluster; make model-large tries larger ones"
+	@echo "make model         all orders of events of a small cluster; make model-large tries larger ones (NAME: some)"
 	@echo "make mutants       seeded mistakes in copies of the core must be found; writes docs/mutants.md"
 	@echo "make build         target/extvol/libextvol.so and target/release/extvol-keeper"
 	@echo "make sanitize      the same library with sanitizers, target/extvol-sanitized, which the tests run"
@@ -43,7 +43,7 @@ model:
 	@cargo test --quiet --release -p integration --test model -- --nocapture --test-threads 1
 
 model-large:
-	@EXTVOL_MODEL_LARGE=1 cargo test --quiet --release -p integration --test model -- --nocapture within_larger
+	@EXTVOL_MODEL_LARGE="$(NAME)" cargo test --quiet --release -p integration --test model -- --nocapture within_larger
 
 mutants:
 	@cargo run --quiet --release -p integration --bin extvol-mutants

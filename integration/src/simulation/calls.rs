@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use shared::protocol::Request;
 use shared::protocol::exchange::{ClusterId, Commit, Key, Lease, Record};
+use shared::protocol::fence::{Act, Fence};
 use shared::protocol::holder::{Input, MountFault, Phase};
 use shared::store::Revision;
 
@@ -19,7 +20,8 @@ pub(super) fn check() -> Result<(), &'static str> {
     in_doubt()?;
     unmounted_by_somebody()?;
     refused_alone()?;
-    another_agent()
+    another_agent()?;
+    kill_first()
 }
 
 /// A host whose container `c` has its volume.
@@ -119,5 +121,30 @@ fn another_agent() -> Result<(), &'static str> {
         Ok(())
     } else {
         Err("scenario: another agent ended a container of this name")
+    }
+}
+
+/// A fence takes no file system away before every container is dead.
+fn kill_first() -> Result<(), &'static str> {
+    let mut story = with_volume();
+    story.prepare(2, "d", &[0]);
+    story.all();
+    let mut fence = Fence::new(&story.host.table, None, None);
+    let mut killing = Vec::new();
+    while let Some(act) = fence.poll_act() {
+        match act {
+            Act::Kill(_) => killing.push(act),
+            _ => return Err("scenario: a file system was taken away under a living process"),
+        }
+    }
+    let [first, second] = &killing[..] else { return Err("scenario: a fence did not kill everybody") };
+    fence.done(first, Ok(()));
+    if fence.poll_act().is_some() {
+        return Err("scenario: a file system was taken away under a living process");
+    }
+    fence.done(second, Ok(()));
+    match fence.poll_act() {
+        Some(Act::MakeIdle(_)) => Ok(()),
+        _ => Err("scenario: a fence left a file system mounted"),
     }
 }

@@ -140,7 +140,11 @@ impl World<'_> {
             return;
         }
         node.powered = false;
-        node.suspended = None;
+        if node.suspended.take().is_some() {
+            // What its drivers had not yet asked of the storage when they were stopped, they never will.
+            self.calls.retain(|(caller, _)| *caller != host);
+        }
+        let node = &mut self.nodes[host];
         node.boot += 1;
         node.life += 1;
         node.hung = 0;

@@ -7,7 +7,7 @@
 //! times are kept relative to now, and revisions and operations by rank, so that the states are finite.
 //! The second host has a perfect network, and no faults: it is there to take over.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use shared::protocol::exchange::{
     ByTime, Commit, Instance, Key, Lease, Outcome, Reading, Record, SessionState, View,
 };
 use shared::protocol::fence::Act;
-use shared::protocol::holder::{Answer, Input, Life, Settings, Wanted};
+use shared::protocol::holder::{Answer, Input, Life, MountFault, Settings, UnmountFault, Wanted};
 use shared::protocol::renumber::{self, Renumber};
 use shared::protocol::timing::Timing;
 use shared::protocol::{Now, Op, Request, Text, reclaimer};
@@ -51,6 +51,15 @@ pub(crate) struct Bounds {
     pub(crate) late_calls: u8,
     /// Whether a reclaimer's read may take longer than a tick.
     pub(crate) late_reads: bool,
+    /// Whether the answer to a commit may come later than the commit is done.
+    pub(crate) late_answers: bool,
+    /// How often host 0 is suspended. Its clock counts on.
+    pub(crate) suspends: u8,
+    /// Whether the storage can take a volume away from a host. Without it nobody can tell what a host does that does
+    /// not run: suspends, and crashes of a whole keeper, are tried only with it (rule L20).
+    pub(crate) storage: bool,
+    /// Whether a container of host 0 may end by itself.
+    pub(crate) ends: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -76,6 +85,20 @@ struct Sent {
     stage: Stage,
 }
 
+/// A driver call under way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Call {
+    host: usize,
+    op: Op,
+    mount: bool,
+    /// Whether its caller still lives.
+    heard: bool,
+    /// For how many ticks it has been under way.
+    age: u8,
+    /// Whether the storage refuses it.
+    blocked: bool,
+}
+
 /// A state of the world.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct State {
@@ -83,13 +106,15 @@ pub(crate) struct State {
     hosts: [Host; 2],
     up: [bool; 2],
     control: [VecDeque<Effect>; 2],
-    calls: Vec<(usize, Op, bool, bool, u8)>,
+    calls: Vec<Call>,
     wire: Vec<Sent>,
     reclaimers: Vec<reclaimer::Core>,
     skew: Vec<u8>,
     faults: u8,
     losses: u8,
     revokes: u8,
+    suspends: u8,
+    suspended: bool,
     prepares: [u8; 2],
     token: Revision,
     wrong: Option<&'static str>,
@@ -110,7 +135,10 @@ pub(crate) enum Action {
     Lose(usize),
     KillWorker,
     KillDeadman,
+    KillKeeper,
     StartDeadman,
+    Suspend,
+    Resume,
     PowerOff,
     PowerOn,
     Revoke,
@@ -153,7 +181,7 @@ impl Bounds {
             retry: (TICK, TICK),
             // A call lands within `late_calls` ticks, at the latest right before the next one.
             settle: TICK * u32::from(self.late_calls + 1),
-            storage_fencing: BTreeSet::new(),
+            storage_fencing: self.storage.then(|| volume(0).driver).into_iter().collect(),
             fencing_required: false,
         }
     }
@@ -182,12 +210,21 @@ impl State {
                     self.wire.push(Sent { who: Who::Host, op, stage: Stage::Commit(commit) });
                 }
                 Effect::Mount(op, _) | Effect::Unmount(op, _) => {
-                    self.calls.push((host, op, matches!(effect, Effect::Mount(..)), true, 0));
+                    let mount = matches!(effect, Effect::Mount(..));
+                    self.calls.push(Call { host, op, mount, heard: true, age: 0, blocked: false });
                     if host == 1 {
                         self.land(self.calls.len() - 1);
                     }
                 }
-                Effect::Settle(op, _) => self.handle(host, Input::Settled(op, Ok(()))),
+                Effect::Settle(op, _) => {
+                    let other = 1 - host;
+                    if let Some(mount) = self.hosts[other].mounts.get_mut(&id()) {
+                        mount.blocked = true;
+                    }
+                    let theirs = self.calls.iter_mut().filter(|call| call.host == other);
+                    theirs.for_each(|call| call.blocked = true);
+                    self.handle(host, Input::Settled(op, Ok(())));
+                }
                 Effect::Prove(op, asked) => {
                     let idleness = self.hosts[host].idleness(&asked);
                     self.handle(host, Input::Idle(op, idleness));
@@ -234,6 +271,20 @@ impl State {
             }
             _ => {}
         }
+    }
+
+    /// An answer reaches who asked.
+    fn answered(&mut self, index: usize) -> Option<()> {
+        let Sent { who, op, stage } = self.wire.remove(index);
+        match (who, stage) {
+            (Who::Host, Stage::Done(outcome)) => self.handle(0, Input::Committed(op, outcome)),
+            (Who::Reclaimer(r), Stage::Done(outcome)) => {
+                self.master(r, reclaimer::Input::Committed(op, outcome));
+            }
+            (Who::Reclaimer(r), Stage::Seen(view)) => self.master(r, reclaimer::Input::Read(op, Ok(view))),
+            _ => return None,
+        }
+        Some(())
     }
 
     fn commit(&mut self, commit: &Commit) -> Outcome {
@@ -299,16 +350,33 @@ impl State {
     }
 
     fn writers(&self) -> usize {
-        (0..2).filter(|host| self.up[*host] && self.hosts[*host].can_write(&id())).count()
+        (0..2).filter(|host| self.runs(*host) && self.hosts[*host].can_write(&id())).count()
+    }
+
+    fn runs(&self, host: usize) -> bool {
+        self.up[host] && !(host == 0 && self.suspended)
     }
 
     fn abandon(&mut self) {
         self.wire.iter_mut().filter(|sent| sent.who == Who::Host).for_each(|sent| sent.who = Who::Nobody);
-        self.calls.iter_mut().filter(|call| call.0 == 0).for_each(|call| call.3 = false);
+        self.calls.iter_mut().filter(|call| call.host == 0).for_each(|call| call.heard = false);
     }
 
     fn land(&mut self, index: usize) {
-        let (host, op, mount, heard, _) = self.calls.remove(index);
+        let Call { host, op, mount, heard, blocked, .. } = self.calls.remove(index);
+        if blocked {
+            if heard {
+                let why = || "the storage refuses".into();
+                self.handle(
+                    host,
+                    match mount {
+                        true => Input::Mounted(op, Err(MountFault::Refused(why()))),
+                        false => Input::Unmounted(op, Err(UnmountFault::Refused(why()))),
+                    },
+                );
+            }
+            return;
+        }
         if mount {
             if self.up[host] {
                 self.hosts[host].mounts.insert(id(), Mount { blocked: false });
@@ -336,11 +404,11 @@ impl State {
         let waits = matches!(self.control[host].front(), None | Some(Effect::Act(_, Act::Settle(_))));
         let end = fence.is_some_and(|at| at + TICK <= NOW) && !waits;
         let patience = if host == 0 { bounds.late_calls } else { 0 };
-        let call = self.calls.iter().any(|call| call.0 == host && call.4 >= patience);
+        let call = self.calls.iter().any(|call| call.host == host && call.age >= patience);
         // A worker that lives is prompt: one that hangs does what a killed one does.
         let wake =
             host == 0 && it.worker.as_ref().and_then(|core| core.next_deadline()).is_some_and(|at| at <= NOW);
-        self.up[host] && (begin || end || wake) || call
+        self.runs(host) && (begin || end || wake) || call && !(host == 0 && self.suspended)
     }
 
     /// Gives all numbers their smallest equivalent.
@@ -372,11 +440,36 @@ impl State {
             self.visit(node, &mut numbers);
         }
         self.visit_shared(&mut numbers);
+        self.order_reclaimers();
         self.wire.sort_by_cached_key(|sent| {
             let mut hasher = DefaultHasher::new();
             sent.hash(&mut hasher);
             hasher.finish()
         });
+    }
+
+    /// Two reclaimers do the same: which of them is which makes no difference.
+    fn order_reclaimers(&mut self) {
+        let [first, second] = &self.reclaimers[..] else { return };
+        let key = |number: usize, core: &reclaimer::Core| {
+            let mut hasher = DefaultHasher::new();
+            (core, self.skew[2 + number]).hash(&mut hasher);
+            let mine = self.wire.iter().filter(|sent| sent.who == Who::Reclaimer(number));
+            // Their order is that of their numbers, which are kept.
+            let mut sent: Vec<_> = mine.map(|sent| (sent.op, &sent.stage)).collect();
+            sent.sort_by_key(|(op, _)| *op);
+            sent.hash(&mut hasher);
+            hasher.finish()
+        };
+        if key(0, first) > key(1, second) {
+            self.reclaimers.swap(0, 1);
+            self.skew.swap(2, 3);
+            for sent in &mut self.wire {
+                if let Who::Reclaimer(number) = &mut sent.who {
+                    *number = 1 - *number;
+                }
+            }
+        }
     }
 
     fn visit_shared(&mut self, r: &mut impl Renumber) {
@@ -407,8 +500,8 @@ impl State {
         if node >= 2 {
             return renumber::reclaimer(&mut self.reclaimers[node - 2], r);
         }
-        for call in self.calls.iter_mut().filter(|call| call.0 == node) {
-            if call.3 { r.op(&mut call.1) } else { call.1 = Op(0) }
+        for call in self.calls.iter_mut().filter(|call| call.host == node) {
+            if call.heard { r.op(&mut call.op) } else { call.op = Op(0) }
         }
         let host = &mut self.hosts[node];
         if let Some(core) = &mut host.worker {
@@ -505,6 +598,8 @@ impl Model for Machine {
             faults: bounds.faults,
             losses: bounds.losses,
             revokes: bounds.revokes,
+            suspends: bounds.suspends,
+            suspended: false,
             prepares: bounds.prepares,
             token: Revision::ABSENT,
             wrong: None,
@@ -540,7 +635,9 @@ impl Model for Machine {
             return;
         }
         // SIGKILL is faster than anything that goes over a network.
-        if let Some(host) = (0..2).find(|host| s.control[*host].contains(&Effect::KillWorker)) {
+        if let Some(host) =
+            (0..2).find(|host| s.runs(*host) && s.control[*host].contains(&Effect::KillWorker))
+        {
             return actions.push(Action::Control(host));
         }
         let bounds = &self.0;
@@ -558,7 +655,7 @@ impl Model for Machine {
             actions.extend(ticks.into_iter().map(Action::Tick));
         }
         for host in 0..2 {
-            if !s.up[host] {
+            if !s.runs(host) {
                 continue;
             }
             let it = &s.hosts[host];
@@ -575,7 +672,10 @@ impl Model for Machine {
                 {
                     actions.push(Action::Prepare(host));
                 }
-                if host == 0 && it.processes.get(&user(host)).is_some_and(|process| process.runs) {
+                if bounds.ends
+                    && host == 0
+                    && it.processes.get(&user(host)).is_some_and(|process| process.runs)
+                {
                     actions.push(Action::End(host));
                 }
             }
@@ -589,18 +689,28 @@ impl Model for Machine {
                 actions.push(Action::Control(host));
             }
         }
-        actions.extend((0..s.calls.len()).map(Action::Land));
+        let lands = |call: &Call| !(call.host == 0 && s.suspended);
+        actions.extend((0..s.calls.len()).filter(|index| lands(&s.calls[*index])).map(Action::Land));
         for (index, sent) in s.wire.iter().enumerate() {
             match &sent.stage {
                 Stage::Read(_) | Stage::Commit(_) => actions.push(Action::Apply(index)),
+                Stage::Seen(_) | Stage::Done(_) if s.suspended && sent.who == Who::Host => {}
                 Stage::Seen(_) | Stage::Done(_) => actions.push(Action::Answered(index)),
             }
-            if s.losses > 0 && sent.who == Who::Host {
+            if s.losses > 0 && sent.who == Who::Host && !s.suspended {
                 actions.push(Action::Lose(index));
             }
         }
-        if s.faults > 0 && s.up[0] {
+        if s.suspended {
+            actions.push(Action::Resume);
+        } else if s.suspends > 0 && s.up[0] {
+            actions.push(Action::Suspend);
+        }
+        if s.faults > 0 && s.runs(0) {
             actions.push(Action::PowerOff);
+            if bounds.storage && s.hosts[0].deadman.is_some() {
+                actions.push(Action::KillKeeper);
+            }
             if s.hosts[0].worker.is_some() {
                 actions.push(Action::KillWorker);
             }
@@ -610,7 +720,7 @@ impl Model for Machine {
         }
         if !s.up[0] {
             actions.push(Action::PowerOn);
-        } else if s.hosts[0].deadman.is_none() {
+        } else if s.runs(0) && s.hosts[0].deadman.is_none() {
             actions.push(Action::StartDeadman);
         }
         if s.revokes > 0 && matches!(s.etcd.session(&holder(0)), Some((_, SessionState::Live))) {
@@ -628,7 +738,9 @@ impl Model for Machine {
                     passed[node] = u32::from(1 + skew - s.skew[node]);
                 }
                 s.skew = skew;
-                s.calls.iter_mut().for_each(|call| call.4 += 1);
+                // A suspended host's calls wait for it.
+                let oldest = self.0.late_calls.max(1);
+                s.calls.iter_mut().for_each(|call| call.age = oldest.min(call.age + 1));
             }
             Action::Wake(host) => s.handle(host, Input::Tick),
             Action::Poll(host) => {
@@ -682,23 +794,15 @@ impl Model for Machine {
                     Stage::Commit(commit) => Stage::Done(s.commit(commit)),
                     _ => return None,
                 };
+                let waits = sent.who == Who::Host && s.suspended;
                 if sent.who != Who::Nobody {
                     s.wire.push(Sent { stage, ..sent });
+                    if !self.0.late_answers && !waits {
+                        s.answered(s.wire.len() - 1)?;
+                    }
                 }
             }
-            Action::Answered(index) => {
-                let Sent { who, op, stage } = s.wire.remove(index);
-                match (who, stage) {
-                    (Who::Host, Stage::Done(outcome)) => s.handle(0, Input::Committed(op, outcome)),
-                    (Who::Reclaimer(r), Stage::Done(outcome)) => {
-                        s.master(r, reclaimer::Input::Committed(op, outcome))
-                    }
-                    (Who::Reclaimer(r), Stage::Seen(view)) => {
-                        s.master(r, reclaimer::Input::Read(op, Ok(view)))
-                    }
-                    _ => return None,
-                }
-            }
+            Action::Answered(index) => s.answered(index)?,
             Action::Lose(index) => {
                 s.losses -= 1;
                 let op = s.wire[index].op;
@@ -724,6 +828,19 @@ impl Model for Machine {
                     .retain(|effect| !matches!(effect, Effect::Act(Runner::Deadman, _) | Effect::KillWorker));
                 s.handle(0, Input::Guarded(false));
             }
+            Action::KillKeeper => {
+                s.faults -= 1;
+                s.abandon();
+                s.control[0].clear();
+                s.hosts[0].deadman_gone();
+                s.hosts[0].worker_gone(NOW, &mut effects);
+                s.take(0, effects);
+            }
+            Action::Suspend => {
+                s.suspends -= 1;
+                s.suspended = true;
+            }
+            Action::Resume => s.suspended = false,
             Action::StartDeadman => {
                 s.hosts[0].start_deadman(NOW, &mut effects);
                 s.take(0, effects);
@@ -733,7 +850,7 @@ impl Model for Machine {
                 s.faults -= 1;
                 s.abandon();
                 // Nothing is mounted by a driver that is gone; what it asked of the storage may still happen.
-                s.calls.retain(|call| call.0 != 0 || !call.2);
+                s.calls.retain(|call| call.host != 0 || !call.mount);
                 s.control[0].clear();
                 s.hosts[0].power_off();
                 s.up[0] = false;
@@ -898,7 +1015,9 @@ fn is_healthy(_: &State, action: &Action) -> bool {
         Action::Lose(_)
             | Action::KillWorker
             | Action::KillDeadman
+            | Action::KillKeeper
             | Action::PowerOff
+            | Action::Suspend
             | Action::Revoke
             | Action::Prepare(_)
     )
@@ -914,6 +1033,10 @@ const BASE: Bounds = Bounds {
     prepares: [1, 1],
     late_calls: 0,
     late_reads: false,
+    late_answers: true,
+    suspends: 0,
+    storage: false,
+    ends: true,
 };
 
 /// The bounds that CI tries.
@@ -925,7 +1048,36 @@ pub(crate) const SMALL: [Bounds; 4] = [
 ];
 
 /// Larger ones, for a machine that has an hour.
-pub(crate) const LARGE: [Bounds; 9] = [
+pub(crate) const LARGE: [Bounds; 18] = [
+    Bounds { name: "two reclaimers, prompt answers", reclaimers: 2, late_answers: false, ..BASE },
+    Bounds { name: "two reclaimers, small", reclaimers: 2, late_answers: false, ends: false, ..BASE },
+    Bounds {
+        name: "drift and late call, small",
+        drift: true,
+        late_calls: 1,
+        late_answers: false,
+        ends: false,
+        ..BASE
+    },
+    Bounds { name: "suspend, small", suspends: 1, storage: true, late_answers: false, ends: false, ..BASE },
+    Bounds {
+        name: "keeper crash, small",
+        faults: 1,
+        storage: true,
+        reclaimers: 0,
+        late_answers: false,
+        ..BASE
+    },
+    Bounds {
+        name: "clocks that err, late driver calls, prompt answers",
+        drift: true,
+        late_calls: 1,
+        late_answers: false,
+        ..BASE
+    },
+    Bounds { name: "a suspend, prompt answers", suspends: 1, storage: true, late_answers: false, ..BASE },
+    Bounds { name: "keeper crash", faults: 1, storage: true, late_answers: false, ..BASE },
+    Bounds { name: "keeper crash, no reclaimer", faults: 1, storage: true, reclaimers: 0, ..BASE },
     Bounds { name: "clocks that err", drift: true, ..BASE },
     Bounds { name: "a reclaimer's reads at any pace", late_reads: true, ..BASE },
     Bounds { name: "an unknown outcome", losses: 1, ..BASE },

@@ -41,8 +41,9 @@ fn at_most_one_host_writes_in_every_order_of_events() {
 #[test]
 fn at_most_one_host_writes_within_larger_bounds() {
     // Asked for by name alone (`make model-large`): it needs memory and time that CI does not have.
-    if std::env::var_os("EXTVOL_MODEL_LARGE").is_some() {
-        LARGE.into_iter().for_each(explore);
+    // Its value is a part of the names of those to try.
+    if let Ok(part) = std::env::var("EXTVOL_MODEL_LARGE") {
+        LARGE.into_iter().filter(|bounds| bounds.name.contains(&part)).for_each(explore);
     }
 }
 

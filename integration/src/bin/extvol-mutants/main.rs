@@ -19,12 +19,20 @@ use list::{MUTANTS, Mutant};
 const TABLE: &str = "docs/mutants.md";
 
 /// What of `shared` the core needs.
-const SHARED: [&str; 7] =
-    ["keys.rs", "parameters.rs", "record.rs", "store.rs", "transaction.rs", "volume.rs", "protocol"];
+const SHARED: [&str; 8] = [
+    "event.rs",
+    "keys.rs",
+    "parameters.rs",
+    "record.rs",
+    "store.rs",
+    "transaction.rs",
+    "volume.rs",
+    "protocol",
+];
 
 const MAIN: &str = r#"#![allow(warnings)]
 mod shared {
-    pub mod keys; pub mod parameters; pub mod record; pub mod store; pub mod transaction; pub mod volume;
+    pub mod event; pub mod keys; pub mod parameters; pub mod record; pub mod store; pub mod transaction; pub mod volume;
     pub mod protocol;
 }
 mod simulation;

@@ -163,7 +163,9 @@ impl Core {
     /// come is adopted, behind a barrier; anything else is first made safe (L17).
     #[must_use]
     pub fn new(now: Now, settings: Settings, table: Table, deadline: Deadline) -> Self {
-        let Table { open, refused, lost, containers, volumes } = table;
+        let Table { open, refused, lost, mut containers, volumes } = table;
+        // Told to end by another worker: this one has yet to learn why, and a time that has passed would wake for ever.
+        containers.values_mut().for_each(Container::forget_revoke);
         let holds = !volumes.is_empty() || !containers.is_empty();
         let never = open.as_ref().is_some_and(|open| open.by_time == ByTime::Never);
         let in_time = deadline.fence_at.map_or(never || !holds, |at| now < at);
@@ -393,6 +395,7 @@ impl Core {
         // for it.
         if !self.armed() {
             self.beaten = None;
+            self.next_beat = Now::ZERO;
         }
         let fence_at = self.fence_at();
         if fence_at != self.extended {

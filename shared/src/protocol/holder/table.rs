@@ -77,6 +77,11 @@ impl Container {
         Self { agent, agent_id, volumes, pid, cgroup, prepared: false, ending, killed: false }
     }
 
+    /// As it is after it was stored.
+    pub(super) fn forget_revoke(&mut self) {
+        (self.ending, self.killed) = (None, false);
+    }
+
     /// Whether a call of the agent at this address may be about this container: ids of standalone
     /// containers are chosen by users, and two agents of a host may have the same.
     pub(super) fn is_of(&self, agent: &Text) -> bool {
