@@ -4,12 +4,10 @@
 //! Nothing here knows Mesos's ABI, a volume driver's protocol or a mount system call.
 
 pub mod clock;
-pub mod decide;
 pub mod etcd;
 pub mod event;
 pub mod exchange;
 pub mod exchange_io;
-pub mod holder;
 pub mod keys;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;

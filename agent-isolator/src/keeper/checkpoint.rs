@@ -20,9 +20,17 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
-use shared::decide::Machine;
 use shared::protocol::holder::Table;
 use shared::volume::Holder;
+
+/// The host that runs this keeper, as its kernel and its disk tell it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// An id that no other machine has.
+    pub id: String,
+    /// The kernel's boot id.
+    pub boot_id: String,
+}
 
 /// The version of the table that this program writes, and the only one that it reads.
 const VERSION: u32 = 2;

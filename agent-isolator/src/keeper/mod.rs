@@ -42,7 +42,7 @@ use shared::store::LeaseStore;
 use shared::volume::{ContainerId, NameError};
 use tokio::sync::mpsc;
 
-use self::checkpoint::{Checkpoint, StartError};
+use self::checkpoint::{Checkpoint, Machine, StartError};
 use self::deadman::Guard;
 use self::driver::VolumeDriver;
 use self::etcd::Etcd;
@@ -150,7 +150,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
     pub fn start(
         parameters: KeeperParameters,
         checkpoint: Checkpoint,
-        machine: shared::decide::Machine,
+        machine: Machine,
         memory: Arc<SharedMemory>,
         exchange: Exchange<S>,
         driver: D,
@@ -578,7 +578,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
     }
 }
 
-fn settings(parameters: &KeeperParameters, machine: shared::decide::Machine) -> Settings {
+fn settings(parameters: &KeeperParameters, machine: Machine) -> Settings {
     Settings {
         holder: parameters.holder.clone(),
         instance: Instance(random_id().into()),
