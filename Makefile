@@ -3,13 +3,14 @@
 LIBRARY := target/extvol/libextvol.so
 MESOS := target/mesos/libmesos.so
 
-.PHONY: help demo test cluster cluster-down build setup sanitize check bench simulate model model-large mutants
+.PHONY: help demo demo-host-death demo-partition demo-agent-restart test cluster cluster-down build setup sanitize check bench simulate model model-large mutants
 
 RUNS := 20000
 SEED := 1
 
 help:
 	@echo "make demo          the main job, on a cluster of real Mesos hosts on this machine"
+	@echo "make demo-host-death, demo-partition, demo-agent-restart   one fault under a writing task"
 	@echo "make test          all tests"
 	@echo "make cluster       a cluster of two agents to play with; make cluster-down ends it"
 	@echo "make bench         what it costs; BENCH=--short takes fewer samples"
@@ -22,6 +23,15 @@ help:
 
 demo: build
 	@target/release/extvol-demo
+
+demo-host-death: build
+	@target/release/extvol-demo host
+
+demo-partition: build
+	@target/release/extvol-demo partition
+
+demo-agent-restart: build
+	@target/release/extvol-demo restart
 
 test: build sanitize
 	@cargo nextest run --release --workspace --all-features
