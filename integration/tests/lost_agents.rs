@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use integration::cluster::ClusterConfig;
-use integration::scheduler::{SchedulerConfig, TaskState};
-use integration::trial::{Result, SOON, Trial, TrialError, app_with, check_counting, counting};
+use integration::scheduler::{SchedulerConfig, TaskEvent, TaskState};
+use integration::trial::{Result, SOON, Trial, TrialError, app_with, check_counting, counting, once};
 use shared::record::LeaseRecord;
 
 const VOLUME: &str = "ebs/vol-1";
@@ -147,4 +147,118 @@ fn mesos_a_task_does_not_notice_that_its_agent_was_restarted() -> Result<()> {
     assert_eq!(holder(&trial)?, Some(from));
     trial.stop("writer")?;
     trial.nothing_is_left()
+}
+
+/// The task goes on under the same lease, on the same host.
+fn nobody_notices(trial: &Trial, host: usize, break_it: impl FnOnce() -> Result<()>) -> Result<()> {
+    let before = trial.held(VOLUME)?.ok_or_else(|| TrialError::Unexpected("nobody has the volume".into()))?;
+    let seen = trial.scheduler.history("writer").len();
+    break_it()?;
+    // Longer than any deadline that runs now.
+    let until = Instant::now() + Duration::from_secs(6);
+    let mut written = 0;
+    while Instant::now() < until {
+        written = trial.wait_written(host, "vol-1", written)?.len();
+    }
+    check_counting(&trial.wait_written(host, "vol-1", written)?)?;
+    let history = trial.scheduler.history("writer");
+    assert!(history.iter().skip(seen).all(|event| event.state == TaskState::Running), "{history:?}");
+    let after = trial.held(VOLUME)?;
+    assert_eq!(after.as_ref().map(|held| (held.token, held.epoch)), Some((before.token, before.epoch)));
+    Ok(())
+}
+
+#[test]
+fn mesos_a_worker_or_deadman_that_is_killed_or_stopped_is_replaced_and_nobody_notices() -> Result<()> {
+    let trial = trial(SchedulerConfig::default(), |_| {})?;
+    let host = writing(&trial)?;
+    for name in ["extvol-worker", "extvol-deadman"] {
+        for signal in ["KILL", "STOP"] {
+            let before = trial.processes(host, name)?;
+            nobody_notices(&trial, host, || {
+                trial.cluster.host(host).run(&["pkill", &format!("-{signal}"), "-x", name])?;
+                Ok(trial.cluster.wait_for(&format!("another {name} after {signal}"), SOON, || match trial
+                    .processes(host, name)
+                {
+                    Ok(now) if now.len() == 1 && now != before => Ok(()),
+                    other => Err(format!("{before:?}, {other:?}")),
+                })?)
+            })?;
+        }
+    }
+    trial.stop("writer")?;
+    trial.nothing_is_left()
+}
+
+#[test]
+fn mesos_the_end_of_etcds_leader_fences_nobody() -> Result<()> {
+    let trial = trial(SchedulerConfig::default(), |config| config.etcd_members = 3)?;
+    let host = writing(&trial)?;
+    let leader = leader(&trial)?;
+    nobody_notices(&trial, host, || Ok(trial.cluster.hub().kill_service(&leader)?))?;
+    trial.cluster.hub().start_service(&leader)?;
+    trial.stop("writer")?;
+    trial.nothing_is_left()
+}
+
+/// The service that is etcd's leader.
+fn leader(trial: &Trial) -> Result<String> {
+    let unclear = |text: &str| TrialError::Unexpected(format!("etcd's members: {text}"));
+    let status = trial.cluster.etcdctl(&["endpoint", "status", "--write-out", "json"])?;
+    let members = trial.cluster.etcdctl(&["member", "list", "--write-out", "json"])?;
+    let read = |text: &str| serde_json::from_str::<serde_json::Value>(text).map_err(|_| unclear(text));
+    let (status, members) = (read(&status)?, read(&members)?);
+    let id = status[0]["Status"]["leader"].as_u64().ok_or_else(|| unclear(&status.to_string()))?;
+    let all = members["members"].as_array().cloned().unwrap_or_default();
+    let found = all.iter().find(|member| member["ID"].as_u64() == Some(id));
+    let name =
+        found.and_then(|member| member["name"].as_str()).ok_or_else(|| unclear(&members.to_string()))?;
+    Ok(name.to_owned())
+}
+
+#[test]
+fn mesos_without_etcd_for_longer_than_the_ttl_hosts_are_fenced_and_tasks_go_on_afterwards() -> Result<()> {
+    let trial = trial(SchedulerConfig::default(), |_| {})?;
+    let from = writing(&trial)?;
+    let seen = trial.scheduler.history("writer").len();
+    trial.cluster.hub().kill_service("etcd-1")?;
+    let ended = trial.wait_ended("writer", seen)?;
+    let message = ended.message.clone().unwrap_or_default();
+    assert!(message.contains("no heartbeat got through to etcd in time"), "{ended:?}");
+    trial.cluster.wait_for("a fenced host", SOON, || match trial.mounted(from) {
+        Ok(mounted) if mounted.is_empty() => Ok(()),
+        other => Err(format!("{other:?}")),
+    })?;
+    let seen = trial.scheduler.history("writer").len();
+    trial.cluster.hub().start_service("etcd-1")?;
+    trial.cluster.wait_etcd_healthy()?;
+    trial.scheduler.wait_for("writer", Instant::now() + SOON, |history| {
+        history.iter().skip(seen).any(|event| event.state == TaskState::Running)
+    })?;
+    trial.wait_lease(VOLUME, "is attached", |lease| matches!(lease, Some(LeaseRecord::Attached(_))))?;
+    let now = holder(&trial)?.ok_or_else(|| TrialError::Unexpected("nobody has the volume".into()))?;
+    check_counting(&trial.wait_written(now, "vol-1", 0)?)?;
+    trial.stop("writer")?;
+    trial.nothing_is_left()
+}
+
+#[test]
+fn mesos_of_two_hosts_with_one_name_one_is_refused_by_that_name() -> Result<()> {
+    let trial = trial(SchedulerConfig::default(), |config| config.set_agent_parameter("holder", "twin"))?;
+    for (app, host, volume) in [("one", "agent-1", "vol-1"), ("two", "agent-2", "vol-2")] {
+        trial.create_volume(volume)?;
+        trial.scheduler.run(once(app_with(app, host, volume, &counting("data", "0.02"))?))?;
+    }
+    let decided = |history: &[TaskEvent]| {
+        history.iter().any(|event| event.state == TaskState::Running || !event.state.is_live())
+    };
+    let until = Instant::now() + SOON;
+    let histories =
+        [trial.scheduler.wait_for("one", until, decided)?, trial.scheduler.wait_for("two", until, decided)?];
+    let refused: Vec<_> = histories.iter().flatten().filter(|event| !event.state.is_live()).collect();
+    let told = |event: &&&TaskEvent| {
+        event.message.as_ref().is_some_and(|message| message.contains("holder name twin"))
+    };
+    assert!(!refused.is_empty() && refused.iter().all(|event| told(&event)), "{histories:?}");
+    trial.attached().map(drop)
 }

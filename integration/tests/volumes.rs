@@ -208,8 +208,8 @@ fn mesos_a_volume_held_elsewhere_is_refused_and_had_once_it_is_free() -> Result<
     assert_eq!(
         message,
         format!(
-            "Failed to launch container: volume ebs/vol-1 is held by agent-1 (since {}, agent {}, container {container}); \
-             it is free when that container ends",
+            "Failed to launch container: volume ebs/vol-1 is held by agent-1 (live, since {}, agent {}, container \
+             {container}); it is free when that container ends, or after `extvol revoke ebs/vol-1`; it was waited for 15 s",
             held.since,
             first.agent_id.unwrap_or_default(),
         )
@@ -255,14 +255,14 @@ fn mesos_a_task_does_not_notice_that_its_keeper_is_killed_and_started() -> Resul
     let before = trial.wait_written(0, "vol-1", 0)?;
     trial.wait_lease("ebs/vol-1", "is attached", |lease| matches!(lease, Some(LeaseRecord::Attached(_))))?;
     let held = trial.held("ebs/vol-1")?.expect("it is attached");
-    let keeper = trial.processes(0, "extvol-keeper")?;
+    let keeper = trial.processes(0, "extvol-worker")?;
     trial.kill_keeper(0)?;
     trial.cluster.wait_for("another keeper", SOON, || {
         let log = trial.keeper_log(trial.cluster.host(0));
-        let opened = log.matches("the session of holder agent-1 is open; 1 leases are its own").count();
-        if opened == 1 { Ok(()) } else { Err(log) }
+        let opened = log.matches("the session of holder agent-1 is open, epoch 1").count();
+        if opened == 2 { Ok(()) } else { Err(log) }
     })?;
-    assert_ne!(trial.processes(0, "extvol-keeper")?, keeper);
+    assert_ne!(trial.processes(0, "extvol-worker")?, keeper);
     check_counting(&trial.wait_written(0, "vol-1", before.len())?)?;
     let after = trial.held("ebs/vol-1")?.expect("it is attached");
     assert_eq!((after.token, after.epoch, &after.containers), (held.token, held.epoch, &held.containers));

@@ -35,7 +35,7 @@ use std::time::Duration;
 
 use shared::clock::{Reading as Clocks, SuspendWatch, holder_now};
 use shared::exchange_io::Exchange;
-use shared::protocol::exchange::{Instance, Key};
+use shared::protocol::exchange::{Instance, Key, Outcome};
 use shared::protocol::holder::{Answer, Container, Core, Input, Life, Output, Settings, Wanted};
 use shared::protocol::{Now, Op, Request, Text};
 use shared::store::LeaseStore;
@@ -43,7 +43,7 @@ use shared::volume::{ContainerId, NameError};
 use tokio::sync::mpsc;
 
 use self::checkpoint::{Checkpoint, Machine, StartError};
-use self::deadman::Guard;
+use self::deadman::{DEADMAN_SILENCE, Guard};
 use self::driver::VolumeDriver;
 use self::etcd::Etcd;
 use self::fence::{FenceRunner, Known, Policy};
@@ -128,11 +128,14 @@ pub struct Worker<S, D> {
     store_again: Now,
     /// Outputs that wait for the table to be stored.
     held: VecDeque<Output>,
+    /// A fence that the deadman should have begun by then.
+    fence_by: Option<(Op, Now)>,
     /// When the containers' processes are looked at again.
     look_again: Now,
     suspends: SuspendWatch,
     /// What was last said of the session, so that each change is said once.
     said: String,
+    etcd_silent: bool,
     events: mpsc::UnboundedSender<Event>,
     received: mpsc::UnboundedReceiver<Event>,
     connections: BTreeMap<ConnectionId, Lines>,
@@ -179,9 +182,11 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             store_fault: None,
             store_again: now,
             held: VecDeque::new(),
+            fence_by: None,
             look_again: now,
             suspends: SuspendWatch::default(),
             said: String::new(),
+            etcd_silent: false,
             events,
             received,
             connections: BTreeMap::new(),
@@ -207,7 +212,11 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             let due = self.core.next_deadline().map_or(POLL, |at| at.saturating_sub(now).min(POLL));
             // A deadline that is due now must not keep what is received from being taken in.
             match tokio::time::timeout(due, self.received.recv()).await {
-                Ok(Some(event)) => self.handle(event),
+                Ok(Some(event)) => {
+                    self.handle(event);
+                    // What was decided is done before the flag is looked at: a new epoch begins by clearing it.
+                    self.go_on();
+                }
                 Ok(None) | Err(_) => {}
             }
             self.poll();
@@ -232,6 +241,11 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             self.guarded = guarded;
             self.core.handle(now, Input::Guarded(guarded));
         }
+        // Whatever keeps the deadman from it: a host that is to be fenced does not wait.
+        if let Some((op, _)) = self.fence_by.take_if(|(_, at)| *at <= now) {
+            tracing::error!("the deadman does not fence this host: the worker does");
+            self.make_safe(op);
+        }
         if self.look_again <= now {
             self.look_again = now + LOOK_AGAIN;
             self.look_at_containers(now);
@@ -252,7 +266,10 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Core(input) => self.core.handle(holder_now(), input),
+            Event::Core(input) => {
+                self.hear(&input);
+                self.core.handle(holder_now(), input);
+            }
             Event::Connected(id, lines) => {
                 for (container, message) in &self.limits {
                     let limit = Limit { container: container.clone(), message: message.to_string() };
@@ -425,6 +442,26 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         }
     }
 
+    /// Tells once that etcd does not answer, and once that it does again.
+    fn hear(&mut self, input: &Input) {
+        let silent = match input {
+            Input::Read(_, Err(why)) => Some(why.clone()),
+            Input::Committed(_, Outcome::Unknown) => Some("a write got no answer".into()),
+            Input::Committed(_, Outcome::NotSent) => Some("a write could not be sent".into()),
+            Input::Read(_, Ok(_)) | Input::Committed(..) => None,
+            _ => return,
+        };
+        match silent {
+            Some(why) if !self.etcd_silent => tracing::warn!("etcd does not answer: {why}"),
+            None if self.etcd_silent => tracing::info!("etcd answers again"),
+            _ => {}
+        }
+        self.etcd_silent = matches!(
+            input,
+            Input::Read(_, Err(_)) | Input::Committed(_, Outcome::Unknown | Outcome::NotSent)
+        );
+    }
+
     /// Tells each change of the session once.
     fn say(&mut self) {
         let holder = &self.parameters.holder;
@@ -506,7 +543,9 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                 self.memory.flag();
                 self.drop_held();
                 // A deadman that ticks does it, beginning with this process.
-                if !self.guarded {
+                if self.guarded {
+                    self.fence_by = Some((op, holder_now() + DEADMAN_SILENCE));
+                } else {
                     self.make_safe(op);
                 }
             }

@@ -121,6 +121,7 @@ pub fn holder(core: &mut holder::Core, r: &mut impl Renumber) {
     r.seen(&mut core.highest);
     // Texts are for people.
     core.obstacle = "".into();
+    core.fault = None;
     core.beaten.iter_mut().chain(&mut core.extended).for_each(|at| r.since(at));
     if let Some(beat) = &mut core.beat {
         r.op(&mut beat.op);

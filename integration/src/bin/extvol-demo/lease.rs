@@ -62,7 +62,7 @@ fn volume_follows(time: &Timeline, trial: &Trial) -> Result<usize> {
         history.iter().skip(seen).any(|event| event.state == TaskState::Running)
     })?;
     let refused = failures(&running);
-    time.line(format_args!("task `second` is running on agent-2, after {refused} refusals"));
+    time.line(format_args!("task `second` is running on agent-2, after {refused} refused launches"));
     let of = |text: &str, host: &str| text.lines().filter(|line| line.ends_with(host)).count();
     let first = of(&wait_lines(trial, 1, 1)?, "agent-1");
     let text = wait_lines(trial, 1, first + 10)?;

@@ -179,7 +179,9 @@ impl Core {
                 Phase::Attached { .. } if !volume.seen => "it cannot be told whether it is still mounted:",
                 Phase::Attached { .. } => return None,
             };
-            let trouble = volume.trouble.as_ref().map(|t| format!(" ({t})")).unwrap_or_default();
+            let asking = matches!(volume.phase, Phase::Acquiring);
+            let fault = self.fault.as_ref().filter(|_| asking);
+            let trouble = volume.trouble.as_ref().or(fault).map(|t| format!(" ({t})")).unwrap_or_default();
             Some(format!("{doing} volume {}{trouble}", wanted.volume))
         });
         each.collect::<Vec<_>>().join("; ")

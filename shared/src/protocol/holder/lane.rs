@@ -199,12 +199,16 @@ impl Core {
         let (seen, doing) = (*seen, doing.clone());
         self.lane = Lane::Idle;
         let view = match result {
-            Ok(view) => view,
+            Ok(view) => {
+                self.fault = None;
+                view
+            }
             Err(why) => {
                 self.lane = Lane::Pause { until: now + self.settings.retry.0 };
                 if !self.is_open() {
-                    self.obstacle = why;
+                    self.obstacle = why.clone();
                 }
+                self.fault = Some(why);
                 return;
             }
         };

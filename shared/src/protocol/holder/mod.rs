@@ -139,6 +139,8 @@ pub struct Core {
     /// A write's outcome is unknown, or the session is adopted: the session is rewritten before anything
     /// is concluded (L2).
     pub(super) barrier: bool,
+    /// Why etcd could not be read, the last time.
+    pub(super) fault: Option<Text>,
     /// Something changed under us: from this time on session and leases are read, before the next write.
     pub(super) check: Option<Now>,
     pub(super) checking: Option<(Op, Revision)>,
@@ -189,6 +191,7 @@ impl Core {
             lane: Lane::Idle,
             jobs: adopted.iter().map(|_| Job::TakeOver).collect(),
             barrier: adopted.is_some(),
+            fault: None,
             check: None,
             checking: None,
             leases: BTreeMap::new(),
