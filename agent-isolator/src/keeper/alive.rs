@@ -8,6 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use rustix::process::{Pid, Signal, kill_process};
 use shared::volume::ContainerId;
 
 /// Where the freezer hierarchy is mounted, as Mesos has it.
@@ -46,6 +47,25 @@ pub fn is_alive(cgroup: &str) -> bool {
     let root = Path::new(FREEZER);
     // Without the hierarchy a missing cgroup means nothing.
     !root.join("cgroup.procs").exists() || has_processes(&root.join(cgroup.trim_matches('/')))
+}
+
+/// Asks all processes of a container's freezer cgroup, and of those nested in it, to end (SIGTERM).
+pub fn terminate(cgroup: &str) {
+    terminate_below(&Path::new(FREEZER).join(cgroup.trim_matches('/')));
+}
+
+fn terminate_below(cgroup: &Path) {
+    let listed = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    let pids = listed.lines().filter_map(|line| line.parse().ok().and_then(Pid::from_raw));
+    for pid in pids {
+        // One that has just ended needs nothing; one that stays is killed after the grace.
+        let _ended = kill_process(pid, Signal::TERM);
+    }
+    for nested in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if nested.file_type().is_ok_and(|kind| kind.is_dir()) {
+            terminate_below(&nested.path());
+        }
+    }
 }
 
 /// The freezer cgroup in which processes of a container run, found by its name alone: `<root>/<id>`, nested

@@ -37,6 +37,7 @@ use shared::clock::{Reading as Clocks, SuspendWatch, holder_now};
 use shared::exchange_io::Exchange;
 use shared::protocol::exchange::{Instance, Key, Outcome};
 use shared::protocol::holder::{Answer, Container, Core, Input, Life, Output, Settings, Wanted};
+use shared::protocol::timing::LEAD;
 use shared::protocol::{Now, Op, Request, Text};
 use shared::store::LeaseStore;
 use shared::volume::{ContainerId, NameError};
@@ -247,7 +248,8 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             self.make_safe(op);
         }
         if self.look_again <= now {
-            self.look_again = now + LOOK_AGAIN;
+            // While one is to end, others wait for its end.
+            self.look_again = now + if self.limits.is_empty() { LOOK_AGAIN } else { POLL };
             self.look_at_containers(now);
         }
         if self.core.next_deadline().is_some_and(|at| at <= now) {
@@ -550,7 +552,14 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                 }
             }
             Output::Kill { container } => self.kill(container),
-            Output::Limit { container, message } => self.limit(container, message),
+            Output::Limit { container, message } => {
+                // Without an agent nobody else asks it to end before it is killed.
+                let cgroup = self.core.containers().get(&container).and_then(|entry| entry.cgroup.clone());
+                if let Some(cgroup) = cgroup.filter(|_| self.core.is_open() && self.connections.is_empty()) {
+                    alive::terminate(&cgroup);
+                }
+                self.limit(container, message);
+            }
             Output::Warn(text) => tracing::warn!("{text}"),
         }
     }
@@ -629,6 +638,7 @@ fn settings(parameters: &KeeperParameters, machine: Machine) -> Settings {
         prepare_timeout: parameters.prepare_timeout,
         wait_timeout: parameters.wait_timeout,
         start_timeout: START_TIMEOUT,
+        lead: LEAD,
         retry: RETRY,
         settle: parameters.settle_time,
         storage_fencing: parameters.preempt_plugins.keys().cloned().collect(),

@@ -302,6 +302,7 @@ pub(super) fn settings(plan: &Plan, host: usize) -> Settings {
         prepare_timeout: Duration::from_secs(8),
         wait_timeout: Duration::from_secs(if plan.seed.is_multiple_of(3) { 0 } else { 6 }),
         start_timeout: Duration::from_secs(20),
+        lead: Duration::from_millis(if plan.seed.is_multiple_of(2) { 0 } else { 100 }),
         retry: (Duration::from_millis(100), Duration::from_secs(1)),
         settle: Duration::from_millis(3_000),
         storage_fencing: plan.storage_fencing.then(|| volume(0).driver).into_iter().collect(),

@@ -178,6 +178,7 @@ impl Bounds {
             // A lease of another is asked for again and again instead.
             wait_timeout: Duration::ZERO,
             start_timeout: Duration::MAX,
+            lead: Duration::ZERO,
             retry: (TICK, TICK),
             // A call lands within `late_calls` ticks, at the latest right before the next one.
             settle: TICK * u32::from(self.late_calls + 1),

@@ -16,6 +16,9 @@ pub const RATE_ERROR: u32 = 1_000;
 /// nobody knows its T any more.
 pub const TTL_MAX: Duration = Duration::from_secs(60);
 
+/// A worker begins to fence this long before the deadman does: two polls, in which it tells why.
+pub const LEAD: Duration = Duration::from_millis(100);
+
 /// The times of an epoch, fixed for its life and published in its session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Timing {
@@ -126,15 +129,16 @@ impl Timing {
             );
             return refuse("fence_after", fence, reason);
         }
-        let needed = beat + request * 2 + election;
+        let needed = beat + request * 2 + election + LEAD;
         if needed > fence {
             let reason = format!(
-                "is less than {}: beat_interval {}, twice request_timeout {} and election_time {}, so that a \
+                "is less than {}: beat_interval {}, twice request_timeout {}, election_time {} and {}, so that a \
                  change of etcd's leader would fence hosts",
                 Show(needed),
                 Show(beat),
                 Show(request),
-                Show(election)
+                Show(election),
+                Show(LEAD)
             );
             return refuse("fence_after", fence, reason);
         }
@@ -183,7 +187,7 @@ mod tests {
         for (bad, name, value) in [
             (Timing { kill: seconds(4), ..good }, "fence_after", "6500ms"),
             (Timing { fence: seconds(7), ..good }, "fence_after", "7000ms"),
-            (Timing { fence: seconds(5), ..good }, "fence_after", "5000ms"),
+            (Timing { fence: seconds(6), ..good }, "fence_after", "6000ms"),
             (Timing { ttl: seconds(61), ..good }, "ttl", "61000ms"),
             (Timing { beat: seconds(0), ..good }, "beat_interval", "0ms"),
             (Timing { kill: seconds(0), ..good }, "kill_time", "0ms"),

@@ -131,6 +131,7 @@ impl Host {
             prepare_timeout: PREPARE,
             wait_timeout: WAIT,
             start_timeout: Duration::from_secs(15 * 60),
+            lead: Duration::ZERO,
             retry: (Duration::from_secs(1), Duration::from_secs(10)),
             settle: SETTLE,
             storage_fencing: BTreeSet::new(),

@@ -76,6 +76,9 @@ pub struct Settings {
     /// Within it a container that has its volumes has to start. Mesos's own limit, which counts from before the
     /// prepare, is a minute by default (`executor_registration_timeout`).
     pub start_timeout: Duration,
+    /// How long before the deadman the worker begins to fence: it has to tell the containers' agents why, before the
+    /// deadman kills it.
+    pub lead: Duration,
     /// The first and the longest pause before something that failed is tried again.
     pub retry: (Duration, Duration),
     /// How long a driver call may still land after its caller has died.
@@ -378,10 +381,15 @@ impl Core {
         !(self.volumes.is_empty() && self.leases.is_empty() && self.jobs.is_empty())
     }
 
-    /// When fencing starts, if no further beat gets through.
-    pub(super) fn fence_at(&self) -> Option<Now> {
+    /// When the deadman fences, if no further beat gets through.
+    fn deadline(&self) -> Option<Now> {
         let mine = self.mine.as_ref().filter(|_| self.is_open() && self.armed() && !self.never_fences())?;
         Some(self.beaten? + mine.timing().fence)
+    }
+
+    /// When this worker begins to.
+    pub(super) fn fence_at(&self) -> Option<Now> {
+        Some(self.deadline()?.saturating_sub(self.settings.lead))
     }
 
     /// Whether the epoch was opened to go on without etcd: no reclaimer touches it either.
@@ -400,10 +408,10 @@ impl Core {
             self.beaten = None;
             self.next_beat = Now::ZERO;
         }
-        let fence_at = self.fence_at();
-        if fence_at != self.extended {
-            self.extended = fence_at;
-            self.outputs.push_back(Output::Extend(fence_at));
+        let deadline = self.deadline();
+        if deadline != self.extended {
+            self.extended = deadline;
+            self.outputs.push_back(Output::Extend(deadline));
         }
     }
 
