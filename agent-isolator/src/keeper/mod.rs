@@ -249,7 +249,8 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         }
         if self.look_again <= now {
             // While one is to end, others wait for its end.
-            self.look_again = now + if self.limits.is_empty() { LOOK_AGAIN } else { POLL };
+            let ending = self.core.containers().keys().any(|container| self.limits.contains_key(container));
+            self.look_again = now + if ending { POLL } else { LOOK_AGAIN };
             self.look_at_containers(now);
         }
         if self.core.next_deadline().is_some_and(|at| at <= now) {
