@@ -15,23 +15,26 @@ use futures::{Stream, StreamExt, stream};
 use reqwest::Client;
 use shared::event::{Seen, TrimmedRecord};
 use shared::exchange_io::Exchange;
+use shared::protocol::{Text, reclaimer};
 use shared::retry::Retry;
 use shared::store::{Change, LeaseStore, Revision, StoreError};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use crate::acting::gone::{Mark, Marks, Tried, try_to_mark};
 use crate::acting::{Acted, Acting, Known};
 use crate::agents::{Agents, Answer};
-use crate::clock::KernelClocks;
+use crate::clock::KernelClock;
 use crate::event::{Event, Place, Told};
 use crate::follow::{Followed, follow};
 use crate::mesos::{AgentList, Mesos, PollError, Registry};
+use crate::pace::{Haste, Pace};
 use crate::queue::{Queue, STANDBY_DELAY};
 use crate::reach::{News, Reach, chain};
 use crate::record::{Recorded, Recorder, RecordingError};
 use crate::settings::{ActingSettings, Settings};
-use crate::view::View;
+use crate::view::{NotBelieved, View};
 
 /// Events above those that are kept before the module beside the leading master trims them: one
 /// deletion for so many events.
@@ -45,7 +48,7 @@ enum Done<S> {
     Registry(Result<Registry, PollError>),
     Written(Result<usize, RecordingError>),
     Trimmed(Result<Option<TrimmedRecord>, RecordingError>),
-    Acted(Box<Acting<Arc<S>, KernelClocks>>, Acted),
+    Acted(Box<Acting<Arc<S>, KernelClock>>, Acted),
     TriedToMark(Tried),
 }
 
@@ -78,12 +81,16 @@ struct Loop<'s, S> {
     writing: Reach,
     registry: Reach,
     /// What acts, unless a turn of it is under way; `None` for ever when it is not to.
-    acting: Option<Box<Acting<Arc<S>, KernelClocks>>>,
+    acting: Option<Box<Acting<Arc<S>, KernelClock>>>,
     act_at: Instant,
-    /// Whether the core is to be told how the agents are listed.
+    /// Whether the core was told how the agents are listed, and which it was told of as lost.
     agents_told: bool,
-    /// How many are given up, while these are too many to be believed.
-    too_many_given_up: Option<usize>,
+    lost: [BTreeSet<Text>; 2],
+    not_believed: NotBelieved,
+    haste: Haste,
+    /// Whether what presses may have changed.
+    look_at_haste: bool,
+    in_haste: watch::Sender<bool>,
     exchange: Arc<Exchange<Arc<S>>>,
     marks: Marks,
     master_client: Client,
@@ -103,7 +110,7 @@ pub(crate) async fn watching<S: LeaseStore>(
     let (mut events_read, mut standings_read, mut polled) = (false, false, false);
     let registrar = mesos.registrar();
     let mut state = Loop::new(store, settings, mesos.client());
-    let mut rounds = Box::pin(rounds(&**store, mesos, settings));
+    let mut rounds = Box::pin(rounds(&**store, mesos, settings, state.in_haste.subscribe()));
     let mut probes: Option<Pin<Box<dyn Stream<Item = Vec<Answer>>>>> = None;
     let mut etcd = Reach::new("etcd");
     let mut master = Reach::new("the leading master");
@@ -174,7 +181,7 @@ pub(crate) async fn watching<S: LeaseStore>(
                 };
                 state.rest(followed, &etcd).map(|_| told)
             }
-            Some(Round { agents: list, etcd: answer }) = rounds.next() => {
+            Some(Round { is_ordinary, agents: list, etcd: answer }) = rounds.next() => {
                 polled = true;
                 say(match &answer {
                     Ok(_) => etcd.answered(),
@@ -184,8 +191,8 @@ pub(crate) async fn watching<S: LeaseStore>(
                     Ok(_) => say(master.answered()),
                     Err(error) => say(master.failed(chain(error))),
                 }
-                let told = state.listed(list);
-                if probes.is_none() {
+                let told = state.listed(list, is_ordinary);
+                if is_ordinary && probes.is_none() {
                     let targets = state.view.targets();
                     probes = (!targets.is_empty()).then(|| Box::pin(agents.ask(targets)) as Pin<Box<_>>);
                 }
@@ -199,6 +206,7 @@ pub(crate) async fn watching<S: LeaseStore>(
             answers = next_of(&mut probes) => {
                 if answers.is_none() {
                     probes = None;
+                    state.look_at_haste = true;
                 }
                 Ok(answers.map(|answers| state.view.answered(answers)).unwrap_or_default())
             }
@@ -221,15 +229,18 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
         let request = settings.etcd.request_timeout;
         let exchange = Arc::new(Exchange::new(Arc::clone(store), keys.clone(), request, None));
         let acting = settings.acting.as_ref().map(|ActingSettings { timing, read_interval, .. }| {
-            let clock = KernelClocks::new();
-            Box::new(Acting::new(Arc::clone(&exchange), clock, *timing, *read_interval))
+            Box::new(Acting::new(Arc::clone(&exchange), KernelClock, *timing, *read_interval))
         });
         Self {
             settings,
             acting,
             act_at: Instant::now(),
             agents_told: true,
-            too_many_given_up: None,
+            lost: Default::default(),
+            not_believed: NotBelieved::default(),
+            haste: Haste::default(),
+            look_at_haste: true,
+            in_haste: watch::Sender::new(false),
             exchange,
             marks: Marks::default(),
             master_client,
@@ -279,7 +290,8 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
         }
     }
 
-    fn listed(&mut self, list: Result<AgentList, PollError>) -> Vec<Told> {
+    fn listed(&mut self, list: Result<AgentList, PollError>, is_ordinary: bool) -> Vec<Told> {
+        self.look_at_haste = true;
         let Ok(AgentList { agents, leader, leading }) = list else {
             (self.leader, self.leading) = (None, false);
             self.agents_told = false;
@@ -287,7 +299,8 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
         };
         (self.leader, self.leading) = (Some(leader), leading);
         self.view.listed(agents);
-        self.registry_wanted = true;
+        // It is as long as the list: in haste it is asked only about those of whom it was not.
+        self.registry_wanted |= is_ordinary || self.view.has_new_unlisted();
         self.agents_told = false;
         self.view.polled(None)
     }
@@ -351,15 +364,22 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
         Ok(Vec::new())
     }
 
-    fn agents_for_the_core(&mut self) -> shared::protocol::reclaimer::Agents {
-        let (agents, too_many) = self.view.agents_for_the_core(self.leader.is_some());
-        if let Some(many) = too_many.filter(|_| self.too_many_given_up.is_none()) {
+    fn agents_for_the_core(&mut self) -> reclaimer::Agents {
+        let (agents, not_believed) = self.view.agents_for_the_core(self.leader.is_some());
+        let before = std::mem::replace(&mut self.not_believed, not_believed);
+        let NotBelieved { given_up, inactive } = not_believed;
+        if given_up > 0 && before.given_up == 0 {
             error!(
-                "the masters have given up {many} of the agents whose hosts hold leases, which is more than half: no \
+                "the masters have given up {given_up} of the agents whose hosts hold leases, which is more than half: no \
                  session is revoked for it; see whether `master` is right and the masters' registry was lost"
             );
         }
-        self.too_many_given_up = too_many;
+        if inactive > 0 && before.inactive == 0 {
+            warn!(
+                "{inactive} of the agents whose hosts hold leases are not connected, which is more than half: no session \
+                 is revoked because others wait for its volumes; see the leading master's network"
+            );
+        }
         agents
     }
 
@@ -407,6 +427,24 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
         turn.into_iter().chain(mark).min()
     }
 
+    fn make_haste(&mut self, now: Instant) {
+        if std::mem::take(&mut self.look_at_haste) | self.view.wants_changed() {
+            // Beside a master that does not lead it makes no difference: what follows waits for half a ttl.
+            let worth_it = self.leading && self.settings.acting.is_some();
+            let pressing = if worth_it { self.view.pressing() } else { Default::default() };
+            let is_on = self.haste.is_on(now, pressing);
+            self.in_haste.send_if_modified(|before| std::mem::replace(before, is_on) != is_on);
+        }
+        // What was waited for is not to wait for the next turn.
+        if !self.agents_told && *self.in_haste.borrow() {
+            let reclaimer::Agents { given_up, inactive, .. } = self.agents_for_the_core();
+            let lost = [given_up, inactive];
+            if self.lost != lost {
+                (self.lost, self.act_at) = (lost, now);
+            }
+        }
+    }
+
     fn act(&mut self, now: Instant) {
         if now >= self.act_at
             && let Some(holdings) = self.view.holdings()
@@ -414,7 +452,7 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
         {
             let agents =
                 (!std::mem::replace(&mut self.agents_told, true)).then(|| self.agents_for_the_core());
-            let known = Known { holdings, agents, leading: self.leading };
+            let known = Known { holdings, wanted: self.view.wanted(), agents, leading: self.leading };
             self.work.push(Box::pin(async move {
                 let acted = acting.turn(&known).await;
                 Done::Acted(acting, acted)
@@ -446,6 +484,7 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
             }
         }
         let now = Instant::now();
+        self.make_haste(now);
         self.act(now);
         if now >= self.write_not_before {
             let batch = self.queue.batch(now, self.leading);
@@ -470,6 +509,8 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
 
 /// What is asked for in each round of polling.
 struct Round {
+    /// Whether it came at its time, and not in haste.
+    is_ordinary: bool,
     agents: Result<AgentList, PollError>,
     /// A linearizable read of one small record. A silent watch proves nothing; this does, and it is
     /// what finds out that etcd was restored from a backup.
@@ -480,21 +521,38 @@ struct Rounds<'s, S> {
     store: &'s S,
     cluster: [String; 1],
     mesos: Mesos,
-    ticks: Interval,
+    pace: Pace,
+    in_haste: watch::Receiver<bool>,
+}
+
+impl<S: LeaseStore> Rounds<'_, S> {
+    async fn next(&mut self) -> Round {
+        loop {
+            let in_haste = *self.in_haste.borrow_and_update();
+            let Some(due) = self.pace.due(in_haste) else { break };
+            tokio::select! {
+                () = sleep_until(due) => break,
+                Ok(()) = self.in_haste.changed() => {}
+            }
+        }
+        let is_ordinary = self.pace.begin(Instant::now());
+        let (agents, etcd) = tokio::join!(self.mesos.agents(), self.store.get(&self.cluster));
+        self.pace.end(Instant::now());
+        Round { is_ordinary, agents, etcd: etcd.map(|snapshot| snapshot.revision) }
+    }
 }
 
 fn rounds<'s, S: LeaseStore>(
     store: &'s S,
     mesos: Mesos,
     settings: &Settings,
+    in_haste: watch::Receiver<bool>,
 ) -> impl Stream<Item = Round> + use<'s, S> {
-    let mut ticks = interval(settings.poll_interval);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let rounds = Rounds { store, cluster: [settings.keys.cluster()], mesos, ticks };
+    let pace = Pace::new(settings.poll_interval, settings.hasty_poll_interval);
+    let rounds = Rounds { store, cluster: [settings.keys.cluster()], mesos, pace, in_haste };
     stream::unfold(rounds, |mut rounds| async {
-        rounds.ticks.tick().await;
-        let (agents, etcd) = tokio::join!(rounds.mesos.agents(), rounds.store.get(&rounds.cluster));
-        Some((Round { agents, etcd: etcd.map(|snapshot| snapshot.revision) }, rounds))
+        let round = rounds.next().await;
+        Some((round, rounds))
     })
 }
 

@@ -1,0 +1,82 @@
+//! Who waits for whose volumes, and what it is worth to ask the leading master more often for.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use shared::event::Answering;
+use shared::protocol::exchange::SessionState;
+use shared::volume::Holder;
+
+use super::{Known, Session, View};
+use crate::acting::holdings::{Followed, Wanted};
+use crate::mesos::Registration;
+
+/// Something for which a session may have to be revoked as soon as the leading master's list says so.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Pressing {
+    /// Another host waits for a volume of this holder.
+    Wanted(Holder),
+    /// The leading master has lost the connection to this holder's agent.
+    Inactive(Holder),
+    /// It does not list it, and has not said that it has given it up.
+    Unlisted(Holder),
+    /// It does not answer.
+    Silent(Holder),
+}
+
+impl View {
+    /// Whether somebody has begun or ceased to wait since this was last asked.
+    pub(crate) fn wants_changed(&mut self) -> bool {
+        std::mem::take(&mut self.wants_changed)
+    }
+
+    /// The leases that live sessions of other hosts want.
+    #[must_use]
+    pub(crate) fn wanted(&self) -> Wanted {
+        let mut wanted = Wanted::new();
+        for holder in &self.wanting {
+            let Some(session) = self.sessions.get(holder) else { continue };
+            for volume in &session.wants {
+                let Some((volume, Known { lease, written })) = self.leases.get_key_value(volume) else {
+                    continue;
+                };
+                if lease.holder != *holder {
+                    let (holder, epoch) = (lease.holder.clone(), lease.epoch);
+                    wanted.insert(Arc::clone(volume), Followed { holder, epoch, written: *written });
+                }
+            }
+        }
+        wanted
+    }
+
+    /// What presses, of holders whose session is live: the others are being dealt with.
+    #[must_use]
+    pub(crate) fn pressing(&self) -> BTreeSet<Pressing> {
+        let mut pressing = BTreeSet::new();
+        for Followed { holder, .. } in self.wanted().into_values() {
+            let is_live = |session: &Session| session.state == SessionState::Live;
+            if self.sessions.get(&holder).is_some_and(is_live) {
+                pressing.insert(Pressing::Wanted(holder));
+            }
+        }
+        let Some(agents) = &self.agents else { return pressing };
+        for (holder, holding) in &self.holders {
+            let Some(session) = self.sessions.get(holder) else { continue };
+            let Some(id) = session.agent_id.as_ref().filter(|id| !self.given_up.contains(*id)) else {
+                continue;
+            };
+            if session.state != SessionState::Live {
+                continue;
+            }
+            match agents.by_id.get(id) {
+                Some((Registration::Inactive, _)) => pressing.insert(Pressing::Inactive(holder.clone())),
+                None => pressing.insert(Pressing::Unlisted(holder.clone())),
+                Some(_) => false,
+            };
+            if holding.answering == Answering::Silent {
+                pressing.insert(Pressing::Silent(holder.clone()));
+            }
+        }
+        pressing
+    }
+}
