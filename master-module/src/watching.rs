@@ -83,9 +83,10 @@ struct Loop<'s, S> {
     /// What acts, unless a turn of it is under way; `None` for ever when it is not to.
     acting: Option<Box<Acting<Arc<S>, KernelClock>>>,
     act_at: Instant,
-    /// Whether the core was told how the agents are listed, and which it was told of as lost.
+    /// Whether the core was told how the agents are listed.
     agents_told: bool,
-    lost: [BTreeSet<Text>; 2],
+    /// Agents whose hosts' sessions are to be revoked, as was last known while something pressed.
+    to_revoke: BTreeSet<Text>,
     not_believed: NotBelieved,
     haste: Haste,
     /// Whether what presses may have changed.
@@ -236,7 +237,7 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
             acting,
             act_at: Instant::now(),
             agents_told: true,
-            lost: Default::default(),
+            to_revoke: BTreeSet::new(),
             not_believed: NotBelieved::default(),
             haste: Haste::default(),
             look_at_haste: true,
@@ -270,6 +271,7 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
         match followed {
             Followed::Read(snapshot) => {
                 say(self.reading.answered());
+                self.look_at_haste = true;
                 self.revision = self.revision.max(snapshot.revision);
                 Ok(Vec::new())
             }
@@ -428,20 +430,22 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
     }
 
     fn make_haste(&mut self, now: Instant) {
-        if std::mem::take(&mut self.look_at_haste) | self.view.wants_changed() {
+        let wants_changed = self.view.wants_changed();
+        if std::mem::take(&mut self.look_at_haste) || wants_changed {
             // Beside a master that does not lead it makes no difference: what follows waits for half a ttl.
             let worth_it = self.leading && self.settings.acting.is_some();
             let pressing = if worth_it { self.view.pressing() } else { Default::default() };
             let is_on = self.haste.is_on(now, pressing);
             self.in_haste.send_if_modified(|before| std::mem::replace(before, is_on) != is_on);
         }
-        // What was waited for is not to wait for the next turn.
-        if !self.agents_told && *self.in_haste.borrow() {
-            let reclaimer::Agents { given_up, inactive, .. } = self.agents_for_the_core();
-            let lost = [given_up, inactive];
-            if self.lost != lost {
-                (self.lost, self.act_at) = (lost, now);
+        // What was asked for in haste is not to wait for the next turn.
+        if *self.in_haste.borrow() && (wants_changed || !self.agents_told) {
+            let agents = self.agents_for_the_core();
+            let to_revoke = self.view.to_revoke(agents);
+            if !to_revoke.is_subset(&self.to_revoke) {
+                self.act_at = now;
             }
+            self.to_revoke = to_revoke;
         }
     }
 
