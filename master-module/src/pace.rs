@@ -1,38 +1,56 @@
 //! How often the leading master is asked for its list of agents. Pure.
 //!
-//! Every `poll_interval`; every `hasty_poll_interval` while something presses, which is what a revoke may follow from
-//! as soon as the list says more. Two bounds keep that cheap: nothing presses for longer than [`PRESSING_MAX`], and
-//! between two rounds there are [`REST`] times what the last one took, so that a master whose list takes a second is
-//! not asked twice a second.
+//! Every `poll_interval`. While something presses, which is what a revoke may follow from as soon as the list says
+//! otherwise, the agents that it is about are looked at every `hasty_poll_interval`, each by a question about that agent
+//! alone; when one of these is answered otherwise than before, the whole list is asked for. So what is decided on is
+//! always a whole list, of which a large installation's has tens of megabytes. More than [`LOOKED_AT_MAX`] agents are
+//! not looked at one by one.
+//!
+//! Two more bounds keep that cheap: nothing presses for longer than [`PRESSING_MAX`], and a quarter of the time is spent
+//! in questions at most ([`REST`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::mesos::Registration;
 use crate::view::Pressing;
 
 /// How long one thing presses: what Mesos takes to give an agent up, 75 to 90 s by default, and as much again.
 const PRESSING_MAX: Duration = Duration::from_secs(180);
 
-/// A hasty round is asked for when so many times as long as the last one took have passed since that began: a
-/// quarter of the time is spent in rounds at most.
+/// In haste it is asked again when so many times as long as it took the last time have passed since that began.
 const REST: u32 = 4;
 
-/// Whether haste is worth it.
+/// Agents that are looked at one by one. More are worth a list.
+pub(crate) const LOOKED_AT_MAX: usize = 16;
+
+/// Agents to look at, and how each was listed.
+pub(crate) type LookedAt = BTreeMap<Arc<str>, Option<Registration>>;
+
+/// What presses, and since when.
 #[derive(Debug, Default)]
 pub(crate) struct Haste {
     since: BTreeMap<Pressing, Instant>,
 }
 
 impl Haste {
-    /// Whether any of what presses now has begun to lately.
-    pub(crate) fn is_on(&mut self, now: Instant, pressing: BTreeSet<Pressing>) -> bool {
-        self.since.retain(|known, _| pressing.contains(known));
-        for one in pressing {
-            self.since.entry(one).or_insert(now);
+    /// The agents of what presses now and has begun to lately; none when there is no haste.
+    pub(crate) fn look_at(
+        &mut self,
+        now: Instant,
+        pressing: BTreeMap<Pressing, (Arc<str>, Option<Registration>)>,
+    ) -> LookedAt {
+        self.since.retain(|known, _| pressing.contains_key(known));
+        let mut look_at = LookedAt::new();
+        for (one, (id, registration)) in pressing {
+            if now < *self.since.entry(one).or_insert(now) + PRESSING_MAX {
+                look_at.insert(id, registration);
+            }
         }
-        self.since.values().any(|since| now < *since + PRESSING_MAX)
+        look_at
     }
 }
 
@@ -43,7 +61,7 @@ pub(crate) struct Pace {
     hasty: Duration,
     /// When the last round began that was due without any haste.
     ordinary: Option<Instant>,
-    /// When the last one began, and how long it took.
+    /// When the last one, or a look, began, and how long it took.
     last: Option<(Instant, Duration)>,
 }
 
@@ -60,7 +78,7 @@ impl Pace {
         Some(if in_haste { hasty.min(ordinary) } else { ordinary })
     }
 
-    /// A round begins; whether it would without any haste.
+    /// A round or a look begins; whether a round would without any haste.
     pub(crate) fn begin(&mut self, now: Instant) -> bool {
         let is_ordinary = self.ordinary.is_none_or(|ordinary| now >= ordinary + self.interval);
         if is_ordinary {
@@ -120,7 +138,11 @@ mod tests {
         let holder = Holder::new("agent-1").unwrap();
         let [inactive, wanted] = [Pressing::Inactive(holder.clone()), Pressing::Wanted(holder)];
         let mut is_on = |at: Duration, pressing: &[&Pressing]| {
-            haste.is_on(begin + at, pressing.iter().map(|one| (*one).clone()).collect())
+            let agent = (Arc::from("S1"), Some(Registration::Inactive));
+            let pressing = pressing.iter().map(|one| ((*one).clone(), agent.clone())).collect();
+            let look_at = haste.look_at(begin + at, pressing);
+            assert!(look_at.iter().all(|(id, how)| (&**id, *how) == ("S1", agent.1)) && look_at.len() < 2);
+            !look_at.is_empty()
         };
         assert!(!is_on(Duration::ZERO, &[]));
         assert!(is_on(MS, &[&inactive]));

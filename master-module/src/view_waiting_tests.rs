@@ -158,13 +158,21 @@ fn to_be_revoked_is_who_was_given_up_and_of_the_inactive_ones_who_is_waited_for(
 #[test]
 fn what_presses_is_whoever_may_have_to_be_revoked_soon() {
     let mut view = view_of(9);
+    let active = Some(Registration::Active);
+    let pressing = |view: &View| {
+        let one = |(why, (id, registration)): (Pressing, (Arc<str>, _))| (why, id.to_string(), registration);
+        view.pressing().into_iter().map(one).collect::<Vec<_>>()
+    };
+    let of = |why: fn(Holder) -> Pressing, n: usize, registration| {
+        vec![(why(holder(n)), format!("S{n}"), registration)]
+    };
     disconnected(&mut view, 9, &[]);
-    assert!(view.pressing().is_empty());
+    assert!(pressing(&view).is_empty());
     want(&mut view, 2, 10, &["v1"]);
-    assert_eq!(view.pressing(), [Pressing::Wanted(holder(1))].into());
+    assert_eq!(pressing(&view), of(Pressing::Wanted, 1, active));
     want(&mut view, 2, 11, &[]);
     disconnected(&mut view, 9, &[3]);
-    assert_eq!(view.pressing(), [Pressing::Inactive(holder(3))].into());
+    assert_eq!(pressing(&view), of(Pressing::Inactive, 3, Some(Registration::Inactive)));
     disconnected(&mut view, 9, &[]);
     for _ in 0..2 {
         let target = view.targets().into_iter().find(|target| target.holder == holder(4)).unwrap();
@@ -172,11 +180,11 @@ fn what_presses_is_whoever_may_have_to_be_revoked_soon() {
         let why = "w".to_owned();
         let _ = view.answered(vec![Answer { holder, agent_id, address, answering: Answering::Silent, why }]);
     }
-    assert_eq!(view.pressing(), [Pressing::Silent(holder(4))].into());
+    assert_eq!(pressing(&view), of(Pressing::Silent, 4, active));
     // Whoever is revoked, or given up, is being dealt with.
     write(&mut view, 4, 12, |record| record["revoking"] = true.into());
     list(&mut view, 9, &[5]);
-    assert_eq!(view.pressing(), [Pressing::Unlisted(holder(5))].into());
+    assert_eq!(pressing(&view), of(Pressing::Unlisted, 5, None));
     registry(&mut view, &[], &["S5"], &[]);
-    assert!(view.pressing().is_empty());
+    assert!(pressing(&view).is_empty());
 }

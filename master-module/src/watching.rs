@@ -29,7 +29,7 @@ use crate::clock::KernelClock;
 use crate::event::{Event, Place, Told};
 use crate::follow::{Followed, follow};
 use crate::mesos::{AgentList, Mesos, PollError, Registry};
-use crate::pace::{Haste, Pace};
+use crate::pace::{Haste, LOOKED_AT_MAX, LookedAt, Pace};
 use crate::queue::{Queue, STANDBY_DELAY};
 use crate::reach::{News, Reach, chain};
 use crate::record::{Recorded, Recorder, RecordingError};
@@ -91,7 +91,8 @@ struct Loop<'s, S> {
     haste: Haste,
     /// Whether what presses may have changed.
     look_at_haste: bool,
-    in_haste: watch::Sender<bool>,
+    /// The agents to look at; none when there is no haste.
+    look_at: watch::Sender<LookedAt>,
     exchange: Arc<Exchange<Arc<S>>>,
     marks: Marks,
     master_client: Client,
@@ -111,7 +112,7 @@ pub(crate) async fn watching<S: LeaseStore>(
     let (mut events_read, mut standings_read, mut polled) = (false, false, false);
     let registrar = mesos.registrar();
     let mut state = Loop::new(store, settings, mesos.client());
-    let mut rounds = Box::pin(rounds(&**store, mesos, settings, state.in_haste.subscribe()));
+    let mut rounds = Box::pin(rounds(&**store, mesos, settings, state.look_at.subscribe()));
     let mut probes: Option<Pin<Box<dyn Stream<Item = Vec<Answer>>>>> = None;
     let mut etcd = Reach::new("etcd");
     let mut master = Reach::new("the leading master");
@@ -157,6 +158,8 @@ pub(crate) async fn watching<S: LeaseStore>(
                 state.rest(followed, &etcd).and(told)
             }
             Some(followed) = sessions.next(), if events_read => {
+                // Whoever is revoked does not press any more.
+                state.look_at_haste |= state.is_in_haste();
                 let told = match &followed {
                     Followed::Read(snapshot) => Ok(state.view.read_sessions(snapshot)),
                     Followed::Changed(changes) => Ok(state.view.changed(changes)),
@@ -241,7 +244,7 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
             not_believed: NotBelieved::default(),
             haste: Haste::default(),
             look_at_haste: true,
-            in_haste: watch::Sender::new(false),
+            look_at: watch::Sender::new(LookedAt::new()),
             exchange,
             marks: Marks::default(),
             master_client,
@@ -314,6 +317,7 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
                 match answer {
                     Ok(registry) => {
                         say(self.registry.answered());
+                        self.look_at_haste = true;
                         self.agents_told = false;
                         return Ok(self.view.polled(Some(registry)));
                     }
@@ -429,17 +433,25 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
         turn.into_iter().chain(mark).min()
     }
 
+    fn is_in_haste(&self) -> bool {
+        !self.look_at.borrow().is_empty()
+    }
+
     fn make_haste(&mut self, now: Instant) {
         let wants_changed = self.view.wants_changed();
         if std::mem::take(&mut self.look_at_haste) || wants_changed {
             // Beside a master that does not lead it makes no difference: what follows waits for half a ttl.
             let worth_it = self.leading && self.settings.acting.is_some();
             let pressing = if worth_it { self.view.pressing() } else { Default::default() };
-            let is_on = self.haste.is_on(now, pressing);
-            self.in_haste.send_if_modified(|before| std::mem::replace(before, is_on) != is_on);
+            let look_at = self.haste.look_at(now, pressing);
+            self.look_at.send_if_modified(|before| {
+                let is_new = *before != look_at;
+                *before = look_at;
+                is_new
+            });
         }
         // What was asked for in haste is not to wait for the next turn.
-        if *self.in_haste.borrow() && (wants_changed || !self.agents_told) {
+        if self.is_in_haste() && (wants_changed || !self.agents_told) {
             let agents = self.agents_for_the_core();
             let to_revoke = self.view.to_revoke(agents);
             if !to_revoke.is_subset(&self.to_revoke) {
@@ -526,23 +538,36 @@ struct Rounds<'s, S> {
     cluster: [String; 1],
     mesos: Mesos,
     pace: Pace,
-    in_haste: watch::Receiver<bool>,
+    look_at: watch::Receiver<LookedAt>,
 }
 
 impl<S: LeaseStore> Rounds<'_, S> {
     async fn next(&mut self) -> Round {
-        loop {
-            let in_haste = *self.in_haste.borrow_and_update();
-            let Some(due) = self.pace.due(in_haste) else { break };
-            tokio::select! {
-                () = sleep_until(due) => break,
-                Ok(()) = self.in_haste.changed() => {}
+        let is_ordinary = loop {
+            let look_at = self.look_at.borrow_and_update().clone();
+            if let Some(due) = self.pace.due(!look_at.is_empty()) {
+                tokio::select! {
+                    () = sleep_until(due) => {}
+                    Ok(()) = self.look_at.changed() => continue,
+                }
             }
-        }
-        let is_ordinary = self.pace.begin(Instant::now());
+            let is_ordinary = self.pace.begin(Instant::now());
+            if is_ordinary || look_at.len() > LOOKED_AT_MAX || self.see_change(&look_at).await {
+                break is_ordinary;
+            }
+            self.pace.end(Instant::now());
+        };
         let (agents, etcd) = tokio::join!(self.mesos.agents(), self.store.get(&self.cluster));
         self.pace.end(Instant::now());
         Round { is_ordinary, agents, etcd: etcd.map(|snapshot| snapshot.revision) }
+    }
+
+    /// Whether any of these is listed otherwise by now. That a master does not answer is for a round to tell.
+    async fn see_change(&self, look_at: &LookedAt) -> bool {
+        let looks = look_at
+            .iter()
+            .map(|(id, known)| async move { self.mesos.agent(id).await.is_ok_and(|now| now != *known) });
+        futures::future::join_all(looks).await.contains(&true)
     }
 }
 
@@ -550,10 +575,10 @@ fn rounds<'s, S: LeaseStore>(
     store: &'s S,
     mesos: Mesos,
     settings: &Settings,
-    in_haste: watch::Receiver<bool>,
+    look_at: watch::Receiver<LookedAt>,
 ) -> impl Stream<Item = Round> + use<'s, S> {
     let pace = Pace::new(settings.poll_interval, settings.hasty_poll_interval);
-    let rounds = Rounds { store, cluster: [settings.keys.cluster()], mesos, pace, in_haste };
+    let rounds = Rounds { store, cluster: [settings.keys.cluster()], mesos, pace, look_at };
     stream::unfold(rounds, |mut rounds| async {
         let round = rounds.next().await;
         Some((round, rounds))

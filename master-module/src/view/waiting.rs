@@ -1,6 +1,6 @@
 //! Who waits for whose volumes, and what it is worth to ask the leading master more often for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use shared::event::Answering;
@@ -8,7 +8,7 @@ use shared::protocol::exchange::SessionState;
 use shared::protocol::reclaimer;
 use shared::volume::Holder;
 
-use super::{Known, Session, View};
+use super::{Known, View};
 use crate::acting::holdings::{Followed, Wanted};
 use crate::mesos::Registration;
 
@@ -61,32 +61,31 @@ impl View {
         lost
     }
 
-    /// What presses, of holders whose session is live: the others are being dealt with.
+    /// What presses, of holders whose session is live: the others are being dealt with. Of each the agent, and how the
+    /// leading master lists it.
     #[must_use]
-    pub(crate) fn pressing(&self) -> BTreeSet<Pressing> {
-        let mut pressing = BTreeSet::new();
-        for Followed { holder, .. } in self.wanted().into_values() {
-            let is_live = |session: &Session| session.state == SessionState::Live;
-            if self.sessions.get(&holder).is_some_and(is_live) {
-                pressing.insert(Pressing::Wanted(holder));
-            }
-        }
+    pub(crate) fn pressing(&self) -> BTreeMap<Pressing, (Arc<str>, Option<Registration>)> {
+        let mut pressing = BTreeMap::new();
         let Some(agents) = &self.agents else { return pressing };
+        let wanted: BTreeSet<_> = self.wanted().into_values().map(|followed| followed.holder).collect();
         for (holder, holding) in &self.holders {
-            let Some(session) = self.sessions.get(holder) else { continue };
-            let Some(id) = session.agent_id.as_ref().filter(|id| !self.given_up.contains(*id)) else {
-                continue;
+            let live = self.sessions.get(holder).filter(|session| session.state == SessionState::Live);
+            let id = live.and_then(|session| session.agent_id.as_ref());
+            let Some(id) = id.filter(|id| !self.given_up.contains(*id)) else { continue };
+            let registration = agents.by_id.get(id).map(|(registration, _)| *registration);
+            let mut presses = |why: fn(Holder) -> Pressing| {
+                pressing.insert(why(holder.clone()), (Arc::clone(id), registration));
             };
-            if session.state != SessionState::Live {
-                continue;
+            match registration {
+                Some(Registration::Inactive) => presses(Pressing::Inactive),
+                None => presses(Pressing::Unlisted),
+                Some(Registration::Active | Registration::Deactivated | Registration::Recovered) => {}
             }
-            match agents.by_id.get(id) {
-                Some((Registration::Inactive, _)) => pressing.insert(Pressing::Inactive(holder.clone())),
-                None => pressing.insert(Pressing::Unlisted(holder.clone())),
-                Some(_) => false,
-            };
             if holding.answering == Answering::Silent {
-                pressing.insert(Pressing::Silent(holder.clone()));
+                presses(Pressing::Silent);
+            }
+            if wanted.contains(holder) {
+                presses(Pressing::Wanted);
             }
         }
         pressing
