@@ -144,17 +144,33 @@ async fn a_want_is_seen_when_it_comes_and_not_any_more_when_it_goes() {
 }
 
 #[tokio::test]
-async fn a_keeper_that_publishes_no_times_is_not_revoked_because_others_wait() {
-    let mut scene = Scene::begin(&[(1, session(1)), (2, session(2))]).await;
-    let old = br#"{"version":1,"epoch":3,"instance":"i","state":"live","machine_id":"m","boot_id":"b","agent_id":"S1","since":"x"}"#;
-    scene.store.plant("/extvol/v1/sessions/agent-1", old.to_vec());
-    scene.want(3, session(3), &[1], true).await;
-    let mut module = scene.module(true);
-    module.agents = inactive(&[2], &[1]);
-    scene.beat(2).await;
-    let before = scene.exchange.read(&Reading::Everything).await.unwrap().revision;
-    scene.turns(0, 5_000, &mut module).await;
-    assert_eq!(scene.exchange.read(&Reading::Everything).await.unwrap().revision, before);
+async fn a_keeper_that_does_not_beat_is_neither_revoked_nor_ended_because_others_wait() {
+    let old = r#"{"version":1,"epoch":3,"instance":"i","state":"live","machine_id":"m","boot_id":"b","agent_id":"S1","since":"x"}"#;
+    // Its session has no times, or is missing, and it never beat.
+    for stored in [Some(old), None] {
+        let mut scene = Scene::begin(&[(1, session(1)), (2, session(2))]).await;
+        let key = "/extvol/v1/sessions/agent-1";
+        scene.store.delete(key);
+        scene.store.delete("/extvol/v1/beats/agent-1");
+        if let Some(stored) = stored {
+            scene.store.plant(key, stored);
+        }
+        // Neither the lease that stands for all nor another one is shown.
+        let written = scene.put(Key::Lease(volume(7)), lease(1)).await;
+        let followed = Followed { holder: holder(1), epoch: Epoch(3), written };
+        scene.wanted.insert(Arc::new(volume(7)), followed);
+        scene.want(3, session(3), &[1, 7], false).await;
+        let mut module = scene.module(true);
+        module.agents = inactive(&[2], &[1]);
+        // Longer than the longest ttl, which a missing session is waited for.
+        for ms in (0..70_000).step_by(500) {
+            scene.beat(2).await;
+            scene.turn_at(ms, &mut module).await;
+        }
+        let read = scene.store.get(&[key.to_owned()]).await.unwrap();
+        let now = read.entries.get(key).map(|entry| entry.value.as_slice());
+        assert_eq!(now, stored.map(str::as_bytes));
+    }
 }
 
 #[tokio::test]
