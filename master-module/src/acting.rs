@@ -23,7 +23,7 @@ use shared::store::{LeaseStore, StoreError};
 use tracing::{debug, error, info};
 
 use self::gone::Mark;
-use self::holdings::{Holdings, Sessions, compared};
+use self::holdings::{Holdings, Sessions, Wanted};
 use crate::clock::Elapsed;
 use crate::reach::{News, Reach, chain};
 
@@ -49,6 +49,8 @@ const PAUSE_PER_HOLDER: Duration = Duration::from_micros(100);
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Known {
     pub(crate) holdings: Holdings,
+    /// Leases that sessions of other hosts were seen to want.
+    pub(crate) wanted: Wanted,
     /// How the leading master lists the agents, if it was asked since the last turn.
     pub(crate) agents: Option<Agents>,
     /// Whether the master of this module leads.
@@ -118,7 +120,9 @@ impl<S: LeaseStore, C: Elapsed> Acting<S, C> {
             while let Some(output) = self.wanted.pop_front() {
                 match output {
                     Output::Read { op, .. } => reading = Some(op),
-                    Output::Commit { op, commit } => commits.push((op, compared(commit, &known.holdings))),
+                    Output::Commit { op, commit } => {
+                        commits.push((op, self.sessions.compared(commit, &known.holdings)))
+                    }
                     Output::MarkGone { agent_id } => {
                         let mark = self.sessions.of_agent(&agent_id);
                         acted.gone.extend(mark.map(|(holder, session)| Mark::new(agent_id, holder, session)));
@@ -146,7 +150,7 @@ impl<S: LeaseStore, C: Elapsed> Acting<S, C> {
                 break;
             }
             reads += 1;
-            self.read(op, &known.holdings, &mut acted).await;
+            self.read(op, known, &mut acted).await;
             if acted.corrupt.is_some() {
                 break;
             }
@@ -154,8 +158,8 @@ impl<S: LeaseStore, C: Elapsed> Acting<S, C> {
         acted
     }
 
-    async fn read(&mut self, op: Op, holdings: &Holdings, acted: &mut Acted) {
-        let result = self.view(holdings).await;
+    async fn read(&mut self, op: Op, known: &Known, acted: &mut Acted) {
+        let result = self.view(known).await;
         let result = match result {
             Ok(view) => {
                 acted.news = self.reach.answered().or(acted.news.take());
@@ -176,13 +180,13 @@ impl<S: LeaseStore, C: Elapsed> Acting<S, C> {
         self.handle(Input::Read(op, result));
     }
 
-    async fn view(&mut self, holdings: &Holdings) -> Result<View, ReadError> {
+    async fn view(&mut self, known: &Known) -> Result<View, ReadError> {
         let (keys, now) = (self.exchange.keys().clone(), self.clock.now());
         self.sessions.forget(now);
         let (cluster, snapshot) =
             self.exchange.snapshot(vec![keys.storm()], &[keys.sessions(), keys.beats()]).await?;
         self.sessions
-            .view(&keys, holdings, cluster, &snapshot)
+            .view(&keys, &known.holdings, &known.wanted, cluster, &snapshot)
             .map_err(|source| ReadError::Unreadable { key: keys.storm(), source })
     }
 

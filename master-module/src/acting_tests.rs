@@ -13,8 +13,11 @@ use shared::record::Epoch;
 use shared::store::Revision;
 use shared::volume::{Driver, Holder, VolumeId, VolumeName};
 
-use super::holdings::Newest;
+use super::holdings::{Followed, Newest};
 use super::*;
+
+#[path = "acting_waiting_tests.rs"]
+mod waiting;
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -87,6 +90,7 @@ struct Scene {
     cluster: ClusterId,
     clock: Clock,
     holdings: Holdings,
+    wanted: Wanted,
 }
 
 impl Scene {
@@ -95,7 +99,8 @@ impl Scene {
         let exchange = Exchange::new(store.clone(), Default::default(), Duration::from_secs(10), None);
         exchange.found("one").await.unwrap();
         let cluster = exchange.read(&Reading::Everything).await.unwrap().cluster;
-        let mut scene = Self { store, exchange, cluster, clock: Clock::default(), holdings: Holdings::new() };
+        let (clock, holdings, wanted) = (Clock::default(), Holdings::new(), Wanted::new());
+        let mut scene = Self { store, exchange, cluster, clock, holdings, wanted };
         for (n, session) in sessions {
             scene.put(Key::Session(holder(*n)), Record::Session(session.clone())).await;
         }
@@ -141,6 +146,25 @@ impl Scene {
         self.session(n).await.unwrap().state
     }
 
+    /// Whether a keeper may take a volume's lease over, by what it reads and compares: the session of the lease's
+    /// holder is dead, of the lease's epoch or a later one, and unchanged when the lease is written.
+    async fn can_be_taken(&self, n: usize, taker: usize) -> bool {
+        let view = self.exchange.read(&Reading::Everything).await.unwrap();
+        let (lease, at) = view.lease(&volume(n)).unwrap();
+        let held = lease.held().unwrap().clone();
+        let Some((owner, owned)) = view.session(&held.holder) else { return false };
+        if !matches!(owner.state, SessionState::Dead(_)) || owner.epoch < held.epoch {
+            return false;
+        }
+        let (mine, key) = (Key::Session(holder(taker)), Key::Session(held.holder.clone()));
+        let taken = Record::Lease(Lease::Held(Held { holder: holder(taker), ..held }));
+        let commit = Commit::new(&self.cluster)
+            .put(Key::Lease(volume(n)), at, taken)
+            .unchanged(key, owned)
+            .unchanged(mine.clone(), view.at(&mine));
+        matches!(self.exchange.commit(&commit).await, Outcome::Done(_))
+    }
+
     async fn storm(&self) -> Option<Storm> {
         let view = self.exchange.read(&Reading::Keys(vec![Key::Storm])).await.unwrap();
         match view.entries.get(&Key::Storm) {
@@ -151,8 +175,12 @@ impl Scene {
 
     async fn turn_at(&self, ms: u64, module: &mut Module) {
         self.clock.0.set(Duration::from_millis(ms));
-        let known =
-            Known { holdings: self.holdings.clone(), agents: module.agents.take(), leading: module.leading };
+        let known = Known {
+            holdings: self.holdings.clone(),
+            wanted: self.wanted.clone(),
+            agents: module.agents.take(),
+            leading: module.leading,
+        };
         module.acted = module.acting.turn(&known).await;
         assert!(module.acted.corrupt.is_none());
     }
@@ -399,19 +427,32 @@ async fn a_session_that_cannot_be_read_is_left_alone_and_the_others_are_not() {
 }
 
 #[tokio::test]
-async fn a_missing_session_of_a_lease_is_waited_for_as_long_as_the_longest_ttl() {
-    let scene = Scene::begin(&[(1, session(1)), (2, session(2))]).await;
+async fn a_missing_session_of_a_lease_is_waited_for_as_long_as_the_longest_ttl_and_then_the_lease_can_be_taken()
+ {
+    let scene = Scene::begin(&[(1, session(1)), (2, session(2)), (3, session(3))]).await;
+    // Another lease of the first, of an earlier epoch.
+    let Record::Lease(Lease::Held(held)) = lease(1) else { panic!("it is held") };
+    let earlier = Held { epoch: Epoch(2), ..held };
+    scene.put(Key::Lease(volume(9)), Record::Lease(Lease::Held(earlier))).await;
     scene.store.delete("/extvol/v1/sessions/agent-1");
     // One that never beat: of a keeper without a fence, which a tombstone would not stop.
     scene.store.delete("/extvol/v1/sessions/agent-2");
     scene.store.delete("/extvol/v1/beats/agent-2");
     let mut module = scene.module(true);
-    scene.turns(0, 60_120, &mut module).await;
+    for ms in (0..60_120).step_by(500) {
+        scene.beat(3).await;
+        scene.turn_at(ms, &mut module).await;
+    }
     assert_eq!(scene.session(1).await, None);
+    scene.beat(3).await;
     scene.turn_at(60_120, &mut module).await;
+    for n in [1, 9] {
+        assert!(scene.can_be_taken(n, 3).await, "{n}");
+    }
     assert_eq!(scene.state(1).await, DEAD);
     scene.turns(60_500, 200_000, &mut module).await;
     assert_eq!(scene.session(2).await, None);
+    assert!(!scene.can_be_taken(2, 3).await);
 }
 
 #[tokio::test]

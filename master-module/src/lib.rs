@@ -15,7 +15,8 @@
 //! elements.rs  the elements of arrays in a JSON document that is never in memory as a whole
 //! agents.rs    what the agents' own processes answer
 //! view.rs      pure: what is known, and what is new in what was just learned;
-//!              view/agents.rs: of the agents
+//!              view/agents.rs: of the agents; view/waiting.rs: who waits for whose volumes
+//! pace.rs      pure: how often the leading master is asked
 //! event.rs     what is worth an event or a line in the log, and both
 //! queue.rs     pure: events that wait to be written
 //! record.rs    writes each event once, and trims
@@ -24,7 +25,7 @@
 //! clock.rs     elapsed time for its waits
 //! ```
 //!
-//! No etcd client, no HTTP and no clock in `view.rs`, `event.rs` and `queue.rs`; no decision about
+//! No etcd client, no HTTP and no clock in `view.rs`, `event.rs`, `queue.rs` and `pace.rs`; no decision about
 //! what is news in the others.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that unwraps fails with a place and a value"))]
@@ -37,6 +38,7 @@ mod event;
 mod follow;
 mod life;
 mod mesos;
+mod pace;
 mod queue;
 mod reach;
 mod record;

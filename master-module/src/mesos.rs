@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Client, StatusCode, redirect};
 use serde::Deserialize;
 use shared::retry::Retry;
@@ -20,6 +21,9 @@ const ANSWER_BYTES_MAX: usize = 256 << 20;
 /// Redirections followed: one leads to the leader, and a second one if it has just changed.
 const REDIRECTS_MAX: usize = 3;
 
+/// What is encoded of an agent's id in a query.
+const IN_A_QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_');
+
 const FIRST_ADDRESS_DELAY: Duration = Duration::from_millis(50);
 const LONGEST_ADDRESS_DELAY: Duration = Duration::from_secs(1);
 
@@ -30,8 +34,21 @@ pub(crate) enum Registration {
     Active,
     /// Known, and its connection is gone.
     Inactive,
+    /// Known, and an operator lets nothing new run there. Whether it is connected is not said: what runs there may
+    /// run on undisturbed.
+    Deactivated,
     /// Known from before the last change of the leader, and not heard of since.
     Recovered,
+}
+
+impl Registration {
+    /// Whether the leading master may still reach such an agent.
+    pub(crate) fn may_be_connected(self) -> bool {
+        match self {
+            Self::Active | Self::Deactivated | Self::Recovered => true,
+            Self::Inactive => false,
+        }
+    }
 }
 
 /// An agent, as far as this module cares.
@@ -101,6 +118,9 @@ struct Slave<'a> {
     #[serde(borrow)]
     hostname: Cow<'a, str>,
     active: bool,
+    /// Since Mesos 1.9. Such an agent is never active.
+    #[serde(default)]
+    deactivated: bool,
     #[serde(borrow, default)]
     pid: Cow<'a, str>,
 }
@@ -182,6 +202,23 @@ impl Mesos {
         }
         let leader = url.strip_suffix("/master/slaves").unwrap_or(&url).to_owned();
         Ok(AgentList { agents, leading: leader == base, leader })
+    }
+
+    /// How the leading master lists one agent; `None` when it does not. Cheap for a master since Mesos 1.3; an older
+    /// one answers with the whole list.
+    pub(crate) async fn agent(&self, id: &str) -> Result<Option<Registration>, PollError> {
+        let Some(base) = &self.base else { return Err(PollError::NoAddress) };
+        let mut registration = None;
+        let sink = |list: usize, element: &[u8]| {
+            let agent = agent(list, element)?;
+            if agent.id == id {
+                registration = Some(agent.registration);
+            }
+            Ok(())
+        };
+        let id = utf8_percent_encode(id, IN_A_QUERY);
+        elements(&self.client, format!("{base}/master/slaves?slave_id={id}"), LISTS, sink).await?;
+        Ok(registration)
     }
 
     /// The registry, to be asked beside the list.
@@ -302,8 +339,12 @@ fn agent(list: usize, element: &[u8]) -> Result<Agent, MalformedAnswer> {
         let (id, hostname) = (id.into_owned(), hostname.into_owned());
         return Ok(Agent { id, hostname, registration: Registration::Recovered, address: None });
     }
-    let Slave { id, hostname, active, pid } = serde_json::from_slice(element)?;
-    let registration = if active { Registration::Active } else { Registration::Inactive };
+    let Slave { id, hostname, active, deactivated, pid } = serde_json::from_slice(element)?;
+    let registration = match (active, deactivated) {
+        (true, _) => Registration::Active,
+        (false, true) => Registration::Deactivated,
+        (false, false) => Registration::Inactive,
+    };
     let (id, hostname, address) = (id.into_owned(), hostname.into_owned(), AgentAddress::of_pid(&pid));
     Ok(Agent { id, hostname, registration, address })
 }
@@ -328,7 +369,8 @@ mod tests {
         let body = br#"{"slaves":[
             {"id":"S0","hostname":"agent-1","port":5051,"pid":"slave(1)@10.0.0.1:5051","active":true,
              "attributes":{"rack":"a"},"resources":{"cpus":4.0,"ports":"[1-2]"},"deactivated":false},
-            {"id":"S\u0031","hostname":"agent-2","active":false}],
+            {"id":"S\u0031","hostname":"agent-2","active":false},
+            {"id":"S3","hostname":"agent-4","active":false,"deactivated":true}],
             "recovered_slaves":[{"id":"S2","hostname":"agent-3","port":5051,"resources":[]}]}"#;
         let agents = parse(body).unwrap();
         let seen: Vec<_> =
@@ -336,6 +378,7 @@ mod tests {
         let expected = [
             ("S0", "agent-1", Registration::Active),
             ("S1", "agent-2", Registration::Inactive),
+            ("S3", "agent-4", Registration::Deactivated),
             ("S2", "agent-3", Registration::Recovered),
         ];
         assert_eq!(seen, expected);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use shared::etcd::EtcdConfig;
 use shared::keys::Keys;
 use shared::parameters::{ParameterError, Parameters, endpoint};
-use shared::protocol::timing::{Profile, TTL_MAX, Timing};
+use shared::protocol::timing::Timing;
 
 /// The parameters, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub(crate) struct Settings {
     pub(crate) etcd: EtcdConfig,
     pub(crate) keys: Keys,
     pub(crate) poll_interval: Duration,
+    /// The same, while a revoke may follow from what the leading master says next.
+    pub(crate) hasty_poll_interval: Duration,
     /// Events that are left when older ones are trimmed.
     pub(crate) events_kept: usize,
     /// The URL of a master to ask instead of the one that this module is loaded in.
@@ -37,7 +39,9 @@ impl Settings {
         let mut parameters = Parameters::new(pairs)?;
         let endpoints = parameters.endpoints("etcd_endpoints")?;
         let prefix = parameters.key_prefix("etcd_prefix", "/extvol/v1")?;
-        let timing = timing(&mut parameters)?;
+        // Those of the keepers: of a session this module believes what the session says, and takes from here the waits
+        // that belong to none.
+        let timing = parameters.timing()?;
         let request_timeout = timing.request;
         let read_interval = parameters.duration(
             "read_interval",
@@ -53,6 +57,11 @@ impl Settings {
             // The lower bound keeps a slip of the pen from keeping the master busy.
             Duration::from_millis(100)..=Duration::from_secs(600),
         )?;
+        let hasty_poll_interval = parameters.duration(
+            "hasty_poll_interval",
+            Duration::from_millis(500),
+            Duration::from_millis(100)..=Duration::from_secs(600),
+        )?;
         // The lower bound keeps what happened within a minute; the upper one, a start of the module, which
         // reads all events, short.
         let events_kept = parameters.count("events_kept", 10_000, 100..=100_000)?;
@@ -60,7 +69,8 @@ impl Settings {
         parameters.finish()?;
         let etcd = EtcdConfig { request_timeout, ..EtcdConfig::new(endpoints) };
         let acting = act.then_some(ActingSettings { timing, read_interval, mark_gone });
-        Ok(Self { etcd, keys: Keys::new(&prefix), poll_interval, events_kept, master, acting })
+        let keys = Keys::new(&prefix);
+        Ok(Self { etcd, keys, poll_interval, hasty_poll_interval, events_kept, master, acting })
     }
 
     /// How long the leading master may take for its whole answer, which can be many megabytes.
@@ -77,28 +87,10 @@ fn boolean(text: &str) -> Result<bool, &'static str> {
     }
 }
 
-/// The times of a profile, with those that are given by themselves. They are those of the keepers: of a session this
-/// module believes what the session says, and takes from here the waits that belong to none.
-fn timing(parameters: &mut Parameters) -> Result<Timing, ParameterError> {
-    let profile = parameters.parsed("profile", Profile::named)?.unwrap_or(Profile::Default);
-    let mut timing = profile.timing();
-    let least = Duration::from_millis(50);
-    for (name, value, least) in [
-        ("ttl", &mut timing.ttl, least),
-        ("beat_interval", &mut timing.beat, least),
-        ("request_timeout", &mut timing.request, least),
-        ("election_time", &mut timing.election, Duration::ZERO),
-        ("fence_after", &mut timing.fence, least),
-        ("kill_time", &mut timing.kill, least),
-    ] {
-        *value = parameters.duration(name, *value, least..=TTL_MAX)?;
-    }
-    timing.check()?;
-    Ok(timing)
-}
-
 #[cfg(test)]
 mod tests {
+    use shared::protocol::timing::Profile;
+
     use super::*;
 
     fn settings(given: &[(&str, &str)]) -> Result<Settings, String> {
@@ -113,6 +105,7 @@ mod tests {
         assert_eq!(settings.keys, Keys::default());
         assert_eq!(settings.events_kept, 10_000);
         assert_eq!((settings.poll_interval, settings.master), (Duration::from_secs(5), None));
+        assert_eq!(settings.hasty_poll_interval, Duration::from_millis(500));
         let acting = ActingSettings {
             timing: Profile::Default.timing(),
             read_interval: Duration::from_millis(500),
@@ -147,6 +140,7 @@ mod tests {
             ("etcd_prefix", "extvol"),
             ("poll_interval", "5"),
             ("poll_interval", "0secs"),
+            ("hasty_poll_interval", "1ms"),
             ("request_timeout", "1hrs"),
             ("master", "zk://z:2181/mesos"),
             ("events_kept", "99"),

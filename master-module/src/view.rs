@@ -6,6 +6,7 @@
 //! and with nothing that only passes by.
 
 mod agents;
+mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as StdError;
@@ -24,6 +25,9 @@ use crate::agents::AgentAddress;
 use crate::event::{Event, Lease, Place, Stage, Told};
 use crate::mesos::{Registration, Registry};
 
+pub(crate) use self::agents::NotBelieved;
+pub(crate) use self::waiting::Pressing;
+
 /// Held volumes that are named at the first read; more are counted.
 const HELD_NAMED: usize = 1_000;
 
@@ -40,6 +44,8 @@ struct Session {
     agent_id: Option<Arc<str>>,
     /// Where that agent listens, as the keeper says.
     address: Option<AgentAddress>,
+    /// Volumes of others that containers of this host wait for.
+    wants: BTreeSet<VolumeId>,
     written: Revision,
 }
 
@@ -71,7 +77,7 @@ struct Holding {
 #[derive(Debug, Default)]
 struct Agents {
     by_id: BTreeMap<Arc<str>, (Registration, Option<AgentAddress>)>,
-    /// The one agent to look at of each host: an active one, if there is one.
+    /// The one agent to look at of each host: an active one, if there is one, or one that may be connected.
     by_host: BTreeMap<String, Arc<str>>,
 }
 
@@ -84,6 +90,9 @@ pub(crate) struct View {
     leases: BTreeMap<Arc<VolumeId>, Known>,
     holders: BTreeMap<Holder, Holding>,
     sessions: BTreeMap<Holder, Session>,
+    /// Those whose session is live and wants something.
+    wanting: BTreeSet<Holder>,
+    wants_changed: bool,
     /// How agents stood when that was last told, of those that were ever told otherwise than well.
     standings: BTreeMap<Holder, StandingRecord>,
     /// `None` until a master was asked with success.
@@ -91,6 +100,10 @@ pub(crate) struct View {
     registry: Option<Registry>,
     /// Ids of agents that stand in no list, and that the registry had as unreachable, gone, or not at all.
     given_up: BTreeSet<Arc<str>>,
+    /// Ids that the registry had as admitted though they stand in no list, and those of them that the next list did not
+    /// have either: an agent that is just registering is in none for a moment.
+    unlisted_once: BTreeSet<Arc<str>>,
+    unlisted_twice: BTreeSet<Arc<str>>,
     /// Records of which the events said that they exist, until they are read.
     remembered: BTreeMap<String, (Revision, EventRecord)>,
     /// Keys of unreadable records, with the reason that was told.
@@ -110,10 +123,14 @@ impl View {
             leases: BTreeMap::new(),
             holders: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            wanting: BTreeSet::new(),
+            wants_changed: false,
             standings: BTreeMap::new(),
             agents: None,
             registry: None,
             given_up: BTreeSet::new(),
+            unlisted_once: BTreeSet::new(),
+            unlisted_twice: BTreeSet::new(),
             remembered: BTreeMap::new(),
             unreadable: BTreeMap::new(),
             more_unreadable: false,
@@ -430,6 +447,7 @@ impl View {
             Ok((_, Record::Lease(_) | Record::Beat | Record::Storm(_))) => return,
             Err(error) => {
                 self.sessions.remove(&holder);
+                self.wanting.remove(&holder);
                 return self.tell_unreadable(key, reason(&error), entry, seen, told);
             }
         };
@@ -440,7 +458,15 @@ impl View {
         let address = session.agent.as_ref().and_then(|agent| AgentAddress::of_pid(&agent.address));
         let agent_id: Option<Arc<str>> = agent_id.map(Into::into);
         let written = entry.mod_revision;
-        let known = Session { epoch, state, agent_id: agent_id.clone(), address, written };
+        let wants = if state == SessionState::Live { session.wants } else { BTreeSet::new() };
+        let wanted_before = self.sessions.get(&holder).map(|before| &before.wants);
+        self.wants_changed |= wanted_before.map_or(!wants.is_empty(), |before| *before != wants);
+        if wants.is_empty() {
+            self.wanting.remove(&holder);
+        } else {
+            self.wanting.insert(holder.clone());
+        }
+        let known = Session { epoch, state, agent_id: agent_id.clone(), address, wants, written };
         let before = self.sessions.insert(holder.clone(), known);
         if before.is_none_or(|before| (before.epoch, before.state) != (epoch, state)) {
             let reason = session.reason;
@@ -451,6 +477,7 @@ impl View {
     }
 
     fn session_deleted(&mut self, holder: &Holder, at: Revision, seen: Seen, told: &mut Vec<Told>) {
+        self.wanting.remove(holder);
         if let Some(Session { epoch, written, .. }) = self.sessions.remove(holder) {
             let event = Event::SessionDeleted { holder: holder.clone(), epoch: Some(epoch) };
             told.push(Told { event, place: Place::Deleted { at, written, seen }, logged: true });

@@ -5,6 +5,9 @@ use serde_json::{Value, json};
 use super::*;
 use crate::mesos::Agent;
 
+#[path = "view_waiting_tests.rs"]
+mod waiting;
+
 fn view_of(records: usize) -> View {
     let mut view = View::new(Keys::default(), 100);
     let entries = |make: &dyn Fn(usize) -> (String, Value)| {
@@ -112,10 +115,10 @@ fn when_most_are_given_up_at_once_none_is() {
     list(&mut view, 9, &lost);
     registry(&mut view, &[], &["S1"], &[]);
     let (core, too_many) = view.agents_for_the_core(true);
-    assert_eq!((core.given_up.len(), too_many), (0, Some(5)));
+    assert_eq!((core.given_up.len(), too_many), (0, NotBelieved { given_up: 5, inactive: 0 }));
     assert_eq!(core.connected.len(), 4);
     list(&mut view, 9, &[1, 2, 3, 4]);
-    assert_eq!((given_up(&view).len(), view.agents_for_the_core(true).1), (4, None));
+    assert_eq!((given_up(&view).len(), view.agents_for_the_core(true).1), (4, NotBelieved::default()));
     // Of two hosts both may be lost.
     let mut view = view_of(2);
     list(&mut view, 2, &[1, 2]);

@@ -15,23 +15,26 @@ use futures::{Stream, StreamExt, stream};
 use reqwest::Client;
 use shared::event::{Seen, TrimmedRecord};
 use shared::exchange_io::Exchange;
+use shared::protocol::{Text, reclaimer};
 use shared::retry::Retry;
 use shared::store::{Change, LeaseStore, Revision, StoreError};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use crate::acting::gone::{Mark, Marks, Tried, try_to_mark};
 use crate::acting::{Acted, Acting, Known};
 use crate::agents::{Agents, Answer};
-use crate::clock::KernelClocks;
+use crate::clock::KernelClock;
 use crate::event::{Event, Place, Told};
 use crate::follow::{Followed, follow};
 use crate::mesos::{AgentList, Mesos, PollError, Registry};
+use crate::pace::{Haste, LOOKED_AT_MAX, LookedAt, Pace};
 use crate::queue::{Queue, STANDBY_DELAY};
 use crate::reach::{News, Reach, chain};
 use crate::record::{Recorded, Recorder, RecordingError};
 use crate::settings::{ActingSettings, Settings};
-use crate::view::View;
+use crate::view::{NotBelieved, View};
 
 /// Events above those that are kept before the module beside the leading master trims them: one
 /// deletion for so many events.
@@ -45,7 +48,7 @@ enum Done<S> {
     Registry(Result<Registry, PollError>),
     Written(Result<usize, RecordingError>),
     Trimmed(Result<Option<TrimmedRecord>, RecordingError>),
-    Acted(Box<Acting<Arc<S>, KernelClocks>>, Acted),
+    Acted(Box<Acting<Arc<S>, KernelClock>>, Acted),
     TriedToMark(Tried),
 }
 
@@ -78,12 +81,18 @@ struct Loop<'s, S> {
     writing: Reach,
     registry: Reach,
     /// What acts, unless a turn of it is under way; `None` for ever when it is not to.
-    acting: Option<Box<Acting<Arc<S>, KernelClocks>>>,
+    acting: Option<Box<Acting<Arc<S>, KernelClock>>>,
     act_at: Instant,
-    /// Whether the core is to be told how the agents are listed.
+    /// Whether the core was told how the agents are listed.
     agents_told: bool,
-    /// How many are given up, while these are too many to be believed.
-    too_many_given_up: Option<usize>,
+    /// Agents whose hosts' sessions are to be revoked, as was last known while something pressed.
+    to_revoke: BTreeSet<Text>,
+    not_believed: NotBelieved,
+    haste: Haste,
+    /// Whether what presses may have changed.
+    look_at_haste: bool,
+    /// The agents to look at; none when there is no haste.
+    look_at: watch::Sender<LookedAt>,
     exchange: Arc<Exchange<Arc<S>>>,
     marks: Marks,
     master_client: Client,
@@ -103,7 +112,7 @@ pub(crate) async fn watching<S: LeaseStore>(
     let (mut events_read, mut standings_read, mut polled) = (false, false, false);
     let registrar = mesos.registrar();
     let mut state = Loop::new(store, settings, mesos.client());
-    let mut rounds = Box::pin(rounds(&**store, mesos, settings));
+    let mut rounds = Box::pin(rounds(&**store, mesos, settings, state.look_at.subscribe()));
     let mut probes: Option<Pin<Box<dyn Stream<Item = Vec<Answer>>>>> = None;
     let mut etcd = Reach::new("etcd");
     let mut master = Reach::new("the leading master");
@@ -149,6 +158,8 @@ pub(crate) async fn watching<S: LeaseStore>(
                 state.rest(followed, &etcd).and(told)
             }
             Some(followed) = sessions.next(), if events_read => {
+                // Whoever is revoked does not press any more.
+                state.look_at_haste |= state.is_in_haste();
                 let told = match &followed {
                     Followed::Read(snapshot) => Ok(state.view.read_sessions(snapshot)),
                     Followed::Changed(changes) => Ok(state.view.changed(changes)),
@@ -174,7 +185,7 @@ pub(crate) async fn watching<S: LeaseStore>(
                 };
                 state.rest(followed, &etcd).map(|_| told)
             }
-            Some(Round { agents: list, etcd: answer }) = rounds.next() => {
+            Some(Round { is_ordinary, agents: list, etcd: answer }) = rounds.next() => {
                 polled = true;
                 say(match &answer {
                     Ok(_) => etcd.answered(),
@@ -184,8 +195,8 @@ pub(crate) async fn watching<S: LeaseStore>(
                     Ok(_) => say(master.answered()),
                     Err(error) => say(master.failed(chain(error))),
                 }
-                let told = state.listed(list);
-                if probes.is_none() {
+                let told = state.listed(list, is_ordinary);
+                if is_ordinary && probes.is_none() {
                     let targets = state.view.targets();
                     probes = (!targets.is_empty()).then(|| Box::pin(agents.ask(targets)) as Pin<Box<_>>);
                 }
@@ -199,6 +210,7 @@ pub(crate) async fn watching<S: LeaseStore>(
             answers = next_of(&mut probes) => {
                 if answers.is_none() {
                     probes = None;
+                    state.look_at_haste = true;
                 }
                 Ok(answers.map(|answers| state.view.answered(answers)).unwrap_or_default())
             }
@@ -221,15 +233,18 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
         let request = settings.etcd.request_timeout;
         let exchange = Arc::new(Exchange::new(Arc::clone(store), keys.clone(), request, None));
         let acting = settings.acting.as_ref().map(|ActingSettings { timing, read_interval, .. }| {
-            let clock = KernelClocks::new();
-            Box::new(Acting::new(Arc::clone(&exchange), clock, *timing, *read_interval))
+            Box::new(Acting::new(Arc::clone(&exchange), KernelClock, *timing, *read_interval))
         });
         Self {
             settings,
             acting,
             act_at: Instant::now(),
             agents_told: true,
-            too_many_given_up: None,
+            to_revoke: BTreeSet::new(),
+            not_believed: NotBelieved::default(),
+            haste: Haste::default(),
+            look_at_haste: true,
+            look_at: watch::Sender::new(LookedAt::new()),
             exchange,
             marks: Marks::default(),
             master_client,
@@ -259,6 +274,7 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
         match followed {
             Followed::Read(snapshot) => {
                 say(self.reading.answered());
+                self.look_at_haste = true;
                 self.revision = self.revision.max(snapshot.revision);
                 Ok(Vec::new())
             }
@@ -279,7 +295,8 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
         }
     }
 
-    fn listed(&mut self, list: Result<AgentList, PollError>) -> Vec<Told> {
+    fn listed(&mut self, list: Result<AgentList, PollError>, is_ordinary: bool) -> Vec<Told> {
+        self.look_at_haste = true;
         let Ok(AgentList { agents, leader, leading }) = list else {
             (self.leader, self.leading) = (None, false);
             self.agents_told = false;
@@ -287,7 +304,8 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
         };
         (self.leader, self.leading) = (Some(leader), leading);
         self.view.listed(agents);
-        self.registry_wanted = true;
+        // It is as long as the list: in haste it is asked only about those of whom it was not.
+        self.registry_wanted |= is_ordinary || self.view.has_new_unlisted();
         self.agents_told = false;
         self.view.polled(None)
     }
@@ -299,6 +317,7 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
                 match answer {
                     Ok(registry) => {
                         say(self.registry.answered());
+                        self.look_at_haste = true;
                         self.agents_told = false;
                         return Ok(self.view.polled(Some(registry)));
                     }
@@ -351,15 +370,22 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
         Ok(Vec::new())
     }
 
-    fn agents_for_the_core(&mut self) -> shared::protocol::reclaimer::Agents {
-        let (agents, too_many) = self.view.agents_for_the_core(self.leader.is_some());
-        if let Some(many) = too_many.filter(|_| self.too_many_given_up.is_none()) {
+    fn agents_for_the_core(&mut self) -> reclaimer::Agents {
+        let (agents, not_believed) = self.view.agents_for_the_core(self.leader.is_some());
+        let before = std::mem::replace(&mut self.not_believed, not_believed);
+        let NotBelieved { given_up, inactive } = not_believed;
+        if given_up > 0 && before.given_up == 0 {
             error!(
-                "the masters have given up {many} of the agents whose hosts hold leases, which is more than half: no \
+                "the masters have given up {given_up} of the agents whose hosts hold leases, which is more than half: no \
                  session is revoked for it; see whether `master` is right and the masters' registry was lost"
             );
         }
-        self.too_many_given_up = too_many;
+        if inactive > 0 && before.inactive == 0 {
+            warn!(
+                "{inactive} of the agents whose hosts hold leases are not connected, which is more than half: no session \
+                 is revoked because others wait for its volumes; see the leading master's network"
+            );
+        }
         agents
     }
 
@@ -407,6 +433,34 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
         turn.into_iter().chain(mark).min()
     }
 
+    fn is_in_haste(&self) -> bool {
+        !self.look_at.borrow().is_empty()
+    }
+
+    fn make_haste(&mut self, now: Instant) {
+        let wants_changed = self.view.wants_changed();
+        if std::mem::take(&mut self.look_at_haste) || wants_changed {
+            // Beside a master that does not lead it makes no difference: what follows waits for half a ttl.
+            let worth_it = self.leading && self.settings.acting.is_some();
+            let pressing = if worth_it { self.view.pressing() } else { Default::default() };
+            let look_at = self.haste.look_at(now, pressing);
+            self.look_at.send_if_modified(|before| {
+                let is_new = *before != look_at;
+                *before = look_at;
+                is_new
+            });
+        }
+        // What was asked for in haste is not to wait for the next turn.
+        if self.is_in_haste() && (wants_changed || !self.agents_told) {
+            let agents = self.agents_for_the_core();
+            let to_revoke = self.view.to_revoke(agents);
+            if !to_revoke.is_subset(&self.to_revoke) {
+                self.act_at = now;
+            }
+            self.to_revoke = to_revoke;
+        }
+    }
+
     fn act(&mut self, now: Instant) {
         if now >= self.act_at
             && let Some(holdings) = self.view.holdings()
@@ -414,7 +468,7 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
         {
             let agents =
                 (!std::mem::replace(&mut self.agents_told, true)).then(|| self.agents_for_the_core());
-            let known = Known { holdings, agents, leading: self.leading };
+            let known = Known { holdings, wanted: self.view.wanted(), agents, leading: self.leading };
             self.work.push(Box::pin(async move {
                 let acted = acting.turn(&known).await;
                 Done::Acted(acting, acted)
@@ -446,6 +500,7 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
             }
         }
         let now = Instant::now();
+        self.make_haste(now);
         self.act(now);
         if now >= self.write_not_before {
             let batch = self.queue.batch(now, self.leading);
@@ -470,6 +525,8 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
 
 /// What is asked for in each round of polling.
 struct Round {
+    /// Whether it came at its time, and not in haste.
+    is_ordinary: bool,
     agents: Result<AgentList, PollError>,
     /// A linearizable read of one small record. A silent watch proves nothing; this does, and it is
     /// what finds out that etcd was restored from a backup.
@@ -480,21 +537,51 @@ struct Rounds<'s, S> {
     store: &'s S,
     cluster: [String; 1],
     mesos: Mesos,
-    ticks: Interval,
+    pace: Pace,
+    look_at: watch::Receiver<LookedAt>,
+}
+
+impl<S: LeaseStore> Rounds<'_, S> {
+    async fn next(&mut self) -> Round {
+        let is_ordinary = loop {
+            let look_at = self.look_at.borrow_and_update().clone();
+            if let Some(due) = self.pace.due(!look_at.is_empty()) {
+                tokio::select! {
+                    () = sleep_until(due) => {}
+                    Ok(()) = self.look_at.changed() => continue,
+                }
+            }
+            let is_ordinary = self.pace.begin(Instant::now());
+            if is_ordinary || look_at.len() > LOOKED_AT_MAX || self.see_change(&look_at).await {
+                break is_ordinary;
+            }
+            self.pace.end(Instant::now());
+        };
+        let (agents, etcd) = tokio::join!(self.mesos.agents(), self.store.get(&self.cluster));
+        self.pace.end(Instant::now());
+        Round { is_ordinary, agents, etcd: etcd.map(|snapshot| snapshot.revision) }
+    }
+
+    /// Whether any of these is listed otherwise by now. That a master does not answer is for a round to tell.
+    async fn see_change(&self, look_at: &LookedAt) -> bool {
+        let looks = look_at
+            .iter()
+            .map(|(id, known)| async move { self.mesos.agent(id).await.is_ok_and(|now| now != *known) });
+        futures::future::join_all(looks).await.contains(&true)
+    }
 }
 
 fn rounds<'s, S: LeaseStore>(
     store: &'s S,
     mesos: Mesos,
     settings: &Settings,
+    look_at: watch::Receiver<LookedAt>,
 ) -> impl Stream<Item = Round> + use<'s, S> {
-    let mut ticks = interval(settings.poll_interval);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let rounds = Rounds { store, cluster: [settings.keys.cluster()], mesos, ticks };
+    let pace = Pace::new(settings.poll_interval, settings.hasty_poll_interval);
+    let rounds = Rounds { store, cluster: [settings.keys.cluster()], mesos, pace, look_at };
     stream::unfold(rounds, |mut rounds| async {
-        rounds.ticks.tick().await;
-        let (agents, etcd) = tokio::join!(rounds.mesos.agents(), rounds.store.get(&rounds.cluster));
-        Some((Round { agents, etcd: etcd.map(|snapshot| snapshot.revision) }, rounds))
+        let round = rounds.next().await;
+        Some((round, rounds))
     })
 }
 

@@ -25,7 +25,7 @@ use shared::testing::{EtcdCluster, wait_until};
 use shared::volume::{Driver, Holder, VolumeId, VolumeName};
 use support::events::{events, whats};
 use support::log::Log;
-use support::master::{Answer, Master};
+use support::master::{Agent, AgentAnswer, Answer, Master};
 use support::{nowhere, start_with};
 use tokio::runtime::Runtime;
 
@@ -247,6 +247,67 @@ fn etcd_an_agent_in_no_list_was_removed_only_if_the_registry_has_not_admitted_it
     scene.beating_until(&[1, 9], "more is asked", |scene| scene.master.requests() > rounds + 5);
     assert_eq!((scene.state(9), scene.writes(9)), (SessionState::Live, 1));
     assert_eq!(scene.log.count("agent S9 is not known"), 0);
+}
+
+/// Lists that nobody would wait for.
+const RARE_LISTS: [(&str, &str); 1] = [("poll_interval", "60secs")];
+
+#[test]
+fn etcd_a_session_whose_agent_is_inactive_is_revoked_when_another_host_wants_its_volume_and_that_is_soon() {
+    let scene = Scene::begin();
+    for n in [1, 2] {
+        scene.live(n, session(n));
+    }
+    let [one, two] = ["S1", "S2"].map(|id| Agent::start(AgentAnswer::Id(id)));
+    let list = |is_active| {
+        Answer::Leader(vec![one.listed("S1", "agent-1", is_active), two.listed("S2", "agent-2", true)])
+    };
+    scene.master.now(list(true));
+    let _module = scene.start(&RARE_LISTS);
+    scene.log.wait_for("etcd has 2 leases");
+    scene.master.now(list(false));
+    let quiet = Instant::now();
+    scene.beating_until(&[1, 2], "nothing presses", |_| quiet.elapsed() > Duration::from_secs(1));
+    assert_eq!((scene.master.requests(), scene.master.looks()), (1, 0));
+    let wanted = VolumeId { driver: Driver::new("ebs").unwrap(), name: VolumeName::new("v1").unwrap() };
+    let waiting = Session { wants: [wanted].into(), ..session(3) };
+    scene.put(Key::Session(holder(3)), Record::Session(waiting));
+    let since = Instant::now();
+    scene.beating_until(&[2], "it is revoked", |scene| scene.state(1) == SessionState::Revoking);
+    println!("revoked {:?} after it was wanted", since.elapsed());
+    assert_eq!([2, 3].map(|n| (scene.state(n), scene.writes(n))), [(SessionState::Live, 1); 2]);
+}
+
+#[test]
+fn etcd_while_an_agent_is_inactive_it_is_soon_seen_that_it_was_given_up() {
+    let scene = Scene::begin();
+    for n in [1, 2] {
+        scene.live(n, session(n));
+    }
+    let two = Agent::start(AgentAnswer::Id("S2"));
+    let one = Agent::start(AgentAnswer::Id("S1"));
+    let listed = two.listed("S2", "agent-2", true);
+    scene.master.now(Answer::Leader(vec![one.listed("S1", "agent-1", false), listed.clone()]));
+    let _module = scene.start(&RARE_LISTS);
+    scene.beating_until(&[1, 2], "it is looked at in haste", |scene| scene.master.looks() > 3);
+    assert_eq!(scene.master.requests(), 1, "without a list");
+    assert_eq!([1, 2].map(|n| scene.state(n)), [SessionState::Live; 2], "nobody waits");
+    scene.master.registry(&["S1"], &[]);
+    scene.master.now(Answer::Leader(vec![listed]));
+    let since = Instant::now();
+    scene.beating_until(&[2], "it is revoked", |scene| scene.state(1) == SessionState::Revoking);
+    println!("revoked {:?} after it was given up", since.elapsed());
+    // Nothing presses any more.
+    let mut looks = scene.master.looks();
+    let mut quiet = Instant::now();
+    scene.beating_until(&[1, 2], "the haste ends", |scene| {
+        if std::mem::replace(&mut looks, scene.master.looks()) != looks {
+            quiet = Instant::now();
+        }
+        quiet.elapsed() > Duration::from_secs(2)
+    });
+    assert!(scene.master.requests() <= 3, "{}", scene.master.requests());
+    assert_eq!(scene.state(2), SessionState::Live);
 }
 
 #[test]

@@ -1,10 +1,14 @@
-//! What the core is shown: of each holder one lease that it really holds, its session and its heartbeat. Pure.
+//! What the core is shown: of each holder one lease that it really holds, its session and its heartbeat; and who waits
+//! for which lease. Pure.
 //!
 //! The core needs to know of leases only who holds any, and of which epoch the newest is. Reading all leases
 //! several times a second would be a hundred megabytes a second in a large installation; they are followed
 //! instead (view.rs), and one of each holder's stands for all. It may be out of date. So every transaction about a
-//! session also compares that lease ([`Holdings::compared`]): what is written is written while that very lease is
+//! session also compares that lease ([`Sessions::compared`]): what is written is written while that very lease is
 //! that holder's (docs/decisions/0013-how-the-master-reads.md).
+//!
+//! The leases that other hosts wait for are shown as well, as they are followed, and a revoke compares one of them. That
+//! they are waited for is in the sessions, which are read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,7 +18,9 @@ use serde::de::IgnoredAny;
 use shared::exchange;
 use shared::keys::Keys;
 use shared::protocol::Now;
-use shared::protocol::exchange::{ClusterId, Commit, Held, Key, Lease, Record, Session, Stage, View};
+use shared::protocol::exchange::{
+    ClusterId, Commit, Held, Key, Lease, Record, Session, SessionState, Stage, View,
+};
 use shared::record::{Epoch, RecordError};
 use shared::store::{Entry, Revision, Snapshot};
 use shared::volume::{Holder, VolumeId};
@@ -31,12 +37,26 @@ pub(crate) struct Newest {
 /// Who holds leases.
 pub(crate) type Holdings = BTreeMap<Holder, Newest>;
 
+/// A lease, as it is followed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Followed {
+    pub(crate) holder: Holder,
+    pub(crate) epoch: Epoch,
+    /// The revision that last wrote it.
+    pub(crate) written: Revision,
+}
+
+/// Leases that sessions of other hosts were seen to want.
+pub(crate) type Wanted = BTreeMap<Arc<VolumeId>, Followed>;
+
 /// A session as it was last decoded: most of ten thousand are the same from read to read.
 #[derive(Clone, Debug)]
 struct Decoded {
     at: Revision,
     /// `None` when nothing is to be decided about this holder: see [`Sessions::view`].
     session: Option<Session>,
+    /// Whether the core is shown its lease.
+    shown: bool,
     session_key: String,
     beat_key: String,
 }
@@ -46,6 +66,7 @@ impl Decoded {
         Self {
             at: Revision::ABSENT,
             session: None,
+            shown: false,
             session_key: keys.session(holder),
             beat_key: keys.beat(holder),
         }
@@ -58,7 +79,15 @@ pub(crate) struct Sessions {
     known: BTreeMap<Holder, Decoded>,
     /// Holders that are looked at also without a lease, and until when.
     kept: BTreeMap<Holder, Now>,
+    /// Holders whose session says that it wants something, by its key, as of the revision that was last read.
+    wanting: BTreeMap<String, Holder>,
+    through: Revision,
+    /// Of each holder a lease that is wanted, and the revision at which it was followed.
+    wanted: BTreeMap<Holder, (VolumeId, Revision)>,
 }
+
+/// What stands in a session that wants something, and in no other.
+const WANTS: &[u8] = br#""wants""#;
 
 impl Sessions {
     /// What the core is to see of a read of the storm guard, all sessions and all heartbeats.
@@ -73,6 +102,7 @@ impl Sessions {
         &mut self,
         keys: &Keys,
         holdings: &Holdings,
+        wanted: &Wanted,
         cluster: ClusterId,
         snapshot: &Snapshot,
     ) -> Result<View, RecordError> {
@@ -82,14 +112,17 @@ impl Sessions {
             }
             None => None,
         };
+        self.look_for_wanting(keys, snapshot);
         let (mut leases, mut sessions, mut beats) = (Vec::new(), Vec::new(), Vec::new());
-        if self.known.len() > holdings.len() {
-            self.known.retain(|holder, _| holdings.contains_key(holder));
+        let more: BTreeSet<_> = (self.kept.keys().chain(self.wanting.values()))
+            .filter(|holder| !holdings.contains_key(holder))
+            .cloned()
+            .collect();
+        if self.known.len() > holdings.len() + more.len() {
+            self.known.retain(|holder, _| holdings.contains_key(holder) || more.contains(holder));
         }
-        let kept: BTreeSet<_> =
-            self.kept.keys().filter(|holder| !holdings.contains_key(holder)).cloned().collect();
         let held = holdings.iter().map(|(holder, newest)| (holder, Some(newest)));
-        for (holder, newest) in held.chain(kept.iter().map(|holder| (holder, None))) {
+        for (holder, newest) in held.chain(more.iter().map(|holder| (holder, None))) {
             if !self.known.contains_key(holder) {
                 self.known.insert(holder.clone(), Decoded::none(keys, holder));
             }
@@ -103,22 +136,94 @@ impl Sessions {
             // That a beat was written is all that counts, whatever release wrote it.
             let beat = snapshot.entries.get(&decoded.beat_key);
             let is_missing = at == Revision::ABSENT && beat.is_some();
-            if let Some(newest) = newest
-                && (is_missing || decoded.session.is_some())
-            {
-                leases.push((Key::Lease((*newest.volume).clone()), (lease(holder, newest), newest.written)));
+            decoded.shown = newest.is_some() && (is_missing || decoded.session.is_some());
+            if let Some(newest) = newest.filter(|_| decoded.shown) {
+                leases.push(lease(&newest.volume, holder, newest.epoch, newest.written));
                 if let Some(beat) = beat {
                     beats.push((Key::Beat(holder.clone()), (Record::Beat, beat.mod_revision)));
                 }
             }
             if let Some(session) = &decoded.session {
-                sessions.push((Key::Session(holder.clone()), (Record::Session(session.clone()), at)));
+                sessions.push((holder, session.clone(), at));
+            }
+        }
+        self.wanted.clear();
+        for (volume, followed) in self.waited_for(holdings, wanted, &mut sessions) {
+            let Followed { holder, epoch, written } = followed;
+            self.wanted.entry(holder.clone()).or_insert_with(|| ((**volume).clone(), *written));
+            if holdings.get(holder).is_none_or(|newest| newest.volume != *volume) {
+                leases.push(lease(volume, holder, *epoch, *written));
             }
         }
         // In the order of the keys, but for the leases: then a map is made of it at little cost.
         leases.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        let session = |(holder, session, at): (&Holder, _, _)| {
+            (Key::Session(holder.clone()), (Record::Session(session), at))
+        };
+        let sessions = sessions.into_iter().map(session);
         let entries = leases.into_iter().chain(sessions).chain(beats).chain(storm).collect();
         Ok(View { cluster, revision: snapshot.revision, entries })
+    }
+
+    /// Looks through the sessions that were written since the last read for those that want something.
+    fn look_for_wanting(&mut self, keys: &Keys, snapshot: &Snapshot) {
+        if snapshot.revision < self.through {
+            // Another history.
+            (self.wanting, self.through) = (BTreeMap::new(), Revision::ABSENT);
+        }
+        self.wanting.retain(|key, _| snapshot.entries.contains_key(key));
+        let prefix = keys.sessions();
+        let sessions =
+            snapshot.entries.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
+        for (key, entry) in sessions.filter(|(_, entry)| entry.mod_revision > self.through) {
+            let wants = entry.value.windows(WANTS.len()).any(|bytes| bytes == WANTS);
+            let holder = keys.holder_of(key).filter(|holder| wants && keys.session(holder) == *key);
+            match holder {
+                Some(holder) => self.wanting.insert(key.clone(), holder),
+                None => self.wanting.remove(key),
+            };
+        }
+        self.through = snapshot.revision;
+    }
+
+    /// Of the leases that are followed as wanted, those that a live session wants; and leaves out of the sessions what
+    /// they want of themselves: one that has just taken what it waited for has not said yet that it waits no more.
+    fn waited_for<'w>(
+        &self,
+        holdings: &Holdings,
+        wanted: &'w Wanted,
+        sessions: &mut [(&Holder, Session, Revision)],
+    ) -> BTreeMap<&'w Arc<VolumeId>, &'w Followed> {
+        let mut waited_for = BTreeMap::new();
+        for (holder, session, _) in sessions {
+            if session.wants.is_empty() {
+                continue;
+            }
+            session.wants.retain(|volume| {
+                let stands_for_all = holdings.get(holder).is_some_and(|newest| *newest.volume == *volume);
+                !stands_for_all && wanted.get(volume).is_none_or(|followed| followed.holder != **holder)
+            });
+            if session.state == SessionState::Live {
+                let leases = session.wants.iter().filter_map(|volume| wanted.get_key_value(volume));
+                let is_shown = |holder| self.known.get(holder).is_some_and(|decoded| decoded.shown);
+                waited_for.extend(leases.filter(|(_, followed)| is_shown(&followed.holder)));
+            }
+        }
+        waited_for
+    }
+
+    /// A commit of the core with the condition that its holder still holds the lease that stands for all; and a revoke,
+    /// that it still holds one that is waited for, if there is any.
+    pub(crate) fn compared(&self, commit: Commit, holdings: &Holdings) -> Commit {
+        let mut put = commit.puts.iter().filter_map(|(key, record)| match (key, record) {
+            (Key::Session(holder), Record::Session(session)) => Some((holder.clone(), session.state)),
+            _ => None,
+        });
+        let Some((holder, state)) = put.next() else { return commit };
+        let newest = holdings.get(&holder).map(|newest| ((*newest.volume).clone(), newest.written));
+        let wanted = self.wanted.get(&holder).filter(|_| state == SessionState::Revoking).cloned();
+        let leases: BTreeMap<_, _> = newest.into_iter().chain(wanted).collect();
+        leases.into_iter().fold(commit, |commit, (volume, at)| commit.unchanged(Key::Lease(volume), at))
     }
 
     /// How many holders were looked at.
@@ -147,18 +252,6 @@ impl Sessions {
     }
 }
 
-/// A commit of the core with the condition that its holder still holds the lease that stands for all.
-pub(crate) fn compared(commit: Commit, holdings: &Holdings) -> Commit {
-    let holder = commit.puts.iter().find_map(|(key, _)| holder_of_session(key));
-    match holder.and_then(|holder| holdings.get(holder)) {
-        Some(newest) => {
-            let lease = Key::Lease((*newest.volume).clone());
-            commit.unchanged(lease, newest.written)
-        }
-        None => commit,
-    }
-}
-
 fn holder_of_session(key: &Key) -> Option<&Holder> {
     match key {
         Key::Session(holder) => Some(holder),
@@ -180,12 +273,12 @@ fn session(holder: &Holder, entry: &Entry) -> Option<Session> {
     }
 }
 
-/// Of a lease the core looks at holder and epoch alone.
-fn lease(holder: &Holder, newest: &Newest) -> Record {
-    Record::Lease(Lease::Held(Held {
+/// A lease as the core is shown it, who looks at holder and epoch alone.
+fn lease(volume: &VolumeId, holder: &Holder, epoch: Epoch, written: Revision) -> (Key, (Record, Revision)) {
+    let held = Held {
         stage: Stage::Attached,
         holder: holder.clone(),
-        epoch: newest.epoch,
+        epoch,
         token: None,
         agent_id: None,
         containers: Default::default(),
@@ -194,5 +287,6 @@ fn lease(holder: &Holder, newest: &Newest) -> Record {
         calls: false,
         revoked: None,
         since: None,
-    }))
+    };
+    (Key::Lease(volume.clone()), (Record::Lease(Lease::Held(held)), written))
 }

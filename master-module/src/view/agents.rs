@@ -19,6 +19,13 @@ const SILENT_AFTER: u32 = 2;
 /// The fewest agents that are too many to have been given up at once: as for the storm guard.
 const MANY: usize = 3;
 
+/// Of how many agents it is not believed that they are lost, since these are most of them at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NotBelieved {
+    pub(crate) given_up: usize,
+    pub(crate) inactive: usize,
+}
+
 impl View {
     /// The leading master was asked for its agents. What it does not list is told only when its
     /// registry was asked as well: see [`View::unlisted`].
@@ -26,15 +33,18 @@ impl View {
         let mut known = Agents::default();
         for Agent { id, hostname, registration, address } in agents {
             let id: Arc<str> = id.into();
-            let active = registration == Registration::Active;
-            if active || !known.by_host.contains_key(&hostname) {
+            let other = known.by_host.get(&hostname).and_then(|other| known.by_id.get(other));
+            let (active, here) = (registration == Registration::Active, registration.may_be_connected());
+            if other.is_none_or(|(other, _)| active || here && !other.may_be_connected()) {
                 known.by_host.insert(hostname, Arc::clone(&id));
             }
             known.by_id.insert(id, (registration, address));
         }
         // One that is listed was not given up, or is back; one that no holder names is nobody's business.
-        let wanted = self.unlisted_in(&known);
-        self.given_up.retain(|id| wanted.contains(id));
+        let unlisted = self.unlisted_in(&known);
+        self.given_up.retain(|id| unlisted.contains(id));
+        self.unlisted_once.retain(|id| unlisted.contains(id));
+        self.unlisted_twice = self.unlisted_once.clone();
         self.agents = Some(known);
         self.registry = None;
     }
@@ -112,62 +122,80 @@ impl View {
         told
     }
 
-    /// What the core is to know of the agents, by the last list and what the registry said; and, if so many are given
-    /// up at once that it is not believed, how many.
+    /// What the core is to know of the agents, by the last list and what the registry said; and what is not believed.
     ///
     /// Connected is whatever is not known to be disconnected: also those that the leading master knows from before
-    /// it led. When there is no list (`is_known`) that is every agent.
+    /// it led, and those that an operator has deactivated. When there is no list (`is_known`) that is every agent.
     ///
     /// Given up is an agent that stands in no list of the leading master and that its registry has as unreachable,
-    /// gone, or not at all, if no active agent has its holder's name or its address. An agent that is listed as
-    /// inactive is not, even if others want its volumes: who wants a volume is not written anywhere that a master
-    /// module can see. When more than half of the holders, and at least [`MANY`], are given up at once, the masters
-    /// have more likely lost their registry, or are not those of this installation: then none is.
+    /// gone, or not at all. Inactive is one that is listed as that; or that its registry has admitted, and that two
+    /// lists in a row did not have. Neither, if an agent that may be connected has its holder's name or its address.
+    ///
+    /// When more than half of the holders, and at least [`MANY`], are given up at once, the masters have more likely
+    /// lost their registry, or are not those of this installation: then none is. When that many are inactive or given
+    /// up, the leading master has more likely lost its network than so many agents: then none is inactive.
     #[must_use]
-    pub(crate) fn agents_for_the_core(&self, is_known: bool) -> (reclaimer::Agents, Option<usize>) {
-        let mut core = reclaimer::Agents::default();
+    pub(crate) fn agents_for_the_core(&self, is_known: bool) -> (reclaimer::Agents, NotBelieved) {
+        let (mut core, mut not_believed) = (reclaimer::Agents::default(), NotBelieved::default());
         let Some(agents) = self.agents.as_ref().filter(|_| is_known) else {
             core.connected = (self.holders.iter())
                 .filter_map(|(holder, holding)| self.named(holder, self.agent_of_first_lease(holding)))
                 .collect();
-            return (core, None);
+            return (core, not_believed);
         };
-        let may_be = |registration: Registration| registration != Registration::Inactive;
         core.connected = (agents.by_id.iter())
-            .filter(|(_, (registration, _))| may_be(*registration))
+            .filter(|(_, (registration, _))| registration.may_be_connected())
             .map(|(id, _)| Arc::clone(id))
             .collect();
-        let mut lost = Vec::new();
+        let (mut given_up, mut inactive) = (Vec::new(), Vec::new());
         for holder in self.holders.keys() {
-            if let Some(session) = self.sessions.get(holder)
-                && let Some(id) = session.agent_id.as_ref().filter(|id| self.given_up.contains(*id))
-                && !agents.by_id.contains_key(id)
-                && !agents.by_host.contains_key(holder.as_str())
-            {
+            let Some(session) = self.sessions.get(holder) else { continue };
+            let Some(id) = &session.agent_id else { continue };
+            let lost = match agents.by_id.get(id) {
+                Some((Registration::Inactive, _)) => &mut inactive,
+                None if self.unlisted_twice.contains(id) => &mut inactive,
+                None if self.given_up.contains(id) => &mut given_up,
+                _ => continue,
+            };
+            let namesake = agents.by_host.get(holder.as_str()).filter(|namesake| *namesake != id);
+            let is_there = |id: &Arc<str>| agents.by_id.get(id).is_some_and(|(r, _)| r.may_be_connected());
+            if namesake.is_none_or(|namesake| !is_there(namesake)) {
                 lost.push((id, session.address.as_ref()));
             }
         }
-        if lost.is_empty() {
-            return (core, None);
+        if given_up.is_empty() && inactive.is_empty() {
+            return (core, not_believed);
         }
-        if lost.len() >= MANY && lost.len() * 2 > self.holders.len() {
-            return (core, Some(lost.len()));
+        let are_too_many = |lost: usize| lost >= MANY && lost * 2 > self.holders.len();
+        if are_too_many(given_up.len()) {
+            not_believed.given_up = given_up.len();
+            given_up.clear();
+            inactive.clear();
+        } else if are_too_many(given_up.len() + inactive.len()) {
+            not_believed.inactive = inactive.len();
+            inactive.clear();
         }
-        let active: HashSet<_> = (agents.by_id.values())
-            .filter(|(registration, _)| may_be(*registration))
+        let there: HashSet<_> = (agents.by_id.values())
+            .filter(|(registration, _)| registration.may_be_connected())
             .filter_map(|(_, address)| address.as_ref())
             .collect();
-        let is_free = |address: &AgentAddress| !active.contains(address);
-        core.given_up = (lost.into_iter())
-            .filter(|(_, address)| address.is_none_or(is_free))
-            .map(|(id, _)| Arc::clone(id))
-            .collect();
-        (core, None)
+        let ids = |lost: Vec<(&Arc<str>, Option<&AgentAddress>)>| {
+            let lost = lost.into_iter().filter(|(_, address)| address.is_none_or(|a| !there.contains(a)));
+            lost.map(|(id, _)| Arc::clone(id)).collect()
+        };
+        (core.given_up, core.inactive) = (ids(given_up), ids(inactive));
+        (core, not_believed)
     }
 
     /// Agents that the registry was found to have given up, and that have not been listed since.
     pub(crate) fn given_up(&self) -> &BTreeSet<Arc<str>> {
         &self.given_up
+    }
+
+    /// Whether there is an agent that is not listed and of which the registry has not said anything.
+    pub(crate) fn has_new_unlisted(&self) -> bool {
+        let is_new = |id: &Arc<str>| !self.given_up.contains(id) && !self.unlisted_once.contains(id);
+        self.unlisted().iter().any(is_new)
     }
 
     /// What a registry says of the agents that it was asked for, of each by its id: what was known of another
@@ -177,8 +205,11 @@ impl View {
             let listed = registry.unreachable.contains(&**id) || registry.gone.contains(&**id);
             if listed || !registry.admitted.contains(&**id) {
                 self.given_up.insert(Arc::clone(id));
+                self.unlisted_once.remove(id);
+                self.unlisted_twice.remove(id);
             } else {
                 self.given_up.remove(id);
+                self.unlisted_once.insert(Arc::clone(id));
             }
         }
     }
@@ -186,8 +217,7 @@ impl View {
     /// Whether the leading master may still reach an agent, for all that the last list says.
     pub(crate) fn may_be_connected(&self, agent_id: &str) -> bool {
         self.agents.as_ref().is_none_or(|agents| {
-            let registration = agents.by_id.get(agent_id).map(|(registration, _)| *registration);
-            registration.is_some_and(|registration| registration != Registration::Inactive)
+            agents.by_id.get(agent_id).is_some_and(|(registration, _)| registration.may_be_connected())
         })
     }
 
@@ -214,7 +244,7 @@ impl View {
         if let Some((id, (registration, _))) = by_id.or_else(by_host) {
             let listed = match registration {
                 Registration::Active => Listed::Active,
-                Registration::Inactive => Listed::Inactive,
+                Registration::Inactive | Registration::Deactivated => Listed::Inactive,
                 Registration::Recovered => Listed::Recovered,
             };
             return AgentView { id: Some(Arc::clone(id)), listed, answering };

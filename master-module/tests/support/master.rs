@@ -96,6 +96,7 @@ pub(crate) struct Master {
     answer: Arc<Mutex<Answer>>,
     registry: Arc<Mutex<String>>,
     requests: Arc<AtomicUsize>,
+    looks: Arc<AtomicUsize>,
     marks: Arc<AtomicUsize>,
     marking: Arc<Mutex<&'static str>>,
 }
@@ -106,12 +107,18 @@ impl Master {
         let registry = Arc::new(Mutex::new(registry(&[], &[])));
         let requests = Arc::new(AtomicUsize::new(0));
         let (shown, counted, kept) = (Arc::clone(&answer), Arc::clone(&requests), Arc::clone(&registry));
+        let looks = Arc::<AtomicUsize>::default();
+        let looked = Arc::clone(&looks);
         let (marks, marking) = (Arc::<AtomicUsize>::default(), Arc::new(Mutex::new("403 Forbidden")));
         let (marked, answered) = (Arc::clone(&marks), Arc::clone(&marking));
         let address = serve(move |path| match path {
             "/master/slaves" => {
                 counted.fetch_add(1, Ordering::SeqCst);
                 slaves_answer(&shown.lock().unwrap())
+            }
+            path if path.starts_with(ONE_OF_THEM) => {
+                looked.fetch_add(1, Ordering::SeqCst);
+                slaves_answer(&only(&shown.lock().unwrap(), &path[ONE_OF_THEM.len()..]))
             }
             "/registrar(1)/registry" => ok(match *shown.lock().unwrap() {
                 Answer::Leader(_) | Answer::Recovering(_) => kept.lock().unwrap().clone(),
@@ -124,7 +131,7 @@ impl Master {
             }
             other => panic!("a master is not asked for {other}"),
         });
-        Self { address, answer, registry, requests, marks, marking }
+        Self { address, answer, registry, requests, looks, marks, marking }
     }
 
     /// What it answers from now on when it is to mark an agent gone.
@@ -146,9 +153,27 @@ impl Master {
         *self.registry.lock().unwrap() = registry(unreachable, gone);
     }
 
+    /// How often it was asked for one agent.
+    pub(crate) fn looks(&self) -> usize {
+        self.looks.load(Ordering::SeqCst)
+    }
+
     /// How often it was asked for its agents.
     pub(crate) fn requests(&self) -> usize {
         self.requests.load(Ordering::SeqCst)
+    }
+}
+
+const ONE_OF_THEM: &str = "/master/slaves?slave_id=";
+
+/// The same answer with one agent at most.
+fn only(answer: &Answer, id: &str) -> Answer {
+    match answer {
+        Answer::Leader(slaves) => Answer::Leader(slaves.iter().filter(|s| s.id == id).cloned().collect()),
+        Answer::Recovering(slaves) => {
+            Answer::Recovering(slaves.iter().filter(|(other, _)| *other == id).copied().collect())
+        }
+        other => other.clone(),
     }
 }
 

@@ -20,7 +20,7 @@ pub(crate) fn start(
     start_with(endpoints, master, own_address, &[])
 }
 
-/// The same, with further parameters.
+/// The same, with further parameters, or others.
 pub(crate) fn start_with(
     endpoints: &[String],
     master: Option<&str>,
@@ -32,6 +32,7 @@ pub(crate) fn start_with(
         ("poll_interval".to_owned(), "100ms".to_owned()),
         ("request_timeout".to_owned(), "500ms".to_owned()),
     ];
+    parameters.retain(|(name, _)| more.iter().all(|(other, _)| name != other));
     parameters.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     parameters.extend(master.map(|url| ("master".to_owned(), url.to_owned())));
     let begin = std::time::Instant::now();
