@@ -236,9 +236,9 @@ fn mesos_a_mount_that_a_crashed_life_left_is_cleaned_up() -> Result<()> {
 }
 
 /// Without checkpointing a killed agent means TASK_LOST and a replacement at once. The executor ends itself when its agent
-/// is gone, if it can: here it cannot, and is an orphan when the agent comes back.
+/// is gone, if it can: here it cannot, for it is frozen.
 #[test]
-fn mesos_without_checkpointing_the_replacement_waits_for_the_orphan() -> Result<()> {
+fn mesos_without_checkpointing_the_replacement_waits_until_the_orphan_is_ended() -> Result<()> {
     let config = ClusterConfig::complete(2, &["ebs"])?;
     let trial = Trial::with(config, SchedulerConfig { checkpoint: false, ..SchedulerConfig::default() })?;
     trial.create_volume("vol-1")?;
@@ -251,13 +251,7 @@ fn mesos_without_checkpointing_the_replacement_waits_for_the_orphan() -> Result<
     let cgroup = trial.cgroup_of(first, &container(&trial)?);
     host.run(&["sh", "-c", "echo FROZEN >\"$1/freezer.state\"", "sh", &cgroup])?;
     host.kill_agent()?;
-    let refused_twice = |history: &[TaskEvent]| {
-        let refused = history.iter().filter_map(|event| event.message.as_ref());
-        refused.filter(|message| message.contains(&format!("is held by {name}"))).count() >= 2
-    };
-    trial.scheduler.wait_for("writer", Instant::now() + SOON, refused_twice)?;
-    // The agent comes back, destroys the orphan, and the replacement has the volume.
-    host.start_agent()?;
+    // Somebody wants the volume, and its agent is away: the keeper ends the orphan, and the replacement has the volume.
     let mut running = None;
     trial.scheduler.wait_for("writer", Instant::now() + SOON, |history| {
         let last = history.last().filter(|event| event.state == TaskState::Running);
@@ -266,6 +260,8 @@ fn mesos_without_checkpointing_the_replacement_waits_for_the_orphan() -> Result<
     })?;
     let holder = usize::from(running.and_then(|event| event.hostname).as_deref() == Some("agent-2"));
     check_counting(&trial.wait_written(holder, "vol-1", text.len())?)?;
+    host.start_agent()?;
+    trial.cluster.wait_agent_registered(first, SOON)?;
     trial.stop("writer")?;
     trial.nothing_is_left()
 }

@@ -411,11 +411,12 @@ impl Watch {
 fn wanted(view: &View) -> BTreeSet<&Holder> {
     let mut holders = BTreeSet::new();
     for (key, (record, _)) in &view.entries {
-        if let (Key::Session(_), Record::Session(Session { state: SessionState::Live, wants, .. })) =
+        if let (Key::Session(waits), Record::Session(Session { state: SessionState::Live, wants, .. })) =
             (key, record)
         {
+            // One that has just got what it waited for still says so for a moment.
             let held = wants.iter().filter_map(|volume| view.lease(volume)?.0.held());
-            holders.extend(held.map(|held| &held.holder));
+            holders.extend(held.map(|held| &held.holder).filter(|holder| *holder != waits));
         }
     }
     holders
