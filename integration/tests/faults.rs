@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use integration::cluster::{ClusterConfig, Ended, until};
-use integration::scheduler::{SchedulerConfig, TaskEvent, TaskState};
+use integration::scheduler::{SchedulerConfig, TaskState};
 use integration::trial::{Result, SOON, Trial, TrialError, app, app_with, check_counting, counting, once};
 use serde_json::json;
 use shared::record::LeaseRecord;
