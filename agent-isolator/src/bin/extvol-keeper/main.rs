@@ -66,6 +66,7 @@ fn run(role: Role, given: Vec<String>) -> Result<(), String> {
         Role::Keeper => start::deadman(&parameters),
         Role::Worker => worker::run(parameters),
         Role::DeadmanBeside => {
+            start::name_deadman();
             start::log(&parameters)?;
             deadman::run_beside(start::settings(&parameters)).map_err(|error| sentence(&error))
         }

@@ -58,9 +58,14 @@ pub(crate) fn detached(parameters: &KeeperParameters) -> Result<(), String> {
     Ok(())
 }
 
+/// So that people, and `pgrep`, tell it from the worker.
+pub(crate) fn name_deadman() {
+    let _name_is_for_people = rustix::thread::set_name(c"extvol-deadman");
+}
+
 /// The whole life of a keeper's first process.
 pub(crate) fn deadman(parameters: &KeeperParameters) -> Result<(), String> {
-    let _name_is_for_people = rustix::thread::set_name(c"extvol-deadman");
+    name_deadman();
     if let Some(path) = &parameters.watchdog
         && let Some(timeout) = watchdog_timeout(path)
     {
