@@ -311,10 +311,10 @@ impl Trial {
     }
 
     /// Nothing of any volume is left on any host that is up, nor attached: waits for the keepers' tables to be empty,
-    /// then looks.
+    /// then looks, and asks the witness.
     ///
     /// # Errors
-    /// Says what is left; [`TrialError::TwoWriters`] above all.
+    /// Says what is left; [`TrialError::TwoWriters`] and [`TrialError::Witness`] above all.
     pub fn nothing_is_left(&self) -> Result<()> {
         for (index, host) in self.cluster.hosts().iter().enumerate().filter(|(_, host)| host.is_up()) {
             // Stored a moment after the release was written.
@@ -330,7 +330,7 @@ impl Trial {
             }
         }
         match self.attached()? {
-            attached if attached.is_empty() => Ok(()),
+            attached if attached.is_empty() => self.witness().map(drop),
             attached => Err(TrialError::Unexpected(format!("attached: {attached:?}"))),
         }
     }

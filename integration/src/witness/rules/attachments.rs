@@ -15,9 +15,12 @@ pub(crate) fn check(case: &Case<'_>, verdict: &mut Verdict) {
     taken(case, verdict);
 }
 
-/// When a host had a volume: from its attach to its detach, or to the end.
-fn attached(entries: &[Entry]) -> BTreeMap<(&str, &str), Vec<(Moment, Option<Moment>)>> {
-    let mut spans: BTreeMap<_, Vec<(Moment, Option<Moment>)>> = BTreeMap::new();
+/// From an attach to its detach, or to the end.
+type Attached = (Moment, Option<Moment>);
+
+/// When each host had each volume.
+fn attached(entries: &[Entry]) -> BTreeMap<(&str, &str), Vec<Attached>> {
+    let mut spans: BTreeMap<_, Vec<Attached>> = BTreeMap::new();
     for entry in entries {
         let Some(host) = entry.host.as_deref() else { continue };
         let spans = spans.entry((entry.volume.as_str(), host)).or_default();
@@ -45,7 +48,7 @@ fn unattached(case: &Case<'_>, verdict: &mut Verdict) {
         }
         let spans = spans.get(&(journal.volume.as_str(), journal.writer.host.as_str()));
         let outside = |write: &Write| {
-            let overlaps = |(from, to): &(Moment, Option<Moment>)| {
+            let overlaps = |(from, to): &Attached| {
                 *from <= write.acknowledged && to.is_none_or(|to| to > write.tried)
             };
             !spans.is_some_and(|spans| spans.iter().any(overlaps))
