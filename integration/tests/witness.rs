@@ -47,16 +47,24 @@ fn writing(trial: &Trial) -> Result<()> {
 }
 
 fn is_written(trial: &Trial, host: usize) -> Result<()> {
-    trial.wait_written(host, "vol-1", 0)?;
+    writes(trial, host)?;
     trial.wait_lease("ebs/vol-1", "is attached", |lease| matches!(lease, Some(LeaseRecord::Attached(_))))
+}
+
+/// Waits until the last record on the volume, as this host sees it, is this host's.
+fn writes(trial: &Trial, host: usize) -> Result<()> {
+    let name = format!(" {}\n", trial.cluster.host(host).name());
+    Ok(trial.cluster.wait_for(&format!("a record of{}", name.trim_end()), SOON, || {
+        let text = trial.read(host, "vol-1", "log").map_err(|error| error.to_string())?;
+        if text.ends_with(&name) { Ok(()) } else { Err(text) }
+    })?)
 }
 
 /// Tries on agent-2 until it has the volume.
 fn taken_by_agent_2(trial: &Trial) -> Result<()> {
     trial.scheduler.run(app_with("taker", "agent-2", "vol-1", &trial.writer("vol-1")?)?)?;
     trial.scheduler.wait_until_running("taker", Instant::now() + SOON)?;
-    trial.wait_written(1, "vol-1", 0)?;
-    Ok(())
+    writes(trial, 1)
 }
 
 /// Signals the keeper's processes of these names on agent-1, all at once.

@@ -48,9 +48,8 @@ fn unattached(case: &Case<'_>, verdict: &mut Verdict) {
         }
         let spans = spans.get(&(journal.volume.as_str(), journal.writer.host.as_str()));
         let outside = |write: &Write| {
-            let overlaps = |(from, to): &Attached| {
-                *from <= write.acknowledged && to.is_none_or(|to| to > write.tried)
-            };
+            let overlaps =
+                |(from, to): &Attached| *from <= write.acknowledged && to.is_none_or(|to| to > write.tried);
             !spans.is_some_and(|spans| spans.iter().any(overlaps))
         };
         let writes: Vec<_> = journal.writes().filter(outside).collect();
