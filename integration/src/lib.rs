@@ -9,3 +9,4 @@ pub mod simulation;
 pub mod storage;
 pub mod timeline;
 pub mod trial;
+pub mod witness;

@@ -13,7 +13,10 @@ use crate::cluster::{Cluster, ClusterConfig, ClusterError, Host, STORAGE_PORT};
 use crate::scheduler::{
     App, AppError, RestartPolicy, Scheduler, SchedulerConfig, SchedulerError, TaskEvent, WaitError,
 };
+use crate::storage::control::Switches;
 use crate::storage::journal::{self, Entry, Violation};
+use crate::witness::Verdict;
+use crate::witness::collect::{self, CollectError};
 
 /// How long anything may take that should be there in a moment: a busy machine is slow.
 pub const SOON: Duration = Duration::from_secs(60);
@@ -36,6 +39,12 @@ pub enum TrialError {
     /// The storage's journal shows two hosts with one volume.
     #[error(transparent)]
     TwoWriters(#[from] Violation),
+    /// The witness's journals could not be collected.
+    #[error(transparent)]
+    Collect(#[from] CollectError),
+    /// The witness saw what must not be, or could not see everything.
+    #[error("{0}")]
+    Witness(Box<Verdict>),
     /// Something answered otherwise than it should.
     #[error("{0}")]
     Unexpected(String),
@@ -302,10 +311,10 @@ impl Trial {
     }
 
     /// Nothing of any volume is left on any host that is up, nor attached: waits for the keepers' tables to be empty,
-    /// then looks.
+    /// then looks, and asks the witness.
     ///
     /// # Errors
-    /// Says what is left; [`TrialError::TwoWriters`] above all.
+    /// Says what is left; [`TrialError::TwoWriters`] and [`TrialError::Witness`] above all.
     pub fn nothing_is_left(&self) -> Result<()> {
         for (index, host) in self.cluster.hosts().iter().enumerate().filter(|(_, host)| host.is_up()) {
             // Stored a moment after the release was written.
@@ -321,9 +330,58 @@ impl Trial {
             }
         }
         match self.attached()? {
-            attached if attached.is_empty() => Ok(()),
+            attached if attached.is_empty() => self.witness().map(drop),
             attached => Err(TrialError::Unexpected(format!("attached: {attached:?}"))),
         }
+    }
+
+    /// The shell command of a task that writes numbered records to the file `log` of its volume, which is at `data` in its
+    /// sandbox, and tells the witness.
+    ///
+    /// # Errors
+    /// When the program was not built.
+    pub fn writer(&self, volume: &str) -> Result<String> {
+        self.writer_at(volume, "data")
+    }
+
+    /// As [`Trial::writer`], with the volume in another directory.
+    ///
+    /// # Errors
+    /// When the program was not built.
+    pub fn writer_at(&self, volume: &str, directory: &str) -> Result<String> {
+        let (writer, _) = self.cluster.config().binaries.witness()?;
+        let journals = collect::writers_directory(&self.cluster);
+        let (writer, journals) = (writer.display(), journals.display());
+        Ok(format!("exec {writer} --volume {volume} --directory {directory} --journals {journals}"))
+    }
+
+    /// The witness's verdict so far, whatever it is.
+    ///
+    /// # Errors
+    /// When the journals cannot be collected.
+    pub fn verdict(&self) -> Result<Verdict> {
+        Ok(collect::verdict(&self.cluster, self.journal()?)?)
+    }
+
+    /// The witness's verdict, which must be sound; its one line is what a demonstration prints at its end.
+    ///
+    /// # Errors
+    /// [`TrialError::Witness`] with everything that was seen.
+    pub fn witness(&self) -> Result<Verdict> {
+        let verdict = self.verdict()?;
+        if verdict.is_sound() { Ok(verdict) } else { Err(TrialError::Witness(Box::new(verdict))) }
+    }
+
+    /// Makes the storage do what EBS does not do.
+    ///
+    /// # Errors
+    /// When it does not take that.
+    pub fn switch_storage(&self, switches: Switches) -> Result<()> {
+        let url = format!("http://{}:{STORAGE_PORT}/switches", self.cluster.hub().address());
+        let body =
+            serde_json::to_string(&switches).map_err(|error| TrialError::Unexpected(error.to_string()))?;
+        self.cluster.hub().run(&["curl", "-sSf", "-d", &body, &url])?;
+        Ok(())
     }
 
     /// Waits until a host's file `log` of a mounted volume has a whole line after its first `after` bytes; all of it.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use integration::cluster::{ClusterConfig, Ended, until};
 use integration::scheduler::{SchedulerConfig, TaskState};
-use integration::trial::{Result, SOON, Trial, TrialError, app, app_with, check_counting, counting, once};
+use integration::trial::{Result, SOON, Trial, TrialError, app, app_with, check_counting, once};
 use serde_json::json;
 use shared::record::LeaseRecord;
 
@@ -22,14 +22,14 @@ fn trial(parameters: &[(&str, &str)]) -> Result<Trial> {
 /// A task on agent-1 that writes to `vol-1`, its lease written.
 fn writing(trial: &Trial) -> Result<()> {
     trial.create_volume("vol-1")?;
-    trial.run(app_with("writer", "agent-1", "vol-1", &counting("data", "0.02"))?)?;
+    trial.run(app_with("writer", "agent-1", "vol-1", &trial.writer("vol-1")?)?)?;
     trial.wait_written(0, "vol-1", 0)?;
     trial.wait_lease("ebs/vol-1", "is attached", |lease| matches!(lease, Some(LeaseRecord::Attached(_))))
 }
 
 /// The volume is as good as ever: another host has it, and nothing that was written is missing.
 fn another_host_goes_on(trial: &Trial) -> Result<()> {
-    trial.run(app_with("next", "agent-2", "vol-1", &counting("data", "0.02"))?)?;
+    trial.run(app_with("next", "agent-2", "vol-1", &trial.writer("vol-1")?)?)?;
     check_counting(&trial.wait_written(1, "vol-1", 0)?)?;
     trial.stop("next")?;
     trial.nothing_is_left()
@@ -181,7 +181,7 @@ fn mesos_a_keeper_killed_while_the_driver_mounts_goes_on_with_it() -> Result<()>
     let trial = trial(&[("settle_time", "2secs")])?;
     trial.create_volume("vol-1")?;
     trial.set_faults(0, &json!({ "methods": { "Mount": { "delay_before_ms": 1500 } } }))?;
-    trial.scheduler.run(app_with("writer", "agent-1", "vol-1", &counting("data", "0.02"))?)?;
+    trial.scheduler.run(app_with("writer", "agent-1", "vol-1", &trial.writer("vol-1")?)?)?;
     trial
         .wait_lease("ebs/vol-1", "is attaching", |lease| matches!(lease, Some(LeaseRecord::Attaching(_))))?;
     trial.kill_keeper(0)?;
@@ -199,7 +199,7 @@ fn mesos_a_keeper_killed_while_the_driver_mounts_goes_on_with_it() -> Result<()>
 fn mesos_a_container_that_ends_while_its_agent_is_down_gives_its_volume_back() -> Result<()> {
     let trial = trial(&[])?;
     trial.create_volume("vol-1")?;
-    trial.run(once(app_with("writer", "agent-1", "vol-1", &counting("data", "0.02"))?))?;
+    trial.run(once(app_with("writer", "agent-1", "vol-1", &trial.writer("vol-1")?)?))?;
     trial.wait_written(0, "vol-1", 0)?;
     trial.wait_lease("ebs/vol-1", "is attached", |lease| matches!(lease, Some(LeaseRecord::Attached(_))))?;
     let host = trial.cluster.host(0);
@@ -219,7 +219,7 @@ fn mesos_a_container_that_ends_while_its_agent_is_down_gives_its_volume_back() -
 fn mesos_a_mount_that_a_crashed_life_left_is_cleaned_up() -> Result<()> {
     let trial = trial(&[])?;
     trial.create_volume("vol-1")?;
-    trial.run(once(app_with("writer", "agent-1", "vol-1", &counting("data", "0.02"))?))?;
+    trial.run(once(app_with("writer", "agent-1", "vol-1", &trial.writer("vol-1")?)?))?;
     trial.wait_written(0, "vol-1", 0)?;
     trial.wait_lease("ebs/vol-1", "is attached", |lease| matches!(lease, Some(LeaseRecord::Attached(_))))?;
     let host = trial.cluster.host(0);
@@ -242,7 +242,7 @@ fn mesos_without_checkpointing_the_replacement_waits_until_the_orphan_is_ended()
     let config = ClusterConfig::complete(2, &["ebs"])?;
     let trial = Trial::with(config, SchedulerConfig { checkpoint: false, ..SchedulerConfig::default() })?;
     trial.create_volume("vol-1")?;
-    let original = trial.run(app_with("writer", "", "vol-1", &counting("data", "0.02"))?)?;
+    let original = trial.run(app_with("writer", "", "vol-1", &trial.writer("vol-1")?)?)?;
     let name = original.hostname.clone().unwrap_or_default();
     let first = usize::from(name == "agent-2");
     let text = trial.wait_written(first, "vol-1", 0)?;
@@ -386,7 +386,7 @@ fn mesos_an_unmount_that_stays_busy_fails_or_hangs_is_tried_again_and_the_lease_
         trial.stop("writer")?;
         trial.nothing_is_left()?;
         another_host_goes_on(&trial)?;
-        trial.run(app_with("writer", "agent-1", "vol-1", &counting("data", "0.02"))?)?;
+        trial.run(app_with("writer", "agent-1", "vol-1", &trial.writer("vol-1")?)?)?;
         trial.wait_written(0, "vol-1", 0)?;
     }
     trial.stop("writer")?;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use integration::cluster::ClusterConfig;
 use integration::scheduler::SchedulerConfig;
-use integration::trial::{Result, SOON, Trial, TrialError, app_with, counting};
+use integration::trial::{Result, SOON, Trial, TrialError, app_with};
 use serde_json::Value;
 
 /// The events in etcd, in their order: key and value.
@@ -41,7 +41,7 @@ fn mesos_each_change_of_a_lease_and_of_its_agent_is_an_event_once_and_in_order()
     config.standby_master = true;
     let trial = Trial::with(config, SchedulerConfig::default())?;
     trial.create_volume("vol-1")?;
-    let running = trial.run(app_with("writer", "agent-1", "vol-1", &counting("data", "0.02"))?)?;
+    let running = trial.run(app_with("writer", "agent-1", "vol-1", &trial.writer("vol-1")?)?)?;
     wait_told(&trial, &OF_LEASES, &["granted", "attached"])?;
     let granted =
         events(&trial)?.into_iter().find(|(_, value)| value["what"] == "granted").expect("it was told");
@@ -108,7 +108,7 @@ fn mesos_each_change_of_a_lease_and_of_its_agent_is_an_event_once_and_in_order()
 fn mesos_events_of_an_outage_of_etcd_are_told_once_it_is_back() -> Result<()> {
     let trial = Trial::start()?;
     trial.create_volume("vol-1")?;
-    trial.run(app_with("writer", "agent-1", "vol-1", &counting("data", "0.02"))?)?;
+    trial.run(app_with("writer", "agent-1", "vol-1", &trial.writer("vol-1")?)?)?;
     wait_told(&trial, &OF_LEASES, &["granted", "attached"])?;
     let hub = trial.cluster.hub();
     hub.kill_service("etcd-1")?;
@@ -132,7 +132,7 @@ fn mesos_events_of_an_outage_of_etcd_are_told_once_it_is_back() -> Result<()> {
 fn mesos_an_agent_without_leases_makes_no_events() -> Result<()> {
     let trial = Trial::start()?;
     trial.create_volume("vol-1")?;
-    trial.run(app_with("writer", "agent-1", "vol-1", &counting("data", "0.02"))?)?;
+    trial.run(app_with("writer", "agent-1", "vol-1", &trial.writer("vol-1")?)?)?;
     trial.cluster.host(1).kill_agent()?;
     trial.cluster.wait_agent_gone(1, SOON)?;
     // A change of the other agent, seen after that: so the first one was passed over.

@@ -7,7 +7,7 @@ use std::process::Command;
 use integration::cluster::ClusterConfig;
 use integration::scheduler::{App, SchedulerConfig, TaskState};
 use integration::storage::journal::Event;
-use integration::trial::{Result, SOON, Trial, app, app_with, check_counting, counting, once};
+use integration::trial::{Result, SOON, Trial, app, app_with, check_counting, once};
 use serde_json::json;
 use shared::record::LeaseRecord;
 
@@ -31,7 +31,7 @@ fn attachments(trial: &Trial) -> Result<usize> {
 fn mesos_a_volume_named_by_labels_is_mounted_under_a_lease_and_given_back() -> Result<()> {
     let trial = Trial::start()?;
     trial.create_volume("vol-1")?;
-    let running = trial.run(app_with("writer", "agent-1", "vol-1", &counting("data", "0.02"))?)?;
+    let running = trial.run(app_with("writer", "agent-1", "vol-1", &trial.writer("vol-1")?)?)?;
     trial.wait_written(0, "vol-1", 0)?;
     trial.wait_lease("ebs/vol-1", "is attached", |lease| matches!(lease, Some(LeaseRecord::Attached(_))))?;
     let held = trial.held("ebs/vol-1")?.expect("it is attached");
@@ -45,9 +45,12 @@ fn mesos_a_volume_named_by_labels_is_mounted_under_a_lease_and_given_back() -> R
     nothing_is_left(&trial, &["ebs/vol-1"])?;
 
     // Another host finds what the first one wrote, and a later grant has a larger token.
-    trial.run(app_with("other", "agent-2", "vol-1", &counting("data", "0.02"))?)?;
+    trial.run(app_with("other", "agent-2", "vol-1", &trial.writer("vol-1")?)?)?;
     let text = trial.wait_written(1, "vol-1", 0)?;
-    assert!(text.starts_with("1 agent-1\n"), "{text}");
+    assert!(
+        text.lines().next().is_some_and(|line| line.starts_with("1 ") && line.ends_with(" agent-1")),
+        "{text}"
+    );
     trial.wait_lease("ebs/vol-1", "has its token", |lease| {
         let token = lease.and_then(|lease| lease.held()?.token);
         token.is_some_and(|token| Some(token) > held.token)
@@ -173,7 +176,7 @@ fn mesos_of_two_volumes_the_second_fails_and_nothing_is_left_of_the_first() -> R
 fn mesos_two_containers_of_an_agent_share_one_mount_until_the_last_ends() -> Result<()> {
     let trial = Trial::start()?;
     trial.create_volume("vol-1")?;
-    trial.run(app_with("one", "agent-1", "vol-1", &counting("data", "0.02"))?)?;
+    trial.run(app_with("one", "agent-1", "vol-1", &trial.writer("vol-1")?)?)?;
     trial.run(app_with("two", "agent-1", "vol-1", "touch data/two; sleep 1000")?)?;
     trial.wait_lease("ebs/vol-1", "names both", |lease| {
         lease.and_then(LeaseRecord::held).is_some_and(|held| held.containers.len() == 2)
@@ -198,8 +201,8 @@ fn mesos_two_containers_of_an_agent_share_one_mount_until_the_last_ends() -> Res
 fn mesos_a_volume_held_elsewhere_is_refused_and_had_once_it_is_free() -> Result<()> {
     let trial = Trial::start()?;
     trial.create_volume("vol-1")?;
-    let first = trial.run(app_with("first", "agent-1", "vol-1", &counting("data", "0.02"))?)?;
-    trial.scheduler.run(app_with("second", "agent-2", "vol-1", &counting("data", "0.02"))?)?;
+    let first = trial.run(app_with("first", "agent-1", "vol-1", &trial.writer("vol-1")?)?)?;
+    trial.scheduler.run(app_with("second", "agent-2", "vol-1", &trial.writer("vol-1")?)?)?;
     let refused = trial.wait_ended("second", 0)?;
     assert_eq!(refused.state, TaskState::Failed);
     let held = trial.held("ebs/vol-1")?.expect("it is held");
@@ -229,7 +232,7 @@ fn mesos_a_volume_held_elsewhere_is_refused_and_had_once_it_is_free() -> Result<
 fn mesos_a_task_does_not_notice_that_its_agent_is_killed_and_started() -> Result<()> {
     let trial = Trial::start()?;
     trial.create_volume("vol-1")?;
-    let running = trial.run(app_with("writer", "agent-1", "vol-1", &counting("data", "0.02"))?)?;
+    let running = trial.run(app_with("writer", "agent-1", "vol-1", &trial.writer("vol-1")?)?)?;
     let before = trial.wait_written(0, "vol-1", 0)?;
     trial.wait_lease("ebs/vol-1", "is attached", |lease| matches!(lease, Some(LeaseRecord::Attached(_))))?;
     let lease = trial.lease("ebs/vol-1")?;
@@ -251,7 +254,7 @@ fn mesos_a_task_does_not_notice_that_its_agent_is_killed_and_started() -> Result
 fn mesos_a_task_does_not_notice_that_its_keeper_is_killed_and_started() -> Result<()> {
     let trial = Trial::start()?;
     trial.create_volume("vol-1")?;
-    let running = trial.run(app_with("writer", "agent-1", "vol-1", &counting("data", "0.02"))?)?;
+    let running = trial.run(app_with("writer", "agent-1", "vol-1", &trial.writer("vol-1")?)?)?;
     let before = trial.wait_written(0, "vol-1", 0)?;
     trial.wait_lease("ebs/vol-1", "is attached", |lease| matches!(lease, Some(LeaseRecord::Attached(_))))?;
     let held = trial.held("ebs/vol-1")?.expect("it is attached");
@@ -278,7 +281,7 @@ fn mesos_a_task_does_not_notice_that_its_keeper_is_killed_and_started() -> Resul
 fn mesos_a_container_started_in_between_does_not_keep_the_volume() -> Result<()> {
     let trial = Trial::start()?;
     trial.create_volume("vol-1")?;
-    trial.run(app_with("writer", "agent-1", "vol-1", &counting("data", "0.02"))?)?;
+    trial.run(app_with("writer", "agent-1", "vol-1", &trial.writer("vol-1")?)?)?;
     trial.wait_written(0, "vol-1", 0)?;
     let seen = "grep -q /var/lib/rexray/volumes/vol-1 /proc/self/mountinfo && touch seen; sleep 1000";
     let bystander = trial.run(app("bystander", "agent-1", seen, &[])?)?;
@@ -290,7 +293,7 @@ fn mesos_a_container_started_in_between_does_not_keep_the_volume() -> Result<()>
     })?;
     trial.stop("writer")?;
     nothing_is_left(&trial, &["ebs/vol-1"])?;
-    trial.run(app_with("next", "agent-2", "vol-1", &counting("data", "0.02"))?)?;
+    trial.run(app_with("next", "agent-2", "vol-1", &trial.writer("vol-1")?)?)?;
     check_counting(&trial.wait_written(1, "vol-1", 0)?)?;
     // The bystander was there all the time, and the journal knows of one host at a time.
     let last = trial.scheduler.history("bystander").pop().expect("it was started");
@@ -359,7 +362,7 @@ fn mesos_master_and_agent_start_without_etcd_and_work_once_it_is_there() -> Resu
     trial.run(app("plain", "agent-1", "sleep 1000", &[])?)?;
     hub.start_service("etcd-1")?;
     trial.cluster.wait_etcd_healthy()?;
-    trial.run(app_with("writer", "agent-1", "vol-1", &counting("data", "0.02"))?)?;
+    trial.run(app_with("writer", "agent-1", "vol-1", &trial.writer("vol-1")?)?)?;
     trial.wait_written(0, "vol-1", 0)?;
     trial.stop("writer")?;
     nothing_is_left(&trial, &["ebs/vol-1"])

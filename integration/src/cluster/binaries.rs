@@ -19,6 +19,10 @@ pub struct Binaries {
     pub storage: Option<PathBuf>,
     /// `extvol-plugin`, a host's Docker volume plugin.
     pub plugin: Option<PathBuf>,
+    /// `extvol-writer`, the command of test tasks.
+    pub writer: Option<PathBuf>,
+    /// `extvol-recorder`, which writes the history of leases down.
+    pub recorder: Option<PathBuf>,
     /// `libextvol.so`, if it was built.
     pub modules: Option<PathBuf>,
 }
@@ -52,6 +56,8 @@ impl Binaries {
             keeper: built("extvol-keeper"),
             storage: built("extvol-storage"),
             plugin: built("extvol-plugin"),
+            writer: built("extvol-writer"),
+            recorder: built("extvol-recorder"),
             modules: Some(target.join("extvol/libextvol.so")).filter(|path| path.is_file()),
         })
     }
@@ -72,6 +78,15 @@ impl Binaries {
     pub(super) fn keeper(&self) -> Result<&Path> {
         self.keeper.as_deref().ok_or_else(|| ClusterError::Missing {
             what: "the keeper (extvol-keeper)",
+            path: target_directory().join("release"),
+            advice: "run make build",
+        })
+    }
+
+    /// The witness's programs, writer and recorder, for whoever cannot do without.
+    pub(crate) fn witness(&self) -> Result<(&Path, &Path)> {
+        self.writer.as_deref().zip(self.recorder.as_deref()).ok_or_else(|| ClusterError::Missing {
+            what: "the witness (extvol-writer, extvol-recorder)",
             path: target_directory().join("release"),
             advice: "run make build",
         })

@@ -81,6 +81,7 @@ impl ClusterConfig {
         config.add_storage(drivers)?;
         let preempt: Vec<_> = drivers.iter().map(|driver| format!("{driver}={driver}-preempt")).collect();
         let isolator = vec![("preempt_plugins".into(), preempt.join(","))];
+        config.record_leases()?;
         // Quick to see an agent come and go.
         config.load_modules(vec![("poll_interval".into(), "1secs".into())], isolator)?;
         Ok(config)
@@ -111,19 +112,25 @@ impl ClusterConfig {
 
     /// Adds a parameter to the agents' module, in place of one of that name.
     pub fn set_agent_parameter(&mut self, name: &str, value: &str) {
-        Self::set(self.modules.as_mut().and_then(|modules| modules.isolator.as_mut()), name, value);
+        set(self.modules.as_mut().and_then(|modules| modules.isolator.as_mut()), name, value);
     }
 
-    /// Adds a parameter to the masters' module, in place of one of that name.
+    /// Adds a parameter to the master's module, in place of one of that name.
     pub fn set_master_parameter(&mut self, name: &str, value: &str) {
-        Self::set(self.modules.as_mut().and_then(|modules| modules.master.as_mut()), name, value);
+        set(self.modules.as_mut().and_then(|modules| modules.master.as_mut()), name, value);
     }
 
-    fn set(module: Option<&mut Module>, name: &str, value: &str) {
-        if let Some(module) = module {
-            module.parameters.retain(|(given, _)| given != name);
-            module.parameters.push((name.to_owned(), value.to_owned()));
-        }
+    /// The recorder of leases and sessions on the hub ([`crate::witness`]).
+    ///
+    /// # Errors
+    /// [`ClusterError::Missing`](super::ClusterError::Missing) when its programs were not built.
+    pub fn record_leases(&mut self) -> Result<()> {
+        let (_, recorder) = self.binaries.witness()?;
+        let recorder = recorder.display().to_string();
+        let argv = [&recorder, "--etcd", "{etcd}", "--out", "{cluster}/logs/witness/leases.jsonl"];
+        let ready = ["test", "-s", "{cluster}/logs/witness/leases.jsonl"];
+        self.hub_services.push(ServiceSpec::new("recorder", argv).ready_when(ready));
+        Ok(())
     }
 
     /// The storage stand-in: its control plane on the hub, port [`STORAGE_PORT`], with its volumes in the
@@ -152,6 +159,13 @@ impl ClusterConfig {
             self.host_services.push(plugin);
         }
         Ok(())
+    }
+}
+
+fn set(module: Option<&mut Module>, name: &str, value: &str) {
+    if let Some(module) = module {
+        module.parameters.retain(|(given, _)| given != name);
+        module.parameters.push((name.to_owned(), value.to_owned()));
     }
 }
 

@@ -173,6 +173,12 @@ impl Cluster {
         Ok(())
     }
 
+    /// What it consists of.
+    #[must_use]
+    pub fn config(&self) -> &ClusterConfig {
+        &self.config
+    }
+
     /// The cluster's name on this machine, part of the names of its cgroups.
     #[must_use]
     pub fn id(&self) -> &str {

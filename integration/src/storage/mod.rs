@@ -17,7 +17,7 @@
 //!   volumes/<name>.img  the bytes of a volume, sparse
 //! ```
 //!
-//! The journal is the judge of the demonstrations and of the chaos runs ([`journal::check`]): it is written where
+//! The journal is one of those that the witness judges by ([`journal::check`], [`crate::witness`]): it is written where
 //! volumes change hands, by the one process that none of the faults under test touches.
 
 pub mod arguments;

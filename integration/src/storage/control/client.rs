@@ -6,9 +6,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::http::{Refusal, RefusalKind};
+use super::http::{HOST, MOUNT_ID, Refusal, RefusalKind};
 use super::{Attachment, Created, Volume};
-use crate::storage::journal::Entry;
+use crate::storage::journal::{Caller, Entry};
 
 /// Longer than the slowest request under test load (a force-detach flushes a device first), shorter than a test's patience.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -48,6 +48,7 @@ impl ClientError {
 pub struct ControlClient {
     base: String,
     http: reqwest::Client,
+    caller: Caller,
 }
 
 impl ControlClient {
@@ -58,7 +59,13 @@ impl ControlClient {
     pub fn new(base: &str) -> Result<Self, ClientError> {
         let http =
             reqwest::Client::builder().timeout(TIMEOUT).no_proxy().build().map_err(ClientError::NoAnswer)?;
-        Ok(Self { base: base.trim_end_matches('/').to_owned(), http })
+        Ok(Self { base: base.trim_end_matches('/').to_owned(), http, caller: Caller::default() })
+    }
+
+    /// The same, saying in each request who asks, for the journal.
+    #[must_use]
+    pub fn by(&self, caller: Caller) -> Self {
+        Self { caller, ..self.clone() }
     }
 
     /// Makes a volume, of the default size if none is named.
@@ -135,7 +142,13 @@ impl ControlClient {
     }
 
     async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
-        Self::send(self.http.post(format!("{}/{path}", self.base)).json(body)).await
+        let mut request = self.http.post(format!("{}/{path}", self.base)).json(body);
+        for (name, value) in [(HOST, &self.caller.host), (MOUNT_ID, &self.caller.mount_id)] {
+            if let Some(value) = value {
+                request = request.header(name, value);
+            }
+        }
+        Self::send(request).await
     }
 
     async fn send<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Result<T, ClientError> {

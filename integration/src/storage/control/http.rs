@@ -9,7 +9,11 @@
 //! | `POST /volumes/{name}/attach` | `{"host": ...}` | `{id, host, device}`; 409 while another host has it |
 //! | `POST /volumes/{name}/detach` | `{"host": ...}` or nothing | `{}`; 409 while busy, or not attached |
 //! | `POST /volumes/{name}/force-detach` | | `{}` once the old host is cut off; 409 if not attached |
+//! | `POST /switches` | `{"multi_attach": bool, "detach_busy": bool}` | `{}`; for tests: replaces both |
 //! | `GET /journal` | | all entries, oldest first |
+//!
+//! The headers `x-host` and `x-mount-id` say who asks, and for which Mount: for the journal alone, and for whoever has
+//! a volume beside others.
 //!
 //! A refusal is `{"error", "kind", "host"}`; 400, 404, 409 or 500.
 
@@ -17,7 +21,7 @@ use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -25,7 +29,8 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{ControlError, ControlPlane};
+use super::{ControlError, ControlPlane, Switches};
+use crate::storage::journal::Caller;
 
 /// The control plane, shared by the requests. One at a time: its order is the journal's order.
 pub type Shared = Arc<Mutex<ControlPlane>>;
@@ -94,10 +99,11 @@ pub fn router(plane: Shared) -> Router {
         .route("/volumes/{name}/detach", post(detach))
         .route(
             "/volumes/{name}/force-detach",
-            post(async |State(plane): State<Shared>, Path(name): Path<String>| {
-                ask(plane, move |plane| plane.force_detach(&name).map(|()| empty())).await
+            post(async |State(plane): State<Shared>, Path(name): Path<String>, headers: HeaderMap| {
+                ask(plane, move |plane| plane.force_detach(&name, &caller(&headers)).map(|()| empty())).await
             }),
         )
+        .route("/switches", post(switch))
         .route(
             "/journal",
             get(async |State(plane): State<Shared>| ask(plane, |plane| Ok(plane.journal().to_vec())).await),
@@ -114,20 +120,57 @@ async fn create(State(plane): State<Shared>, Path(name): Path<String>, body: Byt
     }
 }
 
-async fn attach(State(plane): State<Shared>, Path(name): Path<String>, body: Bytes) -> Response {
+async fn attach(
+    State(plane): State<Shared>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     match parse::<Host>(&body) {
-        Ok(Host { host }) => ask(plane, move |plane| plane.attach(&name, &host.unwrap_or_default())).await,
+        Ok(Host { host }) => {
+            ask(plane, move |plane| plane.attach(&name, &host.unwrap_or_default(), &caller(&headers))).await
+        }
         Err(refusal) => refuse(&refusal),
     }
 }
 
-async fn detach(State(plane): State<Shared>, Path(name): Path<String>, body: Bytes) -> Response {
+async fn detach(
+    State(plane): State<Shared>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     match parse::<Host>(&body) {
         Ok(Host { host }) => {
-            ask(plane, move |plane| plane.detach(&name, host.as_deref()).map(|()| empty())).await
+            ask(plane, move |plane| plane.detach(&name, host.as_deref(), &caller(&headers)).map(|()| empty()))
+                .await
         }
         Err(refusal) => refuse(&refusal),
     }
+}
+
+async fn switch(State(plane): State<Shared>, body: Bytes) -> Response {
+    match parse::<Switches>(&body) {
+        Ok(switches) => {
+            ask(plane, move |plane| {
+                plane.switch(switches);
+                Ok(empty())
+            })
+            .await
+        }
+        Err(refusal) => refuse(&refusal),
+    }
+}
+
+/// Says who asks.
+pub(super) const HOST: &str = "x-host";
+
+/// Says for which Mount.
+pub(super) const MOUNT_ID: &str = "x-mount-id";
+
+fn caller(headers: &HeaderMap) -> Caller {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    Caller { host: text(HOST), mount_id: text(MOUNT_ID) }
 }
 
 /// Runs `work` under the lock, on a thread that may block.

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::journal::{Entry, Event, Journal};
+use super::journal::{Caller, Entry, Event, Journal};
 use super::loop_device::LoopDevice;
 use state::State;
 pub use state::{Attachment, Volume};
@@ -99,6 +99,16 @@ pub enum Created {
     AlreadyThere,
 }
 
+/// What a test makes the storage do that EBS does not do. Not kept over a restart.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Switches {
+    /// A volume is attached to every host that asks, as Ceph's RBD does it.
+    pub multi_attach: bool,
+    /// A detach takes a busy volume, too.
+    pub detach_busy: bool,
+}
+
 /// All volumes under one directory.
 #[derive(Debug)]
 pub struct ControlPlane {
@@ -107,6 +117,9 @@ pub struct ControlPlane {
     journal: Journal,
     /// What keeps each attached device bound. Keys are those of `state.volumes`.
     devices: BTreeMap<String, LoopDevice>,
+    /// Those of `state.volumes[..].beside`, by the attachment's id.
+    beside: BTreeMap<String, LoopDevice>,
+    switches: Switches,
     /// Locked while this value lives.
     _lock: File,
 }
@@ -131,6 +144,11 @@ impl ControlPlane {
         self.journal.entries()
     }
 
+    /// Replaces all switches.
+    pub fn switch(&mut self, switches: Switches) {
+        self.switches = switches;
+    }
+
     /// Makes an empty volume of `size` bytes.
     ///
     /// # Errors
@@ -152,7 +170,9 @@ impl ControlPlane {
         File::create(&path)
             .and_then(|file| file.set_len(size))
             .map_err(ControlError::io(format!("making {}", path.display())))?;
-        self.state.volumes.insert(key, Volume { name: name.to_owned(), size, attachment: None });
+        self.state
+            .volumes
+            .insert(key, Volume { name: name.to_owned(), size, attachment: None, beside: Vec::new() });
         self.save()?;
         Ok(Created::New)
     }
@@ -163,7 +183,7 @@ impl ControlPlane {
     /// It is attached, or does not exist.
     pub fn delete(&mut self, name: &str) -> Result<(), ControlError> {
         let volume = self.state.volume(name)?;
-        if let Some(attachment) = &volume.attachment {
+        if let Some(attachment) = volume.attachment.iter().chain(&volume.beside).next() {
             return Err(attachment.elsewhere(&volume.name));
         }
         let key = state::key(name)?;
@@ -177,25 +197,33 @@ impl ControlPlane {
     ///
     /// # Errors
     /// Another host has it ([`ControlError::AttachedElsewhere`]), or it does not exist.
-    pub fn attach(&mut self, name: &str, host: &str) -> Result<Attachment, ControlError> {
+    pub fn attach(&mut self, name: &str, host: &str, caller: &Caller) -> Result<Attachment, ControlError> {
         let key = state::key(name)?;
         state::check_host(host)?;
-        match &self.state.volume(name)?.attachment {
-            Some(attachment) if attachment.host == host => return Ok(attachment.clone()),
-            Some(attachment) => {
-                let refusal = attachment.elsewhere(name);
-                self.record(Event::Refused, &key, Some(host), None)?;
-                return Err(refusal);
-            }
-            None => {}
+        let volume = self.state.volume(name)?;
+        if let Some(attachment) = volume.attachment_of(host) {
+            return Ok(attachment.clone());
+        }
+        let is_beside = volume.attachment.is_some();
+        let other = volume.attachment.iter().chain(&volume.beside).next();
+        if let Some(attachment) = other.filter(|_| !self.switches.multi_attach) {
+            let refusal = attachment.elsewhere(name);
+            self.record(Event::Refused, &key, Some(host), None, caller)?;
+            return Err(refusal);
         }
         let path = self.backing(&key);
         let device = LoopDevice::bind(&path, None)
             .map_err(ControlError::io(format!("binding a loop device to {}", path.display())))?;
         let attachment = self.state.attach(&key, host, &device);
-        self.devices.insert(key.clone(), device);
+        let event = if is_beside {
+            self.beside.insert(attachment.id.clone(), device);
+            Event::MultiAttach
+        } else {
+            self.devices.insert(key.clone(), device);
+            Event::Attach
+        };
         self.save()?;
-        self.record(Event::Attach, &key, Some(host), Some(&attachment))?;
+        self.record(event, &key, Some(host), Some(&attachment), caller)?;
         Ok(attachment)
     }
 
@@ -206,21 +234,57 @@ impl ControlPlane {
     ///
     /// # Errors
     /// The device is in use ([`ControlError::Busy`]), another host has it, or nobody.
-    pub fn detach(&mut self, name: &str, host: Option<&str>) -> Result<(), ControlError> {
+    pub fn detach(&mut self, name: &str, host: Option<&str>, caller: &Caller) -> Result<(), ControlError> {
         let key = state::key(name)?;
+        // Beside others, each host lets go of its own.
+        let own = caller.host.as_ref().and_then(|caller| {
+            self.state.volumes.get(&key)?.beside.iter().find(|attachment| attachment.host == *caller).cloned()
+        });
+        if let Some(attachment) = own {
+            return self.detach_beside(name, &key, &attachment, caller);
+        }
         let attachment = self.state.attachment(name)?.clone();
         if host.is_some_and(|host| host != attachment.host) {
             let refusal = attachment.elsewhere(name);
-            self.record(Event::Refused, &key, host, None)?;
+            self.record(Event::Refused, &key, host, None, caller)?;
             return Err(refusal);
         }
-        let cut = self.devices.get(&key).map_or(Ok(true), LoopDevice::cut_if_idle);
-        if !cut.map_err(ControlError::io(format!("cutting {}", attachment.device)))? {
+        if !self.cut(self.devices.get(&key), &attachment, false)? {
             let refusal = attachment.busy(name);
-            self.record(Event::Refused, &key, host, None)?;
+            self.record(Event::Refused, &key, host, None, caller)?;
             return Err(refusal);
         }
-        self.release(Event::Detach, &key, &attachment)
+        self.release(Event::Detach, &key, &attachment, caller)
+    }
+
+    fn detach_beside(
+        &mut self,
+        name: &str,
+        key: &str,
+        attachment: &Attachment,
+        caller: &Caller,
+    ) -> Result<(), ControlError> {
+        if !self.cut(self.beside.get(&attachment.id), attachment, false)? {
+            self.record(Event::Refused, key, Some(&attachment.host), None, caller)?;
+            return Err(attachment.busy(name));
+        }
+        self.release_beside(key, attachment, caller)
+    }
+
+    /// Cuts a device, unless it is in use and that counts; whether it is cut.
+    fn cut(
+        &self,
+        device: Option<&LoopDevice>,
+        attachment: &Attachment,
+        force: bool,
+    ) -> Result<bool, ControlError> {
+        let Some(device) = device else { return Ok(true) };
+        let cut = if force || self.switches.detach_busy {
+            device.cut().map(|()| true)
+        } else {
+            device.cut_if_idle()
+        };
+        cut.map_err(ControlError::io(format!("cutting {}", attachment.device)))
     }
 
     /// Takes the volume from its host, whatever that host does with it. When this returns, no write of that host
@@ -228,13 +292,20 @@ impl ControlPlane {
     ///
     /// # Errors
     /// Nobody has it, or the kernel did not let the device be cut; then nothing changed.
-    pub fn force_detach(&mut self, name: &str) -> Result<(), ControlError> {
+    pub fn force_detach(&mut self, name: &str, caller: &Caller) -> Result<(), ControlError> {
         let key = state::key(name)?;
-        let attachment = self.state.attachment(name)?.clone();
-        if let Some(device) = self.devices.get(&key) {
-            device.cut().map_err(ControlError::io(format!("cutting {}", attachment.device)))?;
+        let beside = self.state.volume(name)?.beside.clone();
+        for attachment in &beside {
+            self.cut(self.beside.get(&attachment.id), attachment, true)?;
+            self.release_beside(&key, attachment, caller)?;
         }
-        self.release(Event::ForceDetach, &key, &attachment)
+        let attachment = match self.state.attachment(name) {
+            Ok(attachment) => attachment.clone(),
+            Err(_) if !beside.is_empty() => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        self.cut(self.devices.get(&key), &attachment, true)?;
+        self.release(Event::ForceDetach, &key, &attachment, caller)
     }
 
     /// Detaches what is idle, at an orderly end. What is mounted stays attached, and its device bound until the umount.
@@ -247,7 +318,7 @@ impl ControlPlane {
             .map(|volume| volume.name.clone())
             .collect();
         for name in attached {
-            match self.detach(&name, None) {
+            match self.detach(&name, None, &Caller::default()) {
                 Ok(()) | Err(ControlError::Busy { .. }) => {}
                 Err(error) => {
                     tracing::error!(volume = name, error = &error as &dyn std::error::Error, "not detached")
@@ -257,12 +328,30 @@ impl ControlPlane {
     }
 
     /// Books the end of an attachment whose device is cut.
-    fn release(&mut self, event: Event, key: &str, attachment: &Attachment) -> Result<(), ControlError> {
+    fn release(
+        &mut self,
+        event: Event,
+        key: &str,
+        attachment: &Attachment,
+        caller: &Caller,
+    ) -> Result<(), ControlError> {
         self.state.detach(key);
         // Unbinds the device, now or when its last user goes.
         self.devices.remove(key);
         self.save()?;
-        self.record(event, key, Some(&attachment.host), Some(attachment))
+        self.record(event, key, Some(&attachment.host), Some(attachment), caller)
+    }
+
+    fn release_beside(
+        &mut self,
+        key: &str,
+        attachment: &Attachment,
+        caller: &Caller,
+    ) -> Result<(), ControlError> {
+        self.state.detach_beside(key, attachment);
+        self.beside.remove(&attachment.id);
+        self.save()?;
+        self.record(Event::MultiDetach, key, Some(&attachment.host), Some(attachment), caller)
     }
 
     fn record(
@@ -271,10 +360,13 @@ impl ControlPlane {
         key: &str,
         host: Option<&str>,
         attachment: Option<&Attachment>,
+        caller: &Caller,
     ) -> Result<(), ControlError> {
         tracing::info!(?event, volume = key, host, device = attachment.map(|a| a.device.as_str()), "journal");
         let attachment = attachment.map(|attachment| (attachment.id.as_str(), attachment.device.as_str()));
-        self.journal.append(event, key, host, attachment).map_err(ControlError::io("writing the journal"))
+        self.journal
+            .append(event, key, host, attachment, caller)
+            .map_err(ControlError::io("writing the journal"))
     }
 
     fn save(&self) -> Result<(), ControlError> {

@@ -14,7 +14,7 @@ use std::path::Path;
 use rustix::fs::FlockOperation;
 
 use super::{ControlError, ControlPlane, State, backing};
-use crate::storage::journal::{self, Event, Journal};
+use crate::storage::journal::{self, Caller, Event, Journal};
 use crate::storage::loop_device::{Binding, LoopDevice};
 
 impl ControlPlane {
@@ -38,12 +38,15 @@ impl ControlPlane {
             journal: Journal::open(&directory.join("journal.jsonl"))
                 .map_err(ControlError::io("reading the journal"))?,
             devices: std::collections::BTreeMap::new(),
+            beside: std::collections::BTreeMap::new(),
+            switches: super::Switches::default(),
             _lock: lock,
         };
         plane.align_journal()?;
         let keys: Vec<String> = plane.state.volumes.keys().cloned().collect();
         for key in keys {
             plane.recover_device(&key)?;
+            plane.recover_beside(&key)?;
         }
         Ok(plane)
     }
@@ -57,7 +60,13 @@ impl ControlPlane {
             if current.is_none_or(|current| current.id != holding.attachment) {
                 let device = holding.device.as_deref().unwrap_or_default();
                 self.journal
-                    .append(Event::Detach, key, Some(&holding.host), Some((&holding.attachment, device)))
+                    .append(
+                        Event::Detach,
+                        key,
+                        Some(&holding.host),
+                        Some((&holding.attachment, device)),
+                        &Caller::default(),
+                    )
                     .map_err(ControlError::io("writing the journal"))?;
             }
         }
@@ -71,7 +80,24 @@ impl ControlPlane {
             })
             .collect();
         for (key, attachment) in missing {
-            self.record(Event::Attach, &key, Some(&attachment.host), Some(&attachment))?;
+            self.record(Event::Attach, &key, Some(&attachment.host), Some(&attachment), &Caller::default())?;
+        }
+        Ok(())
+    }
+
+    /// Attachments beside another are kept where their device is still bound, and end otherwise.
+    fn recover_beside(&mut self, key: &str) -> Result<(), ControlError> {
+        let path = backing(&self.directory, key);
+        for attachment in self.state.volumes.get(key).map(|volume| volume.beside.clone()).unwrap_or_default()
+        {
+            let found = attachment.number().map(|number| LoopDevice::adopt(&path, number)).transpose();
+            let found = found.map_err(ControlError::io(format!("looking at {}", attachment.device)))?;
+            match found {
+                Some((Binding::Bound, Some(device))) => {
+                    self.beside.insert(attachment.id.clone(), device);
+                }
+                _ => self.release_beside(key, &attachment, &Caller::default())?,
+            }
         }
         Ok(())
     }
@@ -93,7 +119,7 @@ impl ControlPlane {
                 self.devices.insert(key.to_owned(), device);
                 Ok(())
             }
-            (Binding::Cut, _) => self.release(Event::ForceDetach, key, &attachment),
+            (Binding::Cut, _) => self.release(Event::ForceDetach, key, &attachment, &Caller::default()),
             _ => {
                 let device = LoopDevice::bind(&path, number)
                     .map_err(ControlError::io(format!("binding a loop device to {}", path.display())))?;
@@ -107,7 +133,7 @@ impl ControlPlane {
                     volume.attachment = Some(renewed.clone());
                 }
                 self.save()?;
-                self.record(Event::Attach, key, Some(&renewed.host), Some(&renewed))
+                self.record(Event::Attach, key, Some(&renewed.host), Some(&renewed), &Caller::default())
             }
         }
     }
@@ -116,7 +142,7 @@ impl ControlPlane {
 #[cfg(test)]
 mod tests {
     use crate::storage::control::ControlPlane;
-    use crate::storage::journal::{self, Event, Journal};
+    use crate::storage::journal::{self, Caller, Event, Journal};
 
     #[test]
     fn a_journal_that_lags_behind_the_state_is_brought_in_line() {
@@ -126,7 +152,9 @@ mod tests {
         drop(plane);
         // As after a kill between state and journal of a detach.
         let mut journal = Journal::open(&directory.path().join("journal.jsonl")).unwrap();
-        journal.append(Event::Attach, "vol1", Some("host-a"), Some(("att-1", "/dev/loop9"))).unwrap();
+        journal
+            .append(Event::Attach, "vol1", Some("host-a"), Some(("att-1", "/dev/loop9")), &Caller::default())
+            .unwrap();
 
         let plane = ControlPlane::open(directory.path()).unwrap();
         let last = plane.journal().last().unwrap();

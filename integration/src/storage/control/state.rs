@@ -18,6 +18,17 @@ pub struct Volume {
     pub size: u64,
     /// Who has it.
     pub attachment: Option<Attachment>,
+    /// Who has it as well, where that was allowed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub beside: Vec<Attachment>,
+}
+
+impl Volume {
+    /// What `host` has of it.
+    #[must_use]
+    pub fn attachment_of(&self, host: &str) -> Option<&Attachment> {
+        self.attachment.iter().chain(&self.beside).find(|attachment| attachment.host == host)
+    }
 }
 
 /// That a host has a volume.
@@ -92,7 +103,10 @@ impl State {
             device: device.path().display().to_string(),
         };
         if let Some(volume) = self.volumes.get_mut(key) {
-            volume.attachment = Some(attachment.clone());
+            match &volume.attachment {
+                None => volume.attachment = Some(attachment.clone()),
+                Some(_) => volume.beside.push(attachment.clone()),
+            }
         }
         attachment
     }
@@ -100,6 +114,12 @@ impl State {
     pub(super) fn detach(&mut self, key: &str) {
         if let Some(volume) = self.volumes.get_mut(key) {
             volume.attachment = None;
+        }
+    }
+
+    pub(super) fn detach_beside(&mut self, key: &str, attachment: &Attachment) {
+        if let Some(volume) = self.volumes.get_mut(key) {
+            volume.beside.retain(|other| other.id != attachment.id);
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{Entry, Event};
+use super::{Caller, Entry, Event};
 
 /// The journal of one control plane, open for appending. The caller sees to it that there is one writer.
 #[derive(Debug)]
@@ -57,17 +57,20 @@ impl Journal {
         volume: &str,
         host: Option<&str>,
         attachment: Option<(&str, &str)>,
+        caller: &Caller,
     ) -> io::Result<()> {
-        let now = clock_gettime(ClockId::Monotonic);
+        let now = clock_gettime(ClockId::MonotonicRaw);
         let entry = Entry {
             seq: self.entries.last().map_or(1, |last| last.seq + 1),
             at: humantime::format_rfc3339_micros(SystemTime::now()).to_string(),
-            monotonic_ns: nanoseconds(now.tv_sec) * 1_000_000_000 + nanoseconds(now.tv_nsec),
+            raw_ns: nanoseconds(now.tv_sec) * 1_000_000_000 + nanoseconds(now.tv_nsec),
             event,
             volume: volume.to_owned(),
             host: host.map(str::to_owned),
             device: attachment.map(|(_, device)| device.to_owned()),
             attachment: attachment.map(|(id, _)| id.to_owned()),
+            by: caller.host.clone(),
+            mount_id: caller.mount_id.clone(),
         };
         let mut line = serde_json::to_vec(&entry)?;
         line.push(b'\n');
@@ -91,21 +94,25 @@ fn nanoseconds(part: i64) -> u64 {
 mod tests {
     use std::io::Write;
 
-    use super::{Event, Journal};
+    use super::{Caller, Event, Journal};
 
     #[test]
     fn a_torn_last_line_is_cut_away_and_the_sequence_goes_on() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("journal.jsonl");
         let mut journal = Journal::open(&path).unwrap();
-        journal.append(Event::Attach, "v", Some("a"), Some(("att-1", "/dev/loop9"))).unwrap();
+        journal
+            .append(Event::Attach, "v", Some("a"), Some(("att-1", "/dev/loop9")), &Caller::default())
+            .unwrap();
         drop(journal);
         let mut file = std::fs::File::options().append(true).open(&path).unwrap();
         file.write_all(br#"{"seq":2,"at":"20"#).unwrap();
 
         let mut journal = Journal::open(&path).unwrap();
         assert_eq!(journal.entries().len(), 1);
-        journal.append(Event::Detach, "v", Some("a"), Some(("att-1", "/dev/loop9"))).unwrap();
+        journal
+            .append(Event::Detach, "v", Some("a"), Some(("att-1", "/dev/loop9")), &Caller::default())
+            .unwrap();
         let again = Journal::open(&path).unwrap();
         assert_eq!(again.entries(), journal.entries());
         assert_eq!(again.entries()[1].seq, 2);

@@ -24,6 +24,10 @@ pub enum Event {
     ForceDetach,
     /// An attach of a volume of another host, or a detach of a busy one; nothing changed.
     Refused,
+    /// The host got the volume beside another, for the storage was told to allow that.
+    MultiAttach,
+    /// An attachment beside another ended: given back, or cut.
+    MultiDetach,
 }
 
 /// One line of the journal.
@@ -33,8 +37,8 @@ pub struct Entry {
     pub seq: u64,
     /// Wall clock, RFC 3339 with microseconds, for people.
     pub at: String,
-    /// `CLOCK_MONOTONIC` in nanoseconds, the same clock for all processes of this machine.
-    pub monotonic_ns: u64,
+    /// `CLOCK_MONOTONIC_RAW` in nanoseconds, the same clock for all processes of this machine.
+    pub raw_ns: u64,
     /// What happened.
     pub event: Event,
     /// The volume, in lower case.
@@ -45,6 +49,21 @@ pub struct Entry {
     pub device: Option<String>,
     /// The id of the attachment.
     pub attachment: Option<String>,
+    /// Which host asked, if it said so: not always the one whose attachment changed. The storage decides nothing by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// The ID of the Mount that asked for an attach.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount_id: Option<String>,
+}
+
+/// What a request says of itself, for the journal alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Caller {
+    /// The host that asks.
+    pub host: Option<String>,
+    /// The ID of the Mount for which it asks.
+    pub mount_id: Option<String>,
 }
 
 /// Why a journal is not that of a sound control plane.
@@ -131,7 +150,8 @@ pub fn holdings(entries: &[Entry]) -> Result<BTreeMap<String, Holding>, Violatio
         }
         let current = held.get(&entry.volume);
         match entry.event {
-            Event::Refused => {}
+            // More than one host is what the storage was told to allow; who may write then is not for it to judge.
+            Event::Refused | Event::MultiAttach | Event::MultiDetach => {}
             Event::Attach => {
                 let newcomer = attached_by(entry)?;
                 if let Some(holder) = current

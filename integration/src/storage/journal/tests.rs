@@ -13,12 +13,14 @@ fn journal(lines: &[&str]) -> Vec<Entry> {
             Entry {
                 seq,
                 at: "2026-01-01T00:00:00.000000Z".to_owned(),
-                monotonic_ns: seq,
+                raw_ns: seq,
                 event: serde_json::from_value(words[0].into()).unwrap(),
                 volume: words[1].to_owned(),
                 host: given(2),
                 device: None,
                 attachment: given(3),
+                by: None,
+                mount_id: None,
             }
         })
         .collect()
@@ -94,6 +96,8 @@ fn events_are_spelled_as_documented() {
         (Event::Detach, "detach"),
         (Event::ForceDetach, "force-detach"),
         (Event::Refused, "refused"),
+        (Event::MultiAttach, "multi-attach"),
+        (Event::MultiDetach, "multi-detach"),
     ] {
         assert_eq!(serde_json::to_value(event).unwrap(), word);
     }

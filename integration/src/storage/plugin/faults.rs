@@ -48,6 +48,9 @@ pub struct Fault {
     pub delay_before_ms: u64,
     /// Unmount only: wait between the umount and the detach, which then may hit a new owner.
     pub delay_midway_ms: u64,
+    /// Unmount only: the daemon takes the volume for its host's own without asking the storage, as one does whose knowledge is
+    /// old; so that its detach may hit another owner.
+    pub stale: bool,
     /// Wait after the work, before the answer.
     pub delay_after_ms: u64,
     /// Do not do the work, answer this.

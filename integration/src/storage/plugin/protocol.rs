@@ -38,12 +38,14 @@ impl Plugin {
     }
 }
 
-/// What any request may hold. `ID` is there too, and nobody looks at it.
+/// What any request may hold. `ID` goes to the storage's journal, and nobody decides anything by it.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Request {
     #[serde(rename = "Name")]
     name: String,
+    #[serde(rename = "ID")]
+    id: Option<String>,
     #[serde(rename = "Opts", deserialize_with = "null_is_empty")]
     options: BTreeMap<String, Value>,
 }
@@ -149,8 +151,8 @@ async fn work(
         Method::Capabilities => json!({ "Capabilities": { "Scope": "global" } }),
         Method::Create => volumes.create(name, size(&request.options)).await.map(|()| json!({}))?,
         Method::Remove => volumes.remove(name).await.map(|()| json!({}))?,
-        Method::Mount => json!({ "Mountpoint": volumes.mount(name).await? }),
-        Method::Unmount => volumes.unmount(name, fault.midway()).await.map(|()| json!({}))?,
+        Method::Mount => json!({ "Mountpoint": volumes.mount(name, request.id.clone()).await? }),
+        Method::Unmount => volumes.unmount(name, fault.stale, fault.midway()).await.map(|()| json!({}))?,
         Method::Path => volumes.get(name).await.map(|_| json!({ "Mountpoint": "" }))?,
         Method::Get => json!({ "Volume": described(&volumes.get(name).await?) }),
         Method::List => {

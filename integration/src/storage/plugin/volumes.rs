@@ -11,6 +11,7 @@ use super::filesystem;
 use crate::storage::control::client::{ClientError, ControlClient};
 use crate::storage::control::http::RefusalKind;
 use crate::storage::control::{Attachment, Volume};
+use crate::storage::journal::Caller;
 
 /// Why a request failed; the text is what follows `failed: ` in the answer.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +62,7 @@ pub(super) struct Volumes {
 
 impl Volumes {
     pub(super) fn new(control: ControlClient, settings: Settings) -> Self {
+        let control = control.by(Caller { host: Some(settings.host.clone()), mount_id: None });
         Self { control, settings, uses: Mutex::default() }
     }
 
@@ -96,10 +98,10 @@ impl Volumes {
     }
 
     /// Attaches, formats an empty volume, mounts, counts; answers the data directory.
-    pub(super) async fn mount(&self, name: &str) -> Result<PathBuf, VolumeError> {
+    pub(super) async fn mount(&self, name: &str, mount_id: Option<String>) -> Result<PathBuf, VolumeError> {
         let uses = self.uses(name);
         let mut count = uses.lock().await;
-        let attachment = self.attach(name).await?;
+        let attachment = self.attach(name, mount_id).await?;
         let target = self.target(name);
         let mount_point = target.clone();
         blocking(move || filesystem::mount_volume(attachment.device.as_ref(), &mount_point)).await?;
@@ -107,33 +109,35 @@ impl Volumes {
         Ok(target.join("data"))
     }
 
-    async fn attach(&self, name: &str) -> Result<Attachment, ClientError> {
-        match self.control.attach(name, &self.settings.host).await {
+    async fn attach(&self, name: &str, mount_id: Option<String>) -> Result<Attachment, ClientError> {
+        let control = self.control.by(Caller { host: Some(self.settings.host.clone()), mount_id });
+        match control.attach(name, &self.settings.host).await {
             Err(error) if self.settings.preempt && error.kind() == Some(RefusalKind::AttachedElsewhere) => {
-                match self.control.force_detach(name).await {
+                match control.force_detach(name).await {
                     // Its host let go of it meanwhile.
                     Err(error) if error.kind() != Some(RefusalKind::NotAttached) => return Err(error),
                     _ => {}
                 }
-                self.control.attach(name, &self.settings.host).await
+                control.attach(name, &self.settings.host).await
             }
             outcome => outcome,
         }
     }
 
     /// Takes one use away; with the last one (or when none is known) unmounts and detaches. The detach names no host,
-    /// as that of EBS does not: after a long `midway` it takes the volume from whoever has it by then.
-    pub(super) async fn unmount(&self, name: &str, midway: Duration) -> Result<(), VolumeError> {
+    /// as that of EBS does not: after a long `midway`, or when what is known here is `stale`, it takes the volume from whoever
+    /// has it by then.
+    pub(super) async fn unmount(&self, name: &str, stale: bool, midway: Duration) -> Result<(), VolumeError> {
         let uses = self.uses(name);
         let mut count = uses.lock().await;
         if *count > 1 {
             *count -= 1;
             return Ok(());
         }
-        let attachment = self.control.volume(name).await?.attachment.ok_or(VolumeError::NotFound)?;
-        if attachment.host != self.settings.host {
-            return Err(VolumeError::NotFound);
-        }
+        let volume = self.control.volume(name).await?;
+        let own = volume.attachment_of(&self.settings.host);
+        let found = own.or(volume.attachment.as_ref().filter(|_| stale));
+        let attachment = found.cloned().ok_or(VolumeError::NotFound)?;
         let mount_point = self.target(name);
         blocking(move || filesystem::unmount_volume(attachment.device.as_ref(), &mount_point)).await?;
         *count = 0;
