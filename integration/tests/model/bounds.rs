@@ -13,11 +13,13 @@ use super::state::TICK;
 /// What may crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Crashes {
-    /// Worker, deadman, both at once, or the host.
+    /// Each of those below.
     Any,
-    /// Worker, deadman, or both at once.
-    Processes,
-    /// The host.
+    /// Worker or deadman.
+    Process,
+    /// Both at once: only with a storage that fences.
+    Keeper,
+    /// The host's power.
     Host,
 }
 
@@ -115,7 +117,7 @@ const BASE: Bounds = Bounds {
 const PROMPT: Bounds = Bounds { reads: Reads::Atomic, late_answers: false, ends: false, ..BASE };
 
 /// The bounds that CI tries: every state within them is visited.
-pub(crate) const SMALL: [Bounds; 10] = [
+pub(crate) const SMALL: [Bounds; 11] = [
     BASE,
     Bounds { name: "an unknown outcome, no reclaimer", losses: 1, reclaimers: 0, ..BASE },
     Bounds { name: "a crash, no reclaimer", faults: 1, reclaimers: 0, ..BASE },
@@ -130,9 +132,15 @@ pub(crate) const SMALL: [Bounds; 10] = [
         ..PROMPT
     },
     Bounds {
-        name: "a crash of processes, atomic reads",
+        name: "a crash of worker or deadman, atomic reads",
         faults: 1,
-        crashes: Crashes::Processes,
+        crashes: Crashes::Process,
+        ..PROMPT
+    },
+    Bounds {
+        name: "a crash of the keeper, atomic reads",
+        faults: 1,
+        crashes: Crashes::Keeper,
         storage: true,
         ..PROMPT
     },

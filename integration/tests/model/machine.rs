@@ -202,19 +202,19 @@ impl Model for Machine {
         } else if s.suspends > 0 && s.up[0] {
             actions.push(Action::Suspend);
         }
-        if s.faults > 0 && s.runs(0) && bounds.crashes != Crashes::Processes {
+        let may = |what| s.faults > 0 && s.runs(0) && [Crashes::Any, what].contains(&bounds.crashes);
+        let (worker, deadman) = (s.hosts[0].worker.is_some(), s.hosts[0].deadman.is_some());
+        if may(Crashes::Host) {
             actions.push(Action::PowerOff);
         }
-        if s.faults > 0 && s.runs(0) && bounds.crashes != Crashes::Host {
-            if bounds.storage && s.hosts[0].deadman.is_some() {
-                actions.push(Action::KillKeeper);
-            }
-            if s.hosts[0].worker.is_some() {
-                actions.push(Action::KillWorker);
-            }
-            if s.hosts[0].deadman.is_some() && s.hosts[0].worker.is_some() {
-                actions.push(Action::KillDeadman);
-            }
+        if may(Crashes::Keeper) && bounds.storage && deadman {
+            actions.push(Action::KillKeeper);
+        }
+        if may(Crashes::Process) && worker {
+            actions.push(Action::KillWorker);
+        }
+        if may(Crashes::Process) && worker && deadman {
+            actions.push(Action::KillDeadman);
         }
         if !s.up[0] {
             actions.push(Action::PowerOn);

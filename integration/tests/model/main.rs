@@ -81,7 +81,8 @@ tests! {
     an_unknown_outcome_and_a_reclaimer: "an unknown outcome, atomic reads";
     a_suspend: "a suspend, atomic reads";
     clocks_that_err_and_a_late_driver_call: "clocks that err and a late driver call, atomic reads";
-    a_crash_of_processes_and_a_reclaimer: "a crash of processes, atomic reads";
+    a_crash_of_worker_or_deadman_and_a_reclaimer: "a crash of worker or deadman, atomic reads";
+    a_crash_of_the_keeper_and_a_reclaimer: "a crash of the keeper, atomic reads";
     a_crash_of_the_host_and_a_reclaimer: "a crash of the host, atomic reads";
 }
 

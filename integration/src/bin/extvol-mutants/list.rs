@@ -30,8 +30,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "wait_without_drift",
         "the wait is short by the clocks' error",
         "timing.rs",
-        "self.ttl + self.ttl * 2 / RATE_ERROR\n    }\n\n    /// Whether",
-        "self.ttl - self.ttl * 2 / RATE_ERROR\n    }\n\n    /// Whether",
+        "self.ttl + self.ttl * 2 / RATE_ERROR",
+        "self.ttl - self.ttl * 2 / RATE_ERROR",
     ),
     mutant(
         "half_a_wait",

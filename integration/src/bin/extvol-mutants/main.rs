@@ -1,15 +1,14 @@
-//! Builds copies of the protocol core with one seeded mistake each, and lets scenarios, simulation and model find it:
-//! `extvol-mutants [NAME...]`, from the workspace's root. Writes what found them into docs/mutants.md.
+//! Builds a copy of the protocol core that can make each of the seeded mistakes, and lets scenarios, simulation and model
+//! find them: `extvol-mutants [NAME...]`, from the workspace's root. Writes what found them into docs/mutants.md.
 //!
 //! ```text
 //! list.rs     the mistakes
-//! copies.rs   a copy of core, simulation and model with one of them
-//! main.rs     builds each, lets it hunt, and keeps what came of it
+//! copies.rs   a copy of core, simulation and model with all of them
+//! main.rs     builds it, lets each be hunted, two at a time, and keeps what came of it
 //! ```
 //!
-//! Two at a time: cargo builds one while another one hunts. What a copy came to is kept below target/mutants beside the
-//! digest of all of its text, so that a run which was interrupted goes on where it was, and a mistake is tried again when
-//! anything of core, simulation or model has changed.
+//! What came of a mistake is kept below target/mutants beside the digest of all text that it depends on, so that a run
+//! which was interrupted goes on where it was, and all are tried again when core, simulation or model has changed.
 
 mod copies;
 mod list;
@@ -17,6 +16,7 @@ mod list;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -24,16 +24,16 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use copies::{prepare, write_copy};
+use copies::write_copy;
 use list::{MUTANTS, Mutant};
 
 /// The page with the results. A run of some mutants replaces their lines alone.
 const TABLE: &str = "docs/mutants.md";
 
-/// For how long one copy may hunt.
+/// For how long one mistake may be hunted.
 const LIMIT: Duration = Duration::from_secs(15 * 60);
 
-/// How often a copy that hunts is looked at.
+/// How often a hunt is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 
 fn main() -> ExitCode {
@@ -51,7 +51,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What a copy came to.
+/// What came of a mistake.
 #[derive(Clone)]
 struct Verdict {
     found: bool,
@@ -60,7 +60,8 @@ struct Verdict {
 
 /// What is shared by those who try mutants.
 struct Trial {
-    waiting: VecDeque<Option<&'static Mutant>>,
+    /// Their numbers; none for the unchanged core.
+    waiting: VecDeque<Option<usize>>,
     rows: BTreeMap<String, String>,
     survivors: Vec<&'static str>,
     failed: Option<io::Error>,
@@ -69,14 +70,19 @@ struct Trial {
 /// Tries the chosen mutants, or all; answers those that nothing found.
 fn run(chosen: &BTreeSet<String>) -> io::Result<Vec<&'static str>> {
     let root = PathBuf::from("target/mutants");
-    prepare(&root)?;
-    let wanted = |mutant: &&Mutant| chosen.is_empty() || chosen.contains(mutant.name);
-    // The unchanged core takes longest: it goes through everything.
-    let waiting = std::iter::once(None).chain(MUTANTS.iter().filter(wanted).map(Some)).collect();
+    fs::create_dir_all(root.join("verdicts"))?;
+    let digest = write_copy(&root)?;
+    let built = Command::new("cargo").args(["build", "--quiet", "--release"]).current_dir(&root).status()?;
+    if !built.success() {
+        return Err(io::Error::other("the copy does not build"));
+    }
+    let wanted = |number: &usize| chosen.is_empty() || chosen.contains(MUTANTS[*number].name);
+    // Last the unchanged core, which goes through everything.
+    let waiting = (0..MUTANTS.len()).filter(wanted).map(Some).chain([None]).collect();
     let trial = Mutex::new(Trial { waiting, rows: rows()?, survivors: Vec::new(), failed: None });
     thread::scope(|scope| {
         for _ in 0..2 {
-            scope.spawn(|| work(&root, &trial));
+            scope.spawn(|| work(&root, &digest, &trial));
         }
     });
     let trial = trial.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -87,12 +93,14 @@ fn run(chosen: &BTreeSet<String>) -> io::Result<Vec<&'static str>> {
 }
 
 /// Tries one mutant after the other.
-fn work(root: &Path, trial: &Mutex<Trial>) {
+fn work(root: &Path, digest: &str, trial: &Mutex<Trial>) {
     let lock = || trial.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
-        let Some(mutant) = lock().waiting.pop_front() else { return };
+        let Some(number) = lock().waiting.pop_front() else { return };
+        let mutant = number.map(|number| &MUTANTS[number]);
         let name = mutant.map_or("unchanged", |mutant| mutant.name);
-        let verdict = judge(root, name, mutant);
+        let hint = mutant.and_then(|mutant| seed(lock().rows.get(mutant.mistake)?));
+        let verdict = judge(root, digest, name, number, hint);
         let mut trial = lock();
         let taken_in = match (verdict, mutant) {
             (Ok(verdict), None) if verdict.found => {
@@ -141,9 +149,23 @@ fn rows() -> io::Result<BTreeMap<String, String>> {
     Ok(page.lines().filter_map(row).collect())
 }
 
-/// What a copy finds: from an earlier run, if nothing of its text has changed since.
-fn judge(root: &Path, name: &str, mutant: Option<&Mutant>) -> io::Result<Verdict> {
-    let digest = write_copy(root, name, mutant)?;
+/// The seed that a row of the page names.
+fn seed(row: &str) -> Option<String> {
+    let (_, rest) = row.split_once(", seed ")?;
+    Some(rest.chars().take_while(char::is_ascii_digit).collect())
+}
+
+/// What came of a mistake: in an earlier run, if nothing has changed since.
+fn judge(
+    root: &Path,
+    digest: &str,
+    name: &str,
+    number: Option<usize>,
+    hint: Option<String>,
+) -> io::Result<Verdict> {
+    let mut hasher = DefaultHasher::new();
+    (digest, number.map(|number| (MUTANTS[number].from, MUTANTS[number].to))).hash(&mut hasher);
+    let digest = format!("{:016x}", hasher.finish());
     let kept = root.join("verdicts").join(name);
     if let Ok(text) = fs::read_to_string(&kept)
         && let [known, found, text] = text.splitn(3, '\n').collect::<Vec<_>>()[..]
@@ -151,21 +173,18 @@ fn judge(root: &Path, name: &str, mutant: Option<&Mutant>) -> io::Result<Verdict
     {
         return Ok(Verdict { found: found == "found", text: text.to_owned() });
     }
-    let built = Command::new("cargo")
-        .args(["build", "--quiet", "--release", "--bin", name])
-        .current_dir(root)
-        .status()?;
-    if !built.success() {
-        return Err(io::Error::other(format!("the copy {name} does not build")));
-    }
-    let verdict = hunt(&root.join("target/release").join(name))?;
+    let verdict = hunt(&root.join("target/release/mutants"), number, hint)?;
     fs::write(kept, format!("{digest}\n{}\n{}", if verdict.found { "found" } else { "no" }, verdict.text))?;
     Ok(verdict)
 }
 
-/// Lets a copy look for its own mistake.
-fn hunt(program: &Path) -> io::Result<Verdict> {
-    let mut child = Command::new(program).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+/// Lets the copy look for a mistake of its own.
+fn hunt(program: &Path, number: Option<usize>, hint: Option<String>) -> io::Result<Verdict> {
+    let mut child = Command::new(program)
+        .args(number.map(|number| number.to_string()).into_iter().chain(hint))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
     let until = Instant::now() + LIMIT;
     // What it prints is a few lines, which a pipe holds.
     while child.try_wait()?.is_none() {
