@@ -50,7 +50,7 @@ simulate:
 	@cargo run --quiet --release -p integration --bin extvol-simulate -- $(RUNS) $(SEED)
 
 model:
-	@cargo test --quiet --release -p integration --test model -- --nocapture --test-threads 1
+	@cargo test --quiet --release -p integration --test model -- --nocapture
 
 model-large:
 	@EXTVOL_MODEL_LARGE="$(NAME)" cargo test --quiet --release -p integration --test model -- --nocapture within_larger

@@ -1,11 +1,14 @@
 //! Short stories about one host's driver calls and containers, for what a random schedule rarely shows.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use shared::protocol::Request;
-use shared::protocol::exchange::{ClusterId, Commit, Key, Lease, Record};
+use shared::protocol::exchange::{
+    ClusterId, Commit, Held, Key, Lease, Proof, Record, Session, SessionState, Stage,
+};
 use shared::protocol::fence::{Act, Fence};
-use shared::protocol::holder::{Input, MountFault, Phase};
+use shared::protocol::holder::{Input, MountFault, Phase, Settings};
 use shared::store::Revision;
 
 use super::alone::Alone;
@@ -21,6 +24,8 @@ pub(super) fn check() -> Result<(), &'static str> {
     unmounted_by_somebody()?;
     refused_alone()?;
     another_agent()?;
+    told_wants()?;
+    calls_of_the_last_host()?;
     kill_first()
 }
 
@@ -95,8 +100,7 @@ fn unmounted_by_somebody() -> Result<(), &'static str> {
 /// Of two containers that ask for one volume, one is refused for another volume: the other one is not.
 fn refused_alone() -> Result<(), &'static str> {
     let settings = settings(&Plan::of(1), 0);
-    let mut story =
-        Alone::new(shared::protocol::holder::Settings { wait_timeout: Duration::ZERO, ..settings });
+    let mut story = Alone::new(Settings { wait_timeout: Duration::ZERO, ..settings });
     let commit = Commit::new(&ClusterId("c1".into()))
         .put(Key::Session(holder(9)), Revision::ABSENT, Record::Session(live()))
         .put(Key::Lease(volume(0)), Revision::ABSENT, Record::Lease(Lease::Held(attached(9))));
@@ -122,6 +126,43 @@ fn another_agent() -> Result<(), &'static str> {
     } else {
         Err("scenario: another agent ended a container of this name")
     }
+}
+
+/// A host that waits for another's lease says so in its session: a lease whose agent is gone is revoked only when
+/// it is wanted.
+fn told_wants() -> Result<(), &'static str> {
+    let mut story = Alone::new(settings(&Plan::of(1), 0));
+    let commit = Commit::new(&ClusterId("c1".into()))
+        .put(Key::Session(holder(9)), Revision::ABSENT, Record::Session(live()))
+        .put(Key::Lease(volume(0)), Revision::ABSENT, Record::Lease(Lease::Held(attached(9))));
+    story.etcd.commit(&commit);
+    story.prepare(1, "c", &[0]);
+    story.all();
+    match story.etcd.entries.get(&Key::Session(holder(0))) {
+        Some((Record::Session(session), _)) if session.wants.contains(&volume(0)) => Ok(()),
+        _ => Err("scenario: a host did not tell which volume it waits for"),
+    }
+}
+
+/// The storage can take a volume away from its last host, whose driver may be at it: that call is waited for first.
+fn calls_of_the_last_host() -> Result<(), &'static str> {
+    let settings = settings(&Plan::of(1), 0);
+    let (settle, storage_fencing) = (settings.settle, BTreeSet::from([volume(0).driver]));
+    let mut story = Alone::new(Settings { storage_fencing, ..settings });
+    let dead = Session { state: SessionState::Dead(Proof::Unmounted), ..live() };
+    let lease = Held { stage: Stage::Detaching, ..attached(9) };
+    let commit = Commit::new(&ClusterId("c1".into()))
+        .put(Key::Session(holder(9)), Revision::ABSENT, Record::Session(dead))
+        .put(Key::Lease(volume(0)), Revision::ABSENT, Record::Lease(Lease::Held(lease)));
+    story.etcd.commit(&commit);
+    story.prepare(1, "c", &[0]);
+    story.all();
+    let taken_away = |story: &Alone| story.told.iter().any(|effect| matches!(effect, Effect::Settle(..)));
+    if taken_away(&story) || !story.host.mounts.is_empty() {
+        return Err("scenario: a driver call of a volume's last host was not waited for");
+    }
+    story.later(settle + Duration::from_secs(1));
+    if taken_away(&story) { Ok(()) } else { Err("scenario: a volume was not taken away from its last host") }
 }
 
 /// A fence takes no file system away before every container is dead.
