@@ -130,12 +130,9 @@ fn wait_clean(trial: &Trial, host: usize) -> Result<()> {
     trial.cluster.wait_for("a clean host", SOON, || {
         let text = trial.cluster.etcdctl(&["get", "--print-value-only", &key]);
         let text = text.map_err(|error| error.to_string())?;
-        // A keeper opens its next session when it is needed.
-        if !text.trim().is_empty() {
-            let session: Session = decode(text.trim().as_bytes()).map_err(|error| error.to_string())?;
-            if session.revoking {
-                return Err(text);
-            }
+        let session: Session = decode(text.trim().as_bytes()).map_err(|error| error.to_string())?;
+        if session.revoking || session.proof.is_some() {
+            return Err(text);
         }
         let mounted = trial.mounted(host).map_err(|error| error.to_string())?;
         let containers = trial.cluster.host(host).run(&["find", &cgroups, "-mindepth", "1", "-type", "d"]);
