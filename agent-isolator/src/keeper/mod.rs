@@ -212,13 +212,10 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             let now = holder_now();
             let due = self.core.next_deadline().map_or(POLL, |at| at.saturating_sub(now).min(POLL));
             // A deadline that is due now must not keep what is received from being taken in.
-            match tokio::time::timeout(due, self.received.recv()).await {
-                Ok(Some(event)) => {
-                    self.handle(event);
-                    // What was decided is done before the flag is looked at: a new epoch begins by clearing it.
-                    self.go_on();
-                }
-                Ok(None) | Err(_) => {}
+            if let Ok(Some(event)) = tokio::time::timeout(due, self.received.recv()).await {
+                self.handle(event);
+                // What was decided is done before the flag is looked at: a new epoch begins by clearing it.
+                self.go_on();
             }
             self.poll();
         }
