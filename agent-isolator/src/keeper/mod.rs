@@ -44,7 +44,7 @@ use shared::volume::{ContainerId, NameError};
 use tokio::sync::mpsc;
 
 use self::checkpoint::{Checkpoint, Machine, StartError};
-use self::deadman::{DEADMAN_SILENCE, Guard};
+use self::deadman::Guard;
 use self::driver::VolumeDriver;
 use self::etcd::Etcd;
 use self::fence::{FenceRunner, Known, Policy};
@@ -71,6 +71,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
 /// The first and the longest pause before what failed is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// A deadman that ticks has killed this process long before: six of its polls. One that died right now is not waited for.
+const FENCE_PATIENCE: Duration = Duration::from_millis(300);
 
 /// How long making this host safe may take, beside the driver calls that are waited for, before it is told why it is not
 /// done, and begun again.
@@ -544,7 +547,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                 self.drop_held();
                 // A deadman that ticks does it, beginning with this process.
                 if self.guarded {
-                    self.fence_by = Some((op, holder_now() + DEADMAN_SILENCE));
+                    self.fence_by = Some((op, holder_now() + FENCE_PATIENCE));
                 } else {
                     self.make_safe(op);
                 }

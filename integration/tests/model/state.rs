@@ -301,6 +301,10 @@ impl State {
         }
     }
 
+    fn fences_nothing(&self, host: usize) -> bool {
+        self.hosts[host].fences.is_empty()
+    }
+
     /// Whether a host must do something before time goes on, or is unable to.
     pub(super) fn is_urgent(&self, bounds: &Bounds, host: usize) -> bool {
         let it = &self.hosts[host];
@@ -314,12 +318,15 @@ impl State {
             Some(Effect::Act(_, Act::Settle(until))) => (*until > NOW, *until + TICK <= NOW),
             Some(_) => (false, false),
         };
+        // A worker whose deadman died starts another one; a fence that it had left to that is done in time all the same (L16).
+        let left = it.worker.is_some() && it.deadman.is_none() && it.shared.fenced && waits;
+        let start = left && fencing && self.fences_nothing(host) && fence.is_some_and(|at| at + TICK <= NOW);
         let end = late || fence.is_some_and(|at| at + TICK <= NOW) && !waits;
         let patience = if host == 0 { bounds.late_calls } else { 0 };
         let call = self.calls.iter().any(|call| call.host == host && call.age >= patience);
         // A worker that lives is prompt: one that hangs does what a killed one does.
         let wake =
             host == 0 && it.worker.as_ref().and_then(|core| core.next_deadline()).is_some_and(|at| at <= NOW);
-        self.runs(host) && (begin || end || wake) || call && !(host == 0 && self.suspended)
+        self.runs(host) && (begin || end || start || wake) || call && !(host == 0 && self.suspended)
     }
 }

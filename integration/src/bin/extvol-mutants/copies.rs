@@ -109,9 +109,21 @@ pub(crate) fn write_copy(root: &Path) -> io::Result<String> {
 /// Stands for the call that tells which mistake is made, until paths are rewritten.
 const CHOOSE: &str = "__chosen__";
 
+/// A function's bodies.
+struct Bodies {
+    /// Where its own is.
+    own: Range<usize>,
+    /// Those with a mistake, and which.
+    mistaken: Vec<(usize, String)>,
+}
+
 /// A file's text with several bodies for the functions that have mistakes.
 fn with_mistakes(path: &Path, text: &str, mutants: &[(usize, &Mutant)]) -> io::Result<String> {
+<<<<<<< HEAD
     let mut bodies: BTreeMap<usize, Body> = BTreeMap::new();
+=======
+    let mut bodies: BTreeMap<usize, Bodies> = BTreeMap::new();
+>>>>>>> proof
     for (number, mutant) in mutants {
         let found: Vec<_> = text.match_indices(mutant.from).map(|(at, _)| at).collect();
         let body = match found[..] {
@@ -127,10 +139,11 @@ fn with_mistakes(path: &Path, text: &str, mutants: &[(usize, &Mutant)]) -> io::R
             )));
         };
         let mistaken = text[body.clone()].replacen(mutant.from, mutant.to, 1);
-        bodies.entry(body.start).or_insert((body, Vec::new())).1.push((*number, mistaken));
+        let own = Bodies { own: body.clone(), mistaken: Vec::new() };
+        bodies.entry(body.start).or_insert(own).mistaken.push((*number, mistaken));
     }
     let mut text = text.to_owned();
-    for (body, mistaken) in bodies.into_values().rev() {
+    for Bodies { own: body, mistaken } in bodies.into_values().rev() {
         let mut all = format!("match {CHOOSE}() {{\n");
         for (number, body) in mistaken {
             // Writing to a string does not fail.
