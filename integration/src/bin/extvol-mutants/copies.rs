@@ -26,9 +26,6 @@ const SHARED: [&str; 8] = [
     "protocol",
 ];
 
-/// A function's place in the text, and its variants by mutant.
-type Body = (Range<usize>, Vec<(usize, String)>);
-
 const MAIN: &str = r#"#![allow(warnings)]
 mod shared {
     pub mod event; pub mod keys; pub mod parameters; pub mod record; pub mod store; pub mod transaction; pub mod volume;
@@ -119,11 +116,7 @@ struct Bodies {
 
 /// A file's text with several bodies for the functions that have mistakes.
 fn with_mistakes(path: &Path, text: &str, mutants: &[(usize, &Mutant)]) -> io::Result<String> {
-<<<<<<< HEAD
-    let mut bodies: BTreeMap<usize, Body> = BTreeMap::new();
-=======
     let mut bodies: BTreeMap<usize, Bodies> = BTreeMap::new();
->>>>>>> proof
     for (number, mutant) in mutants {
         let found: Vec<_> = text.match_indices(mutant.from).map(|(at, _)| at).collect();
         let body = match found[..] {
