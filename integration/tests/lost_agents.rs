@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use integration::cluster::ClusterConfig;
 use integration::scheduler::{SchedulerConfig, TaskEvent, TaskState};
-use integration::trial::{Result, SOON, Trial, TrialError, app_with, check_counting, counting, once};
+use integration::trial::{Result, SOON, Trial, TrialError, app, app_with, check_counting, counting, once};
 use shared::record::LeaseRecord;
 
 const VOLUME: &str = "ebs/vol-1";
@@ -261,4 +261,21 @@ fn mesos_of_two_hosts_with_one_name_one_is_refused_by_that_name() -> Result<()> 
     };
     assert!(!refused.is_empty() && refused.iter().all(|event| told(&event)), "{histories:?}");
     trial.attached().map(drop)
+}
+
+/// A container that was started before sees the volume's mount by propagation: that is no use of it.
+#[test]
+fn mesos_a_neighbour_without_volumes_does_not_keep_the_volume_of_a_lost_agent() -> Result<()> {
+    let trial = trial(SchedulerConfig::default(), |_| {})?;
+    for host in ["agent-1", "agent-2"] {
+        trial.run(app(&format!("neighbour-of-{host}"), host, "sleep 1000", &[])?)?;
+    }
+    let from = writing(&trial)?;
+    let began = Instant::now();
+    trial.cluster.host(from).kill_agent()?;
+    goes_on(&trial, from, began)?;
+    trial.cluster.host(from).start_agent()?;
+    trial.cluster.wait_agent_registered(from, SOON)?;
+    trial.stop("writer")?;
+    trial.nothing_is_left()
 }

@@ -624,6 +624,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             let _ = lines.send(text.clone());
         }
         self.limits.insert(container, message);
+        self.look_again = holder_now() + POLL;
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::process::{Child, Command, Stdio};
 
+use agent_isolator::keeper::deadman::DEADLINE;
+use agent_isolator::keeper::shared_memory::SharedMemory;
 use shared::testing::wait_until;
 
 use crate::program::{Installation, extvol, run};
@@ -38,9 +40,16 @@ impl Keeper {
         keeper
     }
 
+    /// Ends both its processes: the deadman first, which would start the worker again.
     pub(crate) fn kill(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
+        let worker = SharedMemory::open(&self.directory.path().join("run").join(DEADLINE));
+        let worker = worker.ok().and_then(|memory| memory.worker());
+        let _ended = self.process.kill();
+        let _ended = self.process.wait();
+        if let Some(worker) = worker {
+            worker.kill();
+            wait_until("the worker has ended", || !worker.runs());
+        }
     }
 
     pub(crate) fn run_directory(&self) -> String {
@@ -50,8 +59,7 @@ impl Keeper {
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        self.kill();
     }
 }
 
@@ -69,8 +77,8 @@ fn etcd_the_keeper_that_runs_here_tells_the_endpoints_and_so_does_its_file() {
     // What the command line gives comes before what the file gives.
     let listed = run(&["--config", file.to_str().unwrap(), "--prefix", "/another", "sessions"]);
     assert_eq!((listed.code, listed.out.contains("k-1")), (0, false), "{listed:?}");
-    // A keeper of the release that runs does not beat, and its session says so.
-    let refused = run(&[&keeper.run_directory(), "revoke", "k-1", "--yes"]);
+    // Without `--yes` nothing is written.
+    let refused = run(&[&keeper.run_directory(), "revoke", "k-1"]);
     assert_eq!(refused.code, 1, "{refused:?}");
     let pipe = extvol().arg(keeper.run_directory()).arg("leases").stdout(Stdio::null()).status().unwrap();
     assert!(pipe.success());

@@ -82,7 +82,8 @@ impl Core {
         }
         // While it is attached no call is under way.
         let calls = held.calls || held.stage != Stage::Attached;
-        let unsettled = by_time || held.unsettled || calls;
+        // Its holder is dead and has not released it: a fence unmounts, and leaves the volume attached there.
+        let unsettled = by_time || held.unsettled || calls || self.can_take_away(id);
         Claim::Take { from: Some((held.holder.clone(), at)), unsettled, calls }
     }
 }

@@ -313,9 +313,11 @@ impl Core {
                 self.outputs.push_back(Output::Reply(request, Ok(Answer::Done)));
             }
             Input::Ended { container } => {
-                // Mesos has not said so: others who see the volume are looked for before it is unmounted.
+                // Mesos has not said so: others who see the volume are looked for before it is unmounted. One that was
+                // told to end is known to have, and nobody waits for its neighbours' copies of the mount.
+                let told = self.containers.get(&container).is_some_and(|entry| entry.ending.is_some());
                 for volume in self.volumes.values_mut().filter(|volume| volume.users.contains(&container)) {
-                    volume.doubted = true;
+                    volume.doubted |= !told;
                 }
                 self.end(&container, "its processes have ended");
             }
