@@ -166,8 +166,12 @@ impl Cluster {
         let of_hub = std::iter::once((&self.hub, &modules.master));
         let of_agents = self.agents.iter().map(|host| (host, &modules.isolator));
         for (host, module) in of_hub.chain(of_agents) {
-            let Some(module) = module else { continue };
-            let json = services::modules_json(&modules.library, module, host.place());
+            let Some(mut module) = module.clone() else { continue };
+            if module.name == ISOLATOR_MODULE {
+                let root = leftovers::cgroup_root(&self.id, "{host}");
+                module.parameters.push(("cgroup_root".to_owned(), root));
+            }
+            let json = services::modules_json(&modules.library, &module, host.place());
             write(&host.directory().join("modules.json"), &json.to_string())?;
         }
         Ok(())
