@@ -19,13 +19,15 @@ pub struct Guard {
     shared: Arc<SharedMemory>,
     arguments: Vec<OsString>,
     started: Option<(Child, Now)>,
+    /// Those that it started before, until they are reaped.
+    older: Vec<Child>,
 }
 
 impl Guard {
     /// `arguments`: of this very program, to start another deadman with.
     #[must_use]
     pub fn new(shared: Arc<SharedMemory>, arguments: Vec<OsString>) -> Self {
-        Self { shared, arguments, started: None }
+        Self { shared, arguments, started: None, older: Vec::new() }
     }
 
     /// Whether the deadman ticks: without, the worker must not beat.
@@ -41,6 +43,7 @@ impl Guard {
     /// When none could be started; it is tried again.
     pub fn tick(&mut self, now: Now) -> io::Result<bool> {
         self.shared.tick_worker(now);
+        self.older.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
         if self.started.as_mut().is_some_and(|(child, _)| !matches!(child.try_wait(), Ok(None))) {
             self.started = None;
         }
@@ -54,7 +57,7 @@ impl Guard {
                 .args(&self.arguments)
                 .stdin(Stdio::null())
                 .spawn()?;
-            self.started = Some((child, now));
+            self.older.extend(self.started.replace((child, now)).map(|(older, _)| older));
         }
         Ok(false)
     }
