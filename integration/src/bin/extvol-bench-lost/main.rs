@@ -57,7 +57,7 @@ fn main() -> Result<()> {
         Some("--samples") => wanted.drain(..wanted.len().min(2)).next_back().and_then(|n| n.parse().ok()),
         _ => Some(30),
     };
-    let samples = samples.ok_or(usage)?;
+    let samples = samples.filter(|samples| *samples > 0).ok_or(usage)?;
     if wanted.iter().any(|name| !PARTS.iter().any(|(part, _)| part == name)) {
         return Err(usage.into());
     }
