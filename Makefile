@@ -45,6 +45,7 @@ cluster-down:
 bench: build
 	@target/release/extvol-bench-agent $(BENCH)
 	@target/release/extvol-bench-master $(BENCH)
+	@target/release/extvol-bench-lost $(BENCH)
 
 simulate:
 	@cargo run --quiet --release -p integration --bin extvol-simulate -- $(RUNS) $(SEED)

@@ -1,17 +1,19 @@
-//! An agent is killed under two tasks, one with a volume and one without: from Mesos's own "unreachable" to the first
-//! line of each one's replacement. The difference is what the volume costs.
+//! Two agents are killed at once, one under a task with a volume and one under a task without: from Mesos's own
+//! "unreachable" to the first line of each one's replacement. The difference is what the volume costs.
+//!
+//! Each task has a pair of hosts of its own, between which it moves.
 
 use std::time::Instant;
 
 use integration::bench::{Goal, Report};
-use integration::scheduler::{TaskEvent, TaskState};
+use integration::scheduler::{App, TaskEvent, TaskState};
 use integration::trial::{SOON, Trial, app, app_with, check_counting, lease_key};
 use shared::keys::Keys;
 use shared::record::LeaseRecord;
 
 use crate::changes::{Change, Changes};
 use crate::writer::{clock, first_line, writer};
-use crate::{NAME, Result, VOLUME, end, holder, milliseconds, trial, wait_clean};
+use crate::{NAME, Result, VOLUME, end, holder, milliseconds, tell_keepers, trial, wait_clean};
 
 /// By how much the medians may differ.
 const GOAL_MILLISECONDS: f64 = 1_000.0;
@@ -31,22 +33,17 @@ struct Times {
 }
 
 pub(crate) fn measure(samples: usize) -> Result<Vec<Option<Report>>> {
-    let trial = trial(2)?;
+    let trial = trial(4)?;
     let changes = Changes::start(&trial.cluster)?;
-    // Both begin on the one host that has an agent, and so they move together.
-    trial.cluster.host(1).kill_agent()?;
-    trial.cluster.wait_agent_gone(1, SOON)?;
-    trial.run(app(WITHOUT, "", &writer("."), &[])?)?;
-    trial.run(app_with(WITH, "", NAME, &writer("data"))?)?;
-    trial.wait_written(0, NAME, 0)?;
-    trial.cluster.host(1).start_agent()?;
+    trial.run(between(app(WITHOUT, "", &writer("."), &[])?, &trial, 1))?;
+    trial.run(between(app_with(WITH, "", NAME, &writer("data"))?, &trial, 0))?;
     let mut times = Times::default();
-    for n in 0..samples {
-        sample(&trial, &changes, n % 2, &mut times)?;
+    for _ in 0..samples {
+        sample(&trial, &changes, &mut times).inspect_err(|_| tell_keepers(&trial))?;
     }
-    let last = samples % 2;
+    let last = runs_on(&trial, WITH)?;
     check_counting(&trial.wait_written(last, NAME, 0)?)?;
-    wait_clean(&trial, 1 - last)?;
+    wait_clean(&trial, other(last))?;
     trial.stop(WITH)?;
     trial.stop(WITHOUT)?;
     drop(changes);
@@ -69,16 +66,38 @@ pub(crate) fn measure(samples: usize) -> Result<Vec<Option<Report>>> {
     Ok(reports.into_iter().chain(parts).chain([difference]).collect())
 }
 
-fn sample(trial: &Trial, changes: &Changes, from: usize, times: &mut Times) -> Result<()> {
-    let to = 1 - from;
+/// The other host of a pair: of 0 and 2, of 1 and 3.
+fn other(host: usize) -> usize {
+    (host + 2) % 4
+}
+
+/// The app, on one of the pair of hosts that this one belongs to.
+fn between(mut app: App, trial: &Trial, host: usize) -> App {
+    app.constraints.hostnames = [host, other(host)].map(|n| trial.cluster.host(n).name().to_owned()).into();
+    app
+}
+
+/// The host whose agent runs the app's task.
+fn runs_on(trial: &Trial, app: &str) -> Result<usize> {
+    let running = trial.scheduler.wait_until_running(app, Instant::now() + SOON)?;
+    let host = trial.cluster.hosts().iter().position(|host| running.hostname.as_deref() == Some(host.name()));
+    Ok(host.ok_or("a task on no host")?)
+}
+
+fn sample(trial: &Trial, changes: &Changes, times: &mut Times) -> Result<()> {
+    let (from, beside) = (runs_on(trial, WITH)?, runs_on(trial, WITHOUT)?);
+    let to = other(from);
     wait_clean(trial, to)?;
+    wait_clean(trial, other(beside))?;
+    trial.wait_written(from, NAME, 0)?;
     trial.wait_lease(VOLUME, "is attached", |lease| matches!(lease, Some(LeaseRecord::Attached(_))))?;
     let seen = [WITH, WITHOUT].map(|app| trial.scheduler.history(app).len());
     let place = changes.count();
     trial.cluster.host(from).kill_agent()?;
+    trial.cluster.host(beside).kill_agent()?;
     let (lost, first) = replaced(trial, WITH, seen[0], to)?;
     times.with.push(first);
-    times.without.push(replaced(trial, WITHOUT, seen[1], to)?.1);
+    times.without.push(replaced(trial, WITHOUT, seen[1], other(beside))?.1);
 
     // Told before or after Mesos has told the scheduler.
     let since = |change: &Change| change.at.saturating_duration_since(lost);
@@ -99,6 +118,7 @@ fn sample(trial: &Trial, changes: &Changes, from: usize, times: &mut Times) -> R
     times.takeable.push(milliseconds(takeable));
     times.granted.push(milliseconds(since(&granted)));
     trial.cluster.host(from).start_agent()?;
+    trial.cluster.host(beside).start_agent()?;
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use shared::record::{LeaseRecord, decode};
 
 use crate::changes::Changes;
 use crate::writer::{clock, first_line, writer};
-use crate::{NAME, Result, VOLUME, end, holder, milliseconds, trial, wait_clean, wait_wanted};
+use crate::{NAME, Result, VOLUME, end, holder, milliseconds, tell_keepers, trial, wait_clean, wait_wanted};
 
 /// Beside the time to live.
 const REST_MILLISECONDS: f64 = 1_000.0;
@@ -34,7 +34,7 @@ pub(crate) fn measure(samples: usize) -> Result<Vec<Option<Report>>> {
     let changes = Changes::start(&trial.cluster)?;
     let mut times = Times::default();
     for n in 0..samples {
-        sample(&trial, &changes, n, &mut times)?;
+        sample(&trial, &changes, n, &mut times).inspect_err(|_| tell_keepers(&trial))?;
     }
     drop(changes);
     end(trial)?;

@@ -2,7 +2,7 @@
 //! and file systems.
 //!
 //! ```text
-//! extvol-bench-lost [--short] [PART...]     fewer samples; of agent, host, release, leases, pauses
+//! extvol-bench-lost [--short|--samples N] [PART...]     3 or N samples instead of 30; of agent, host, release, leases, pauses
 //! ```
 //!
 //! Both modules have the times of the profile `fast`; the master's detection is as short as the harness has it (three
@@ -51,14 +51,15 @@ const PARTS: [(&str, Measure); 5] = [
 
 fn main() -> Result<()> {
     let mut wanted: Vec<_> = std::env::args().skip(1).collect();
-    let samples = if wanted.first().is_some_and(|first| first == "--short") {
-        wanted.remove(0);
-        3
-    } else {
-        30
+    let usage = "usage: extvol-bench-lost [--short|--samples N] [agent|host|release|leases|pauses]...";
+    let samples = match wanted.first().map(String::as_str) {
+        Some("--short") => wanted.drain(..1).map(|_| 3).next(),
+        Some("--samples") => wanted.drain(..wanted.len().min(2)).next_back().and_then(|n| n.parse().ok()),
+        _ => Some(30),
     };
+    let samples = samples.filter(|samples| *samples > 0).ok_or(usage)?;
     if wanted.iter().any(|name| !PARTS.iter().any(|(part, _)| part == name)) {
-        return Err("usage: extvol-bench-lost [--short] [agent|host|release|leases|pauses]...".into());
+        return Err(usage.into());
     }
     println!("{}", Report::head());
     let (mut missed, mut goals) = (Vec::new(), 0);
@@ -115,6 +116,16 @@ fn end(trial: Trial) -> Result<()> {
     let Trial { scheduler, cluster } = trial;
     scheduler.teardown()?;
     Ok(cluster.stop()?)
+}
+
+/// What the keepers say of a sample that failed; they go with their hosts.
+fn tell_keepers(trial: &Trial) {
+    for host in trial.cluster.hosts() {
+        let log = host.run(&["sh", "-c", "tail -n 100 /run/extvol/*.log"]);
+        eprintln!("{}:\n{}", host.name(), log.unwrap_or_else(|error| error.to_string()));
+    }
+    let events = trial.cluster.etcdctl(&["get", "--prefix", "--print-value-only", "/extvol/v1/events/"]);
+    eprintln!("{}", events.unwrap_or_else(|error| error.to_string()));
 }
 
 /// The name of a host, as a holder.
