@@ -15,9 +15,8 @@
 //! around this very code. An input that does not fit the state (a late or repeated answer) changes
 //! nothing.
 //!
-//! `now` is elapsed time on one host, from any fixed moment. It is max(BOOTTIME, RAW) for a holder and
-//! min of both for a reclaimer (docs/lease-protocol.md, L11): which of the two is the shell's duty, and
-//! no wall clock comes in here at all.
+//! `now` is elapsed time on one host, from any fixed moment (`crate::clock`; docs/lease-protocol.md, L11): which clock it is
+//! of is the shell's duty, and no wall clock comes in here at all.
 //!
 //! Numbers such as L12 are the rules of docs/lease-protocol.md.
 
