@@ -23,8 +23,11 @@ use shared::record::LeaseRecord;
 const SESSION: &str = "/extvol/v1/sessions/agent-1";
 
 /// With the times of this profile; what an earlier holder's driver may still do is waited for half a second.
+///
+/// No keeper has storage take a volume away: the tests decide what it allows.
 fn trial(profile: &str) -> Result<Trial> {
     let mut config = ClusterConfig::complete(2, &["ebs"])?;
+    config.set_agent_parameter("preempt_plugins", "");
     config.set_agent_parameter("profile", profile);
     config.set_agent_parameter("settle_time", "500ms");
     config.set_master_parameter("profile", profile);

@@ -277,7 +277,7 @@ mod tests {
     fn used() -> Table {
         let json = r#"{"open":null,"refused":null,"containers":{},"volumes":[{"wanted":{"volume":{"driver":"d",
             "name":"v"},"asked":{"driver":"d","name":"v"},"create":null},"phase":"mounting","token":7,"users":[],
-            "asked":true,"unsettled":false,"doubted":false}]}"#;
+            "asked":true,"unsettled":false,"doubts":{}}]}"#;
         serde_json::from_str(json).unwrap()
     }
 

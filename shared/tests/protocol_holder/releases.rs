@@ -4,7 +4,7 @@ use shared::protocol::exchange::Stage;
 use shared::protocol::holder::{Idleness, UnmountFault};
 use shared::protocol::holder::{Input, Sight};
 
-use crate::host::{Host, PAUSE, SETTLE, Step, acquire, container, place, record, release};
+use crate::host::{AGENT, Host, PAUSE, SETTLE, Step, acquire, container, place, record, release};
 
 /// A host whose only container has ended, and whose driver is unmounting.
 fn unmounting() -> Host {
@@ -149,6 +149,29 @@ fn a_volume_whose_container_seems_to_have_ended_is_looked_for_elsewhere_before_i
     }
     host.until_quiet();
     assert!(host.is_bare());
+}
+
+#[test]
+fn mesos_word_that_a_container_has_ended_ends_the_doubt() {
+    for tell in [|host: &mut Host| host.cleanup("c1"), |host: &mut Host| host.recover(AGENT, &[], &[])] {
+        let mut host = Host::new();
+        host.prepared("c1", &["a"]);
+        host.give(Input::Ended { container: container("c1") });
+        for _ in 0..2 {
+            assert_eq!(host.steps(), [Step::Look("a".into())]);
+            host.sees("a", Sight::Mounted { elsewhere: Some("process 77 (sh)".into()) });
+            // Only its own agent knows.
+            host.cleanup_by("c1", "another agent");
+            host.later(PAUSE);
+        }
+        tell(&mut host);
+        assert_eq!(host.steps(), [Step::Look("a".into())]);
+        host.sees("a", Sight::Mounted { elsewhere: Some("process 77 (sh)".into()) });
+        assert_eq!(host.steps(), [record("a", Stage::Detaching, &[]), Step::Unmount("a".into())]);
+        host.unmounts("a", Ok(()));
+        host.until_quiet();
+        assert!(host.is_bare());
+    }
 }
 
 #[test]

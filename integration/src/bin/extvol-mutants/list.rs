@@ -275,7 +275,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "doubt_without_a_look",
         "a volume in doubt is unmounted without a look",
         "holder/volume.rs",
-        "Phase::Attached { token, mounted } if !self.doubted => {",
+        "Phase::Attached { token, mounted } if self.doubts.is_empty() => {",
         "Phase::Attached { token, mounted } => {",
     ),
     mutant(

@@ -111,6 +111,16 @@ impl Core {
         for container in self.containers.iter().filter_map(ended).collect::<Vec<_>>() {
             self.end(&container, "the agent restarted while its volumes were prepared");
         }
+        self.mesos_ended(agent, |id| !known.contains(id) && !orphans.contains(id));
+    }
+
+    /// Mesos says that these containers of an agent have ended, though the keeper may have seen it before.
+    pub(super) fn mesos_ended(&mut self, agent: &Text, ended: impl Fn(&ContainerId) -> bool) {
+        for volume in self.volumes.values_mut() {
+            let before = volume.doubts.len();
+            volume.doubts.retain(|id, of| of != agent || !ended(id));
+            self.table_changed |= volume.doubts.len() != before;
+        }
     }
 
     /// Forgets a container, answering its prepare with `why` if it still waits.

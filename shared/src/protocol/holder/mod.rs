@@ -310,14 +310,18 @@ impl Core {
                 if self.containers.get(&container).is_some_and(|entry| entry.is_of(&agent)) {
                     self.end(&container, "the container was destroyed while its volumes were prepared");
                 }
+                self.mesos_ended(&agent, |doubted| *doubted == container);
                 self.outputs.push_back(Output::Reply(request, Ok(Answer::Done)));
             }
             Input::Ended { container } => {
                 // Mesos has not said so: others who see the volume are looked for before it is unmounted. One that was
                 // told to end is known to have, and nobody waits for its neighbours' copies of the mount.
-                let told = self.containers.get(&container).is_some_and(|entry| entry.ending.is_some());
-                for volume in self.volumes.values_mut().filter(|volume| volume.users.contains(&container)) {
-                    volume.doubted |= !told;
+                let untold = self.containers.get(&container).filter(|entry| entry.ending.is_none());
+                if let Some(agent) = untold.map(|entry| entry.agent.clone()) {
+                    for volume in self.volumes.values_mut().filter(|volume| volume.users.contains(&container))
+                    {
+                        volume.doubts.insert(container.clone(), agent.clone());
+                    }
                 }
                 self.end(&container, "its processes have ended");
             }

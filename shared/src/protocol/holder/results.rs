@@ -136,7 +136,9 @@ impl Core {
         self.table_changed = true;
         let Some((id, volume)) = self.by_op(op) else { return };
         match sight {
-            Sight::Mounted { elsewhere: Some(by) } if volume.doubted && volume.users.is_empty() => {
+            Sight::Mounted { elsewhere: Some(by) }
+                if !volume.doubts.is_empty() && volume.users.is_empty() =>
+            {
                 volume.seen = true;
                 let trouble = format!("{by} still sees it, and no container is known that uses it");
                 if volume.retry(now, trouble.as_str().into(), bounds) {
@@ -148,7 +150,7 @@ impl Core {
                 volume.seen = true;
                 volume.settle();
                 if volume.users.is_empty() {
-                    volume.doubted = false;
+                    volume.doubts.clear();
                 }
             }
             Sight::Unknown(why) => {
@@ -158,7 +160,8 @@ impl Core {
                 }
             }
             Sight::Gone(why) => {
-                (volume.seen, volume.gone, volume.doubted) = (true, true, false);
+                (volume.seen, volume.gone) = (true, true);
+                volume.doubts.clear();
                 let users = volume.users.clone();
                 self.gone(&users, &format!("volume {id} was unmounted behind the keeper's back: {why}"));
             }

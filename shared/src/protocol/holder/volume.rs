@@ -1,6 +1,6 @@
 //! One volume on this host: its phase, its users, and the effect that is under way.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -63,16 +63,16 @@ pub enum Step {
 }
 
 /// What is stored of a volume beside its phase.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Notes {
     /// Whether the driver was ever asked to mount it under this lease.
     pub(super) asked: bool,
     /// Whether a driver call may be under way of which no end is known.
     pub(in crate::protocol) unsettled: bool,
-    /// Whether its last user ended without Mesos having said so: it is not unmounted while another mount
-    /// namespace shows it.
-    pub(super) doubted: bool,
+    /// Users that ended without Mesos having said so, with their agents: while there are any, the volume is not
+    /// unmounted as long as another mount namespace shows it.
+    pub(super) doubts: BTreeMap<ContainerId, Text>,
 }
 
 /// A volume that this host has, gets or gives up.
@@ -101,7 +101,7 @@ pub struct Volume {
     /// Whether it alone was revoked: nobody may join.
     pub(super) revoked: bool,
     asked: bool,
-    pub(super) doubted: bool,
+    pub(super) doubts: BTreeMap<ContainerId, Text>,
     /// A driver call of this life has not ended.
     calling: bool,
     /// Until when a driver call that had no answer may still happen: the lease is not released before.
@@ -137,7 +137,7 @@ impl Volume {
             refusals: 0,
             revoked: false,
             asked: notes.asked,
-            doubted: notes.doubted,
+            doubts: notes.doubts,
             calling: false,
             settled_at: None,
             unsettled_before: notes.unsettled,
@@ -183,7 +183,7 @@ impl Volume {
 
     pub(super) fn notes(&self) -> Notes {
         let unsettled = self.calling || self.settled_at.is_some() || self.unsettled_before;
-        Notes { asked: self.asked, unsettled, doubted: self.doubted }
+        Notes { asked: self.asked, unsettled, doubts: self.doubts.clone() }
     }
 
     /// Enters a phase or step: whatever failed before counts no more.
@@ -242,7 +242,7 @@ impl Volume {
             Phase::Mounting { token } if !self.asked => {
                 Phase::Detaching { token, mounted: None, step: Step::Release }
             }
-            Phase::Attached { token, mounted } if !self.doubted => {
+            Phase::Attached { token, mounted } if self.doubts.is_empty() => {
                 Phase::Detaching { token, mounted: Some(mounted), step: Step::Announce }
             }
             _ => return false,
