@@ -64,8 +64,8 @@ debug = false
 incremental = false
 "#;
 
-/// Writes the package; answers the digest of all text but the mistakes'.
-pub(crate) fn write_copy(root: &Path) -> io::Result<String> {
+/// Writes the package of the workspace `tree`; answers the digest of all text but the mistakes'.
+pub(crate) fn write_copy(tree: &Path, root: &Path) -> io::Result<String> {
     let source = root.join("src");
     if source.exists() {
         fs::remove_dir_all(&source)?;
@@ -75,10 +75,10 @@ pub(crate) fn write_copy(root: &Path) -> io::Result<String> {
     MANIFEST.hash(&mut digest);
     let mut applied = 0;
     for part in SHARED {
-        let from = Path::new("shared/src").join(part);
+        let from = tree.join("shared/src").join(part);
         copy(&from, &source.join("shared").join(part), &mut |path, text| {
             text.hash(&mut digest);
-            let of_file = |(_, m): &(usize, &Mutant)| path == Path::new("shared/src/protocol").join(m.file);
+            let of_file = |(_, m): &(usize, &Mutant)| path == tree.join("shared/src/protocol").join(m.file);
             let mutants: Vec<_> = MUTANTS.iter().enumerate().filter(of_file).collect();
             applied += mutants.len();
             Ok(with_mistakes(path, text, &mutants)?
@@ -87,7 +87,7 @@ pub(crate) fn write_copy(root: &Path) -> io::Result<String> {
         })?;
     }
     for (part, name) in [("src/simulation", "simulation"), ("tests/model", "model")] {
-        copy(&Path::new("integration").join(part), &source.join(name), &mut |_, text| {
+        copy(&tree.join("integration").join(part), &source.join(name), &mut |_, text| {
             text.hash(&mut digest);
             Ok(text
                 .replace("shared::", "crate::shared::")
@@ -99,7 +99,7 @@ pub(crate) fn write_copy(root: &Path) -> io::Result<String> {
     }
     fs::write(source.join("main.rs"), MAIN)?;
     fs::write(root.join("Cargo.toml"), MANIFEST)?;
-    fs::copy("Cargo.lock", root.join("Cargo.lock"))?;
+    fs::copy(tree.join("Cargo.lock"), root.join("Cargo.lock"))?;
     Ok(format!("{:016x}", digest.finish()))
 }
 
@@ -193,4 +193,17 @@ fn copy(from: &Path, to: &Path, change: &mut dyn FnMut(&Path, &str) -> io::Resul
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    /// Without it a change of the core would be noticed only by the long run of all mutants.
+    #[test]
+    fn each_mistake_has_its_place_in_the_core() {
+        let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let copy = tempfile::tempdir().expect("a directory");
+        super::write_copy(&tree, copy.path()).expect("a copy with all mistakes");
+    }
 }

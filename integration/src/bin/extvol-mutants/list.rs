@@ -170,7 +170,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "driver_call_not_settled",
         "a lease is taken over without settling",
         "holder/claim.rs",
-        "let unsettled = by_time || held.unsettled || calls;",
+        "let unsettled = by_time || held.unsettled || calls || self.can_take_away(id);",
         "let unsettled = false;",
     ),
     mutant(

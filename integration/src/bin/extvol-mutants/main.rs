@@ -71,7 +71,7 @@ struct Trial {
 fn run(chosen: &BTreeSet<String>) -> io::Result<Vec<&'static str>> {
     let root = PathBuf::from("target/mutants");
     fs::create_dir_all(root.join("verdicts"))?;
-    let digest = write_copy(&root)?;
+    let digest = write_copy(Path::new("."), &root)?;
     let built = Command::new("cargo").args(["build", "--quiet", "--release"]).current_dir(&root).status()?;
     if !built.success() {
         return Err(io::Error::other("the copy does not build"));
