@@ -91,18 +91,19 @@ impl World<'_> {
         }
     }
 
-    /// Watches tell those who wait; one in twenty stays silent.
+    /// Watches tell those who wait, and those whose session is rewritten; one in twenty stays silent.
     fn notify(&mut self, commit: &Commit) {
         for host in 0..self.nodes.len() {
             let node = &self.nodes[host];
             let Some(core) = node.host.worker.as_ref().filter(|_| node.cut <= self.now) else { continue };
             let watching = core.watching();
-            let changed = commit.puts.iter().find(|(key, _)| watching.contains_key(key));
-            let Some((key, _)) = changed else { continue };
+            let life = node.life;
             let mut dice = self.dice(15, host as u64, self.etcd.revision.0.unsigned_abs());
-            if !dice.permille(50) {
-                let (life, input) = (node.life, Input::Changed(key.clone()));
-                self.after(dice.range(200, 5 * MS), Event::CallAnswered { host, life, input });
+            for (key, _) in commit.puts.iter().filter(|(key, _)| watching.contains_key(key)) {
+                if !dice.permille(50) {
+                    let input = Input::Changed(key.clone());
+                    self.after(dice.range(200, 5 * MS), Event::CallAnswered { host, life, input });
+                }
             }
         }
     }

@@ -7,7 +7,8 @@ use shared::protocol::holder::Input;
 use shared::protocol::timing::Profile;
 use shared::record::Epoch;
 
-use crate::host::{GRACE, Host, Step, WAIT, place, release, volume};
+use crate::etcd::holder;
+use crate::host::{GRACE, Host, ME, Step, WAIT, place, release, volume};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -42,6 +43,23 @@ fn a_container_whose_volume_is_revoked_is_told_which_and_why() {
     let [("c1", why)] = told[..] else { panic!("{told:?}") };
     assert!(why.contains("volume ebs/b was revoked") && why.contains("the disk is to be replaced"), "{why}");
     assert!(!why.contains("ebs/a"), "{why}");
+}
+
+#[test]
+fn a_revoke_is_noticed_by_the_watch_of_this_holders_session_and_not_only_by_the_next_beat() {
+    for revoke in [
+        |host: &mut Host| host.etcd.revoke_session(ME, "drained"),
+        |host: &mut Host| host.etcd.revoke_volume("a", "maintenance"),
+    ] {
+        let mut host = running();
+        let own = Key::Session(holder(ME));
+        assert_eq!(host.core.watching().keys().collect::<Vec<_>>(), [&own]);
+        let read = host.core.watching()[&own];
+        revoke(&mut host);
+        host.give(Input::Changed(own.clone()));
+        assert_eq!(limits(&host.steps()).first().map(|(name, _)| *name), Some("c1"));
+        assert!(host.core.watching()[&own] > read);
+    }
 }
 
 #[test]

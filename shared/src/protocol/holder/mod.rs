@@ -330,7 +330,7 @@ impl Core {
                     self.end(&container, &why);
                 }
             }
-            Input::Changed(key) => self.changed(&key),
+            Input::Changed(key) => self.changed(now, &key),
             Input::Recover { request, agent, known, orphans } => {
                 self.recover(&agent, &known, &orphans);
                 self.outputs.push_back(Output::Reply(request, Ok(Answer::Done)));

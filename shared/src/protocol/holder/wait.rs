@@ -39,11 +39,14 @@ pub(in crate::protocol) struct Others {
 }
 
 impl Core {
-    /// The keys that prepares wait for, and the revision at which each was last read. The shell watches them
-    /// from there, and tells of each change by [`super::Input::Changed`].
+    /// The keys that prepares wait for, and this holder's own session, which others revoke; with the revision at
+    /// which each was last read. The shell watches them from there, and tells of each change by
+    /// [`super::Input::Changed`]. One that it does not tell of is noticed later: at the next beat, or by asking again.
     #[must_use]
     pub fn watching(&self) -> BTreeMap<Key, Revision> {
-        let mut keys = BTreeMap::new();
+        let own = self.mine.as_ref().filter(|mine| self.is_open() && mine.at != Revision::ABSENT);
+        let own = own.map(|mine| (Key::Session(self.settings.holder.clone()), mine.at));
+        let mut keys: BTreeMap<_, _> = own.into_iter().collect();
         for others in self.waiting.values().filter_map(|waiting| waiting.others.as_ref()) {
             for key in &others.keys {
                 let read = keys.entry(key.clone()).or_insert(others.read);
@@ -69,8 +72,12 @@ impl Core {
         true
     }
 
-    /// Something changed that prepares may wait for.
-    pub(super) fn changed(&mut self, key: &Key) {
+    /// Something changed that prepares may wait for, or that may be a revoke.
+    pub(super) fn changed(&mut self, now: Now, key: &Key) {
+        let own = matches!(key, Key::Session(holder) if *holder == self.settings.holder);
+        if own && self.is_open() && self.check.is_none() && self.checking.is_none() {
+            self.check = Some(now);
+        }
         for waiting in self.waiting.values_mut() {
             if waiting.others.as_ref().is_some_and(|others| others.keys.contains(key)) {
                 waiting.others = None;
