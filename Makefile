@@ -3,7 +3,7 @@
 LIBRARY := target/extvol/libextvol.so
 MESOS := target/mesos/libmesos.so
 
-.PHONY: help demo demo-host-death demo-partition demo-agent-restart test cluster cluster-down build setup sanitize check bench bench-lost simulate model model-large mutants
+.PHONY: help demo demo-host-death demo-partition demo-agent-restart test cluster cluster-down build setup sanitize check bench simulate model model-large mutants
 
 RUNS := 20000
 SEED := 1
@@ -45,8 +45,6 @@ cluster-down:
 bench: build
 	@target/release/extvol-bench-agent $(BENCH)
 	@target/release/extvol-bench-master $(BENCH)
-
-bench-lost: build
 	@target/release/extvol-bench-lost $(BENCH)
 
 simulate:

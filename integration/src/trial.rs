@@ -1,7 +1,6 @@
 //! The whole product on a cluster of this machine, a scheduler that runs apps on it, and what etcd, the storage and
 //! the hosts say of a volume: what demonstrations and tests do with it.
 
-use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
@@ -437,7 +436,7 @@ pub fn once(app: App) -> App {
     App { restart: RestartPolicy::Never, ..app }
 }
 
-/// The lines of [`counting`] in order: none was lost, doubled or torn.
+/// The records of test writers ([`crate::witness::record`]) by number, in order: none was lost, doubled or torn.
 ///
 /// # Errors
 /// Names the first that is not what it should be.
@@ -446,17 +445,4 @@ pub fn check_counting(text: &str) -> Result<()> {
         None => Ok(()),
         Some((n, line)) => Err(TrialError::Unexpected(format!("line {n} is {line:?} of {text:?}"))),
     }
-}
-
-/// A shell command that goes on counting in the file `log` of a directory: it begins after the last line that it
-/// finds there, and syncs each line before the next.
-#[must_use]
-pub fn counting(directory: &str, pause: &str) -> String {
-    let mut script = String::new();
-    let _infallible = write!(
-        script,
-        "cd {directory} && n=$(tail -n 1 log 2>/dev/null | cut -d' ' -f1); n=${{n:-0}}; \
-         while n=$((n+1)); do echo \"$n $(hostname)\" >>log && sync -d log || exit 1; sleep {pause}; done"
-    );
-    script
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use integration::cluster::ClusterConfig;
 use integration::scheduler::{SchedulerConfig, TaskEvent, TaskState};
-use integration::trial::{Result, SOON, Trial, TrialError, app, app_with, check_counting, counting, once};
+use integration::trial::{Result, SOON, Trial, TrialError, app, app_with, check_counting, once};
 use shared::record::LeaseRecord;
 
 const VOLUME: &str = "ebs/vol-1";
@@ -22,10 +22,10 @@ fn trial(scheduler: SchedulerConfig, adapt: impl FnOnce(&mut ClusterConfig)) -> 
     Trial::with(config, scheduler)
 }
 
-/// A task that counts on the volume, on whichever host; that host.
+/// A task that writes on the volume, on whichever host; that host.
 fn writing(trial: &Trial) -> Result<usize> {
     trial.create_volume("vol-1")?;
-    trial.run(app_with("writer", "", "vol-1", &counting("data", "0.02"))?)?;
+    trial.run(app_with("writer", "", "vol-1", &trial.writer("vol-1")?)?)?;
     trial.wait_lease(VOLUME, "is attached", |lease| matches!(lease, Some(LeaseRecord::Attached(_))))?;
     let host = holder(trial)?.ok_or_else(|| TrialError::Unexpected("nobody has the volume".into()))?;
     trial.wait_written(host, "vol-1", 0)?;
@@ -39,7 +39,7 @@ fn holder(trial: &Trial) -> Result<Option<usize>> {
     Ok(held.and_then(|held| of(held.holder.as_str())))
 }
 
-/// The task goes on counting on the other host, where it ended; how long that took.
+/// The task goes on writing on the other host, where it ended; how long that took.
 fn goes_on(trial: &Trial, from: usize, began: Instant) -> Result<()> {
     let to = 1 - from;
     let before = began.elapsed();
@@ -102,7 +102,7 @@ fn mesos_a_dead_hosts_volume_follows_its_task() -> Result<()> {
     trial.nothing_is_left()?;
     trial.cluster.host(from).start()?;
     trial.cluster.wait_agent_registered(from, SOON)?;
-    trial.run(app_with("again", trial.cluster.host(from).name(), "vol-1", &counting("data", "0.02"))?)?;
+    trial.run(app_with("again", trial.cluster.host(from).name(), "vol-1", &trial.writer("vol-1")?)?)?;
     trial.stop("again")?;
     trial.nothing_is_left()
 }
@@ -126,7 +126,7 @@ fn mesos_a_host_that_is_cut_off_fences_itself_and_comes_back_clean() -> Result<(
     trial.cluster.wait_agent_registered(from, SOON)?;
     trial.stop("writer")?;
     trial.nothing_is_left()?;
-    trial.run(app_with("again", trial.cluster.host(from).name(), "vol-1", &counting("data", "0.02"))?)?;
+    trial.run(app_with("again", trial.cluster.host(from).name(), "vol-1", &trial.writer("vol-1")?)?)?;
     trial.stop("again")?;
     trial.nothing_is_left()
 }
@@ -247,7 +247,7 @@ fn mesos_of_two_hosts_with_one_name_one_is_refused_by_that_name() -> Result<()> 
     let trial = trial(SchedulerConfig::default(), |config| config.set_agent_parameter("holder", "twin"))?;
     for (app, host, volume) in [("one", "agent-1", "vol-1"), ("two", "agent-2", "vol-2")] {
         trial.create_volume(volume)?;
-        trial.scheduler.run(once(app_with(app, host, volume, &counting("data", "0.02"))?))?;
+        trial.scheduler.run(once(app_with(app, host, volume, &trial.writer(volume)?)?))?;
     }
     let decided = |history: &[TaskEvent]| {
         history.iter().any(|event| event.state == TaskState::Running || !event.state.is_live())
@@ -260,6 +260,7 @@ fn mesos_of_two_hosts_with_one_name_one_is_refused_by_that_name() -> Result<()> 
         event.message.as_ref().is_some_and(|message| message.contains("holder name twin"))
     };
     assert!(!refused.is_empty() && refused.iter().all(|event| told(&event)), "{histories:?}");
+    // The witness takes a holder's name for its host's.
     trial.attached().map(drop)
 }
 

@@ -48,7 +48,7 @@ pub use config::{
     ServiceSpec,
 };
 pub use error::{ClusterError, Result};
-pub use host::{Host, Signal};
+pub use host::{Host, Server, Signal};
 pub use network::{HUB, agent_address};
 pub use protocol::{Ended, Output};
 pub use wait::until;

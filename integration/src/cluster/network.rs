@@ -68,6 +68,25 @@ pub(super) fn set_link(hub: u32, number: u8, up: bool) -> Result<()> {
     inside(hub, &format!("ip link set {} {state}", port(number)))
 }
 
+/// Drops TCP segments from and to these ports in a host's own namespace, in place of those of before.
+pub(super) fn block_ports(host: u32, ports: &[u16]) -> Result<()> {
+    let begin = "nft add table ip blocked; nft delete table ip blocked";
+    if ports.is_empty() {
+        return inside(host, begin);
+    }
+    let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+    inside(
+        host,
+        &format!(
+            "{begin}
+             nft 'table ip blocked {{
+               chain input {{ type filter hook input priority 0; tcp sport {{ {ports} }} drop; tcp dport {{ {ports} }} drop; }}
+               chain output {{ type filter hook output priority 0; tcp sport {{ {ports} }} drop; tcp dport {{ {ports} }} drop; }}
+             }}'"
+        ),
+    )
+}
+
 fn port(number: u8) -> String {
     format!("port{number}")
 }

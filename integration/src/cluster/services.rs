@@ -12,13 +12,18 @@ use super::network::HUB;
 
 /// The leading master.
 pub(super) const MASTER: SocketAddrV4 = SocketAddrV4::new(HUB, 5050);
-const STANDBY: SocketAddrV4 = SocketAddrV4::new(HUB, 5060);
+pub(super) const STANDBY: SocketAddrV4 = SocketAddrV4::new(HUB, 5060);
 /// Every agent's port.
 pub(super) const AGENT_PORT: u16 = 5051;
 
+/// Where clients reach an etcd member; the first is number 0.
+pub(super) fn etcd_port(member: u8) -> u16 {
+    2379 + 10 * u16::from(member)
+}
+
 /// Where clients reach each etcd member.
 pub(super) fn etcd_clients(config: &ClusterConfig) -> Vec<SocketAddrV4> {
-    (0..config.etcd_members).map(|member| SocketAddrV4::new(HUB, 2379 + 10 * u16::from(member))).collect()
+    (0..config.etcd_members).map(|member| SocketAddrV4::new(HUB, etcd_port(member))).collect()
 }
 
 pub(super) fn etcd(config: &ClusterConfig) -> Vec<ServiceSpec> {

@@ -23,10 +23,6 @@ pub(crate) enum Fault {
     Restart,
 }
 
-/// A task's whole loop: number, host, and its own clock in milliseconds, synced before the next.
-const WRITER: &str = "cd data && n=$(tail -n 1 log 2>/dev/null | cut -d' ' -f1); n=${n:-0}; \
-    while n=$((n+1)); do echo \"$n $(hostname) $(date +%s%3N)\" >>log && sync -d log || exit 1; sleep 0.05; done";
-
 impl Fault {
     pub(crate) fn named(name: &str) -> Option<Self> {
         match name {
@@ -48,7 +44,7 @@ impl Fault {
     }
 }
 
-/// One line of [`WRITER`].
+/// A record of the test writer (`integration::witness::record`), and when it was tried, in milliseconds.
 struct Line<'a> {
     host: &'a str,
     at: u64,
@@ -57,13 +53,13 @@ struct Line<'a> {
 /// The number of lines, and what became of the task, for the verdict.
 pub(crate) fn play(time: &Timeline, trial: &Trial, fault: Fault) -> Result<String> {
     time.part(fault.title());
-    trial.run(app_with("writer", "", NAME, WRITER)?)?;
+    trial.run(app_with("writer", "", NAME, &trial.writer(NAME)?)?)?;
     trial
         .wait_lease(VOLUME, "is attached", |lease| lease.is_some_and(|lease| lease.state() == "attached"))?;
     let from = holder(trial)?.ok_or_else(|| TrialError::Unexpected("nobody has the volume".into()))?;
     let name = trial.cluster.host(from).name().to_owned();
     trial.wait_written(from, NAME, 2_000)?;
-    time.line(format_args!("task `writer` runs on {name}, and writes a line twenty times a second"));
+    time.line(format_args!("task `writer` runs on {name}, and writes a record fifty times a second"));
     show_lease(time, trial)?;
     let (began, since) = (Instant::now(), last_event(trial)?);
     let host = trial.cluster.host(from);
@@ -201,8 +197,9 @@ fn old_side_is_clean(time: &Timeline, trial: &Trial, from: usize) -> Result<()> 
 }
 
 fn line(text: &str) -> Option<Line<'_>> {
-    let mut words = text.split(' ').skip(1);
-    Some(Line { host: words.next()?, at: words.next()?.parse().ok()? })
+    let mut words = text.split(' ').skip(2);
+    let tried: u64 = words.next()?.parse().ok()?;
+    Some(Line { host: words.last()?, at: tried / 1_000_000 })
 }
 
 /// Which host has the volume.

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use integration::scheduler::{TaskEvent, TaskState};
 use integration::timeline::Timeline;
-use integration::trial::{Result, SOON, Trial, TrialError, app_with, check_counting, counting};
+use integration::trial::{Result, SOON, Trial, TrialError, app_with, check_counting};
 
 use crate::{NAME, VOLUME, show_lease};
 
@@ -20,13 +20,13 @@ pub(crate) fn play(time: &Timeline, trial: &Trial) -> Result<usize> {
 
 fn first_task(time: &Timeline, trial: &Trial) -> Result<()> {
     time.part("A task names a volume");
-    let first = app_with("first", "agent-1", NAME, &counting("data", "0.1"))?;
+    let first = app_with("first", "agent-1", NAME, &trial.writer(NAME)?)?;
     time.line("task `first` is sent to agent-1 with the labels");
     for (label, value) in &first.labels {
         time.more(format_args!("{label} = {value}"));
     }
     trial.run(first)?;
-    time.line("task `first` is running, and writes a line to data/log ten times a second");
+    time.line("task `first` is running, and writes a record to data/log fifty times a second, each synced before the next");
     wait_lines(trial, 0, 20)?;
     let path = format!("/var/lib/rexray/volumes/{NAME}/data/log");
     time.command(
@@ -41,7 +41,7 @@ fn first_task(time: &Timeline, trial: &Trial) -> Result<()> {
 
 fn second_task_is_refused(time: &Timeline, trial: &Trial) -> Result<()> {
     time.part("Another task wants the same volume on another agent");
-    trial.scheduler.run(app_with("second", "agent-2", NAME, &counting("data", "0.1"))?)?;
+    trial.scheduler.run(app_with("second", "agent-2", NAME, &trial.writer(NAME)?)?)?;
     let ended = trial.wait_ended("second", 0)?;
     let message = ended.message.unwrap_or_default();
     if ended.state != TaskState::Failed || !message.contains("is held by agent-1") {
@@ -94,7 +94,7 @@ fn all_is_given_back(time: &Timeline, trial: &Trial) -> Result<()> {
     Ok(())
 }
 
-/// Waits until `log` on the volume has a last line of this host, and so many lines; all of it.
+/// Waits until `log` on the volume has a last record of this host, and so many lines; all of it.
 fn wait_lines(trial: &Trial, host: usize, count: usize) -> Result<String> {
     let name = trial.cluster.host(host).name().to_owned();
     Ok(trial.cluster.wait_for("lines on the volume", SOON, || {

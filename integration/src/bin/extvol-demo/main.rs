@@ -58,8 +58,9 @@ fn play(time: &Timeline, fault: Option<Fault>) -> std::result::Result<String, Bo
         lease::play(time, &trial)?;
     }
     let verdict = faults::play(time, &trial, fault.unwrap_or(Fault::Agent))?;
-    // Also with the storage, which the faults do not touch.
     trial.attached()?;
+    time.line("one checker reads the journals of storage, leases and writers together:");
+    time.more(trial.witness()?);
     let Trial { scheduler, cluster } = trial;
     scheduler.teardown()?;
     cluster.stop()?;

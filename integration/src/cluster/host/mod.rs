@@ -13,6 +13,8 @@ pub use rustix::process::Signal;
 
 mod power;
 
+pub use power::Server;
+
 use super::config::{Place, ServiceSpec};
 use super::error::{ClusterError, Doing, Result};
 use super::guardian::Guardian;

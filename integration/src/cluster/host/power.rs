@@ -9,12 +9,22 @@ use std::time::Duration;
 use super::{Host, random_uuid, write};
 use crate::cluster::error::{ClusterError, Doing, Result};
 use crate::cluster::network;
+use crate::cluster::services::{AGENT_PORT, MASTER, STANDBY, etcd_port};
 use crate::cluster::wait::until;
 
 /// How long an init may take from its start to its first answer.
 const BOOT: Duration = Duration::from_secs(20);
 /// How long a service may take to become ready.
 const SERVICE: Duration = Duration::from_secs(30);
+
+/// What a host may be cut off from alone ([`Host::cut_off_from`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// All members of etcd.
+    Etcd,
+    /// The masters, both ways.
+    Masters,
+}
 
 impl Host {
     /// Starts a host that was killed, with all its services: a new boot id, an empty `/run`, the disk as it was.
@@ -50,6 +60,20 @@ impl Host {
     pub fn set_link(&self, up: bool) -> Result<()> {
         self.init_pid()?;
         network::set_link(self.hub_pid()?, self.number, up)
+    }
+
+    /// Drops what is on the way between this host and these servers, and nothing else; of none, all gets through again.
+    ///
+    /// # Errors
+    /// [`ClusterError::HostDown`], or when `nft` fails.
+    pub fn cut_off_from(&self, servers: &[Server]) -> Result<()> {
+        let ports = |server: &Server| match server {
+            // As many members as an etcd cluster may sensibly have.
+            Server::Etcd => (0..7).map(etcd_port).collect(),
+            Server::Masters => vec![MASTER.port(), STANDBY.port(), AGENT_PORT],
+        };
+        let ports: Vec<_> = servers.iter().flat_map(ports).collect();
+        network::block_ports(self.init_pid()?, &ports)
     }
 
     /// Connects the host to the hub.
