@@ -76,8 +76,8 @@ fn registration_timeout(arguments: &[u8], environment: Option<&str>) -> Duration
 fn given<'a>(flag: &str, arguments: &'a [u8], environment: Option<&'a str>) -> Option<&'a str> {
     let argument =
         arguments.split(|byte| *byte == 0).filter_map(|argument| std::str::from_utf8(argument).ok());
-    let value = argument.filter_map(|text| text.strip_prefix("--")?.strip_prefix(flag)?.strip_prefix('='));
-    value.last().or(environment)
+    let mut value = argument.filter_map(|text| text.strip_prefix("--")?.strip_prefix(flag)?.strip_prefix('='));
+    value.next_back().or(environment)
 }
 
 #[cfg(test)]

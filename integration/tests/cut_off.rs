@@ -12,11 +12,7 @@ const VOLUME: &str = "ebs/vol-1";
 /// Two agent hosts, with quick times, and a writer on agent-1.
 fn written(adapt: impl FnOnce(&mut ClusterConfig)) -> Result<Trial> {
     let mut config = ClusterConfig::complete(2, &["ebs"])?;
-    for (name, value) in [("profile", "fast"), ("settle_time", "5secs"), ("grace", "1secs")] {
-        config.set_agent_parameter(name, value);
-    }
-    config.set_master_parameter("profile", "fast");
-    config.set_master_parameter("poll_interval", "500ms");
+    config.set_quick_times();
     adapt(&mut config);
     let trial = Trial::with(config, SchedulerConfig::default())?;
     trial.create_volume("vol-1")?;

@@ -98,13 +98,8 @@ fn load() -> Result<String> {
 /// A cluster of so many agent hosts with quick times, and the volume.
 fn trial(agents: u8) -> Result<Trial> {
     let mut config = ClusterConfig::complete(agents, &["ebs"])?;
-    let agent =
-        [("profile", "fast"), ("settle_time", "5secs"), ("grace", "1secs"), ("wait_timeout", "40secs")];
-    for (name, value) in agent {
-        config.set_agent_parameter(name, value);
-    }
-    config.set_master_parameter("profile", "fast");
-    config.set_master_parameter("poll_interval", "500ms");
+    config.set_quick_times();
+    config.set_agent_parameter("wait_timeout", "40secs");
     let trial = Trial::with(config, SchedulerConfig::default())?;
     trial.create_volume(NAME)?;
     Ok(trial)

@@ -70,11 +70,7 @@ fn play(time: &Timeline, fault: Option<Fault>) -> std::result::Result<String, Bo
 /// With the times of the profile `fast`, on both sides.
 fn config() -> Result<ClusterConfig> {
     let mut config = ClusterConfig::complete(2, &["ebs"])?;
-    for (name, value) in [("profile", "fast"), ("settle_time", "5secs"), ("grace", "1secs")] {
-        config.set_agent_parameter(name, value);
-    }
-    config.set_master_parameter("profile", "fast");
-    config.set_master_parameter("poll_interval", "500ms");
+    config.set_quick_times();
     Ok(config)
 }
 
