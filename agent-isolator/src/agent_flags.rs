@@ -76,7 +76,8 @@ fn registration_timeout(arguments: &[u8], environment: Option<&str>) -> Duration
 fn given<'a>(flag: &str, arguments: &'a [u8], environment: Option<&'a str>) -> Option<&'a str> {
     let argument =
         arguments.split(|byte| *byte == 0).filter_map(|argument| std::str::from_utf8(argument).ok());
-    let mut value = argument.filter_map(|text| text.strip_prefix("--")?.strip_prefix(flag)?.strip_prefix('='));
+    let mut value =
+        argument.filter_map(|text| text.strip_prefix("--")?.strip_prefix(flag)?.strip_prefix('='));
     value.next_back().or(environment)
 }
 

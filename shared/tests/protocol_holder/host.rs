@@ -208,8 +208,17 @@ impl Host {
             if self.core.table_changed() {
                 self.table = serde_json::to_vec(&self.core.table()).unwrap();
             }
-            let Some(output) = self.core.poll_output() else { return };
+            let Some(output) = self.core.poll_output() else { return self.wants_no_idle_wake_up() };
             self.output(output);
+        }
+    }
+
+    /// A wake-up for a time that has come does something: otherwise the shell would be woken for ever.
+    fn wants_no_idle_wake_up(&self) {
+        if self.core.next_deadline().is_some_and(|at| at <= self.now) {
+            let mut woken = self.core.clone();
+            woken.handle(self.now, Input::Tick);
+            assert!(woken != self.core, "woken for nothing: {:?}", self.core);
         }
     }
 
@@ -285,10 +294,21 @@ impl Host {
 
     /// etcd answers what was held back.
     pub(crate) fn let_through(&mut self) {
-        self.held_back = None;
+        self.hold_back_only(None);
+    }
+
+    /// etcd answers what was held back, but for this, which is held back from now on.
+    pub(crate) fn hold_back_only(&mut self, held: Option<fn(&Step) -> bool>) {
+        self.held_back = held;
         for (op, commit) in std::mem::take(&mut self.back) {
+            let step = shown(&commit);
+            if held.is_some_and(|held| held(&step)) {
+                self.back.push((op, commit));
+                continue;
+            }
             let outcome = self.etcd.answer(&commit);
-            self.committed(op, outcome, shown(&commit));
+            self.committed(op, outcome, step);
+            self.wants_no_idle_wake_up();
         }
         self.carry_out();
     }

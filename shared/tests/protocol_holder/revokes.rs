@@ -137,6 +137,25 @@ fn a_revoked_session_whose_containers_end_dies_when_everything_is_released_and_a
 }
 
 #[test]
+fn a_beat_that_is_refused_while_its_session_ends_wakes_nobody_for_ever() {
+    let mut host = running();
+    host.etcd.revoke_session(ME, "drained");
+    host.later(SECOND * 2);
+    host.held_back = Some(|step| matches!(step, Step::Beat | Step::Release(_) | Step::Session(_)));
+    host.later(SECOND * 2);
+    for container in ["c1", "c2"] {
+        host.give(Input::Ended { container: crate::host::container(container) });
+    }
+    host.until_quiet();
+    // The releases get through, and so the session's end is written; the beat is on its way all the while.
+    host.hold_back_only(Some(|step| matches!(step, Step::Beat | Step::Session(_))));
+    host.etcd.revoke_session(ME, "drained again");
+    host.let_through();
+    host.later(SECOND * 2);
+    assert_eq!(host.core.epoch(), Some(Epoch(2)));
+}
+
+#[test]
 fn a_prepare_that_waits_while_its_host_is_revoked_is_refused() {
     let mut host = running();
     host.etcd.hold_elsewhere("agent-2", "d");

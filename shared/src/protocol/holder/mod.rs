@@ -245,7 +245,7 @@ impl Core {
             self.containers.values().filter_map(|container| self.end_time(container).filter(|_| open));
         let beat = (self.wants_beat() && self.beat.is_none()).then_some(self.next_beat);
         let lane = if let Lane::Pause { until } = self.lane { Some(until) } else { None };
-        let check = self.check.filter(|_| self.checking.is_none());
+        let check = self.check.filter(|_| open && self.checking.is_none());
         let others = [beat, lane, check, self.fence_at(), self.revoke_ends()];
         prepares.chain(retries).chain(endings).chain(others.into_iter().flatten()).min()
     }
