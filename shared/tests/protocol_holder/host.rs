@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use shared::protocol::exchange::{ByTime, Commit, Instance, Key, Lease, Outcome, Record, Stage};
+use shared::protocol::exchange::{ByTime, Commit, Instance, Key, Lease, Outcome, Record, Stage, View};
 use shared::protocol::holder::{
     Answer, BlockDevice, Core, Deadline, Idleness, Input, MountFault, MountedVolume, Output, Settings, Sight,
     Table, UnmountFault, Wanted,
 };
 use shared::protocol::timing::Profile;
-use shared::protocol::{Op, Request};
+use shared::protocol::{Op, Request, Text};
 use shared::volume::{ContainerId, Driver, VolumeId, VolumeName};
 
 use crate::etcd::{Etcd, holder};
@@ -98,6 +98,9 @@ pub(crate) struct Host {
     /// Commits for which this holds wait until [`Host::let_through`].
     pub(crate) held_back: Option<fn(&Step) -> bool>,
     back: Vec<(Op, Commit)>,
+    /// Whether etcd's readings are on their way until [`Host::readings_arrive`].
+    pub(crate) readings_are_late: bool,
+    late: Vec<(Op, Result<View, Text>)>,
     settings: Settings,
     table: Vec<u8>,
     deadline: Deadline,
@@ -145,6 +148,8 @@ impl Host {
             now,
             held_back: None,
             back: Vec::new(),
+            readings_are_late: false,
+            late: Vec::new(),
             settings,
             table: serde_json::to_vec(&Table::default()).unwrap(),
             deadline: Deadline::default(),
@@ -227,6 +232,9 @@ impl Host {
             Output::Read { op, reading } => {
                 let result =
                     self.etcd.down.map_or_else(|| Ok(self.etcd.read(&reading)), |why| Err(why.into()));
+                if self.readings_are_late {
+                    return self.late.push((op, result));
+                }
                 self.core.handle(self.now, Input::Read(op, result));
             }
             Output::Commit { op, commit } => {
@@ -290,6 +298,15 @@ impl Host {
             panic!("two effects at once: {before:?} and {step:?}");
         }
         self.steps.push(step);
+    }
+
+    /// What was read a while ago arrives.
+    pub(crate) fn readings_arrive(&mut self) {
+        self.readings_are_late = false;
+        for (op, result) in std::mem::take(&mut self.late) {
+            self.core.handle(self.now, Input::Read(op, result));
+        }
+        self.carry_out();
     }
 
     /// etcd answers what was held back.

@@ -1,10 +1,11 @@
 //! Unmounting, the proof that a device is idle, and the release of its lease.
 
-use shared::protocol::exchange::Stage;
+use shared::protocol::exchange::{Key, Stage};
 use shared::protocol::holder::{Idleness, UnmountFault};
 use shared::protocol::holder::{Input, Sight};
 
-use crate::host::{AGENT, Host, PAUSE, SETTLE, Step, acquire, container, place, record, release};
+use crate::etcd::holder;
+use crate::host::{AGENT, Host, ME, PAUSE, SETTLE, Step, acquire, container, place, record, release};
 
 /// A host whose only container has ended, and whose driver is unmounting.
 fn unmounting() -> Host {
@@ -172,6 +173,29 @@ fn mesos_word_that_a_container_has_ended_ends_the_doubt() {
         host.until_quiet();
         assert!(host.is_bare());
     }
+}
+
+#[test]
+fn what_was_read_before_a_release_does_not_bring_the_lease_back() {
+    let mut host = Host::new();
+    host.prepared("c1", &["a"]);
+    host.cleanup("c1");
+    host.steps();
+    host.unmounts("a", Ok(()));
+    host.held_back = Some(|step| matches!(step, Step::Release(_)));
+    host.finds("a", Idleness::Proved);
+    host.readings_are_late = true;
+    host.give(Input::Changed(Key::Session(holder(ME))));
+    host.let_through();
+    assert!(host.core.volumes().is_empty() && host.etcd.lease("a").is_none());
+    // Another host takes it, and a container here waits for it.
+    host.etcd.hold_elsewhere("agent-2", "a");
+    host.prepare("c2", &["a"]);
+    host.readings_arrive();
+    let steps = host.until_quiet();
+    let harmed = |step: &Step| matches!(step, Step::Mount(_) | Step::Fence(_));
+    assert!(!steps.iter().any(harmed), "{steps:#?}");
+    assert!(host.core.volumes().is_empty());
 }
 
 #[test]

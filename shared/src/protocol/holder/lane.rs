@@ -185,7 +185,11 @@ impl Core {
             self.checking = None;
             match result {
                 Ok(view) if self.same_cluster(&view.cluster) && self.saw(view.revision, seen) => {
-                    self.checked(now, &view);
+                    // A write of ours may have been answered since: what it freed would come back (L15).
+                    match view.revision < self.highest {
+                        true => self.check = Some(now),
+                        false => self.checked(now, &view),
+                    }
                 }
                 Ok(_) => {}
                 Err(_) => self.check = Some(now + self.settings.retry.0),
@@ -254,10 +258,6 @@ impl Core {
         let Some(epoch) = self.epoch() else { return };
         for id in self.volumes.keys().chain(self.leases.keys()).cloned().collect::<BTreeSet<_>>() {
             let known = self.leases.get(&id);
-            // A write of ours may have been answered since this was read.
-            if known.is_some_and(|(_, at)| *at > view.revision) {
-                continue;
-            }
             match view.lease(&id) {
                 Some((Lease::Held(held), at))
                     if held.holder == self.settings.holder && held.epoch == epoch =>
@@ -497,6 +497,12 @@ impl Core {
         let (ours, others): (Vec<_>, Vec<_>) =
             volumes.into_iter().partition(|id| self.leases.contains_key(id));
         self.acquired(now, &ours);
+        // Nothing has compared them since: the driver is not called before something has.
+        for id in &ours {
+            if let Some(volume) = self.volumes.get_mut(id) {
+                volume.confirmed = false;
+            }
+        }
         for id in others {
             self.volumes.remove(&id);
         }
