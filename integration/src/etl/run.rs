@@ -85,6 +85,10 @@ pub fn run(settings: &Settings, time: &Timeline) -> Result<Outcome> {
     let clock = Clock { instant: Instant::now(), moment: Moment::now() };
     time.line("starting etcd, a Mesos master, PostgreSQL and two agents, each host with plugins `ebs` and `scaleio`");
     let trial = Trial::with(config()?, SchedulerConfig::default())?;
+    time.line(format_args!(
+        "to look in from another terminal (docs/demo.md): nsenter --net --target {} bash",
+        trial.cluster.hub().init_pid()?
+    ));
     let mut client = source::connect()?;
     let known = source::fill(&mut client, settings.rows, settings.seed)?;
     time.line(format_args!(
@@ -187,8 +191,9 @@ impl<'a> Watch<'a> {
         let Some(task) = watch::newest(&history) else { return self.rows };
         let output = watch::output(&self.trial.cluster, task);
         let Some((rows, line)) = watch::progress(&output) else { return self.rows };
+        let stands = rows == self.rows;
         self.rows = rows;
-        if self.told.elapsed() >= TELL {
+        if !stands && self.told.elapsed() >= TELL {
             self.told = Instant::now();
             self.time.line(format_args!("{}: {line}", task.hostname.as_deref().unwrap_or("?")));
         }

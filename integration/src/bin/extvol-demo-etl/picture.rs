@@ -41,9 +41,10 @@ pub(crate) fn svg(outcome: &Outcome) -> String {
         );
     };
     text((LEFT, 20.0), "start", "#222", &title(outcome));
-    for part in 0..=4 {
-        let rows = most * part / 4;
+    let mut rows = 0;
+    while rows <= most {
         text((LEFT - 8.0, BOTTOM - height(rows) + 4.0), "end", "#555", &grouped(rows));
+        rows += round_step(most);
     }
     text((LEFT - 8.0, TOP - 14.0), "end", "#555", "rows/s");
     let step = [1.0, 2.0, 5.0, 10.0, 20.0, 60.0].into_iter().find(|step| end / step <= 12.0).unwrap_or(300.0);
@@ -51,7 +52,9 @@ pub(crate) fn svg(outcome: &Outcome) -> String {
     for at in ticks.clone() {
         text((x(at), BOTTOM + 16.0), "middle", "#555", &format!("{at} s"));
     }
-    for (index, mark) in outcome.marks.iter().enumerate() {
+    // What comes after the load is not the job's.
+    let marks = outcome.marks.iter().filter(|mark| mark.at <= end).enumerate();
+    for (index, mark) in marks.clone() {
         let anchor = if x(mark.at) > (LEFT + RIGHT) / 2.0 { "end" } else { "start" };
         let side = if anchor == "end" { -4.0 } else { 4.0 };
         let at = (x(mark.at) + side, mark_top(index) + 4.0);
@@ -78,7 +81,7 @@ pub(crate) fn svg(outcome: &Outcome) -> String {
             BOTTOM + 26.0
         );
     }
-    for (index, mark) in outcome.marks.iter().enumerate() {
+    for (index, mark) in marks {
         line(&mut svg, (x(mark.at), mark_top(index)), (x(mark.at), BOTTOM + 36.0), "#a11");
     }
     line(&mut svg, (LEFT, BOTTOM), (RIGHT, BOTTOM), "#555");
@@ -88,6 +91,13 @@ pub(crate) fn svg(outcome: &Outcome) -> String {
     }
     svg.push_str("</svg>\n");
     svg
+}
+
+/// Of the axis of rows: a round number of which at most five are below `most`.
+fn round_step(most: u64) -> u64 {
+    let tens = std::iter::successors(Some(1_u64), |ten| ten.checked_mul(10));
+    let steps = tens.flat_map(|ten| [1, 2, 5].map(|of| ten.saturating_mul(of)));
+    steps.into_iter().find(|step| most / step <= 5).unwrap_or(u64::MAX)
 }
 
 fn title(outcome: &Outcome) -> String {
@@ -111,4 +121,39 @@ fn line(svg: &mut String, from: (f64, f64), to: (f64, f64), colour: &str) {
         "<line x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\" stroke=\"{colour}\"/>",
         from.0, from.1, to.0, to.1
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use integration::etl::throughput::{Pause, Second, Throughput};
+    use integration::etl::{Fault, Mark, Settings};
+
+    use super::*;
+
+    #[test]
+    fn the_axis_has_round_steps() {
+        assert_eq!([1, 5, 6, 25_000, 26_000, 60_000].map(round_step), [1, 1, 2, 5_000, 5_000, 10_000]);
+    }
+
+    #[test]
+    fn each_second_is_a_bar_and_what_comes_after_the_load_is_left_out() {
+        let second = |at, host: &str| Second { at, host: host.into(), rows: 10 };
+        let mark = |at, what: &str| Mark { at, what: what.into() };
+        let picture = svg(&Outcome {
+            settings: Settings { fault: Fault::Host, percent: 50, rows: 20, seed: 1, rows_per_second: None },
+            good: 19,
+            bad: 1,
+            hosts: vec!["a".into(), "b".into()],
+            throughput: Throughput {
+                took: 4.5,
+                pause: Pause { at: 0.5, seconds: 4.0, from: "a".into(), to: "b".into() },
+                before: 10,
+                after: 10,
+                seconds: vec![second(0, "a"), second(4, "b")],
+            },
+            marks: vec![mark(0.6, "a < b"), mark(9.0, "too late")],
+        });
+        assert_eq!((picture.matches(COLOURS[0]).count(), picture.matches(COLOURS[1]).count()), (3, 3));
+        assert!(picture.contains("a &lt; b at 0.6 s") && !picture.contains("too late"), "{picture}");
+    }
 }
