@@ -85,6 +85,14 @@ pub fn run(settings: &Settings, time: &Timeline) -> Result<Outcome> {
     let clock = Clock { instant: Instant::now(), moment: Moment::now() };
     time.line("starting etcd, a Mesos master, PostgreSQL and two agents, each host with plugins `ebs` and `scaleio`");
     let trial = Trial::with(config()?, SchedulerConfig::default())?;
+    let outcome = run_on(&trial, settings, time, &clock).inspect_err(|_| trial.cluster.keep_logs())?;
+    let Trial { scheduler, cluster } = trial;
+    scheduler.teardown()?;
+    cluster.stop()?;
+    Ok(outcome)
+}
+
+fn run_on(trial: &Trial, settings: &Settings, time: &Timeline, clock: &Clock) -> Result<Outcome> {
     time.line(format_args!(
         "to look in from another terminal (docs/demo.md): nsenter --net --target {} bash",
         trial.cluster.hub().init_pid()?
@@ -100,37 +108,34 @@ pub fn run(settings: &Settings, time: &Timeline) -> Result<Outcome> {
 
     trial.scheduler.run(app::read(&trial.cluster, settings.rows_per_second)?)?;
     trial.scheduler.wait_until_running(app::ID, Instant::now() + SOON)?;
-    let from = holder(&trial)?;
+    let from = holder(trial)?;
     let name = trial.cluster.host(from).name().to_owned();
     time.line(format_args!(
         "task `etl` of apps/etl.json runs on {name}, in a container from the image `etl`"
     ));
     for (volume, _) in [TARGET, SCRATCH] {
-        show_lease(time, &trial, volume)?;
+        show_lease(time, trial, volume)?;
     }
 
-    wait_loaded(&trial, time, settings)?;
+    wait_loaded(trial, time, settings)?;
     let since = trial.last_event()?;
     let struck = Moment::now();
     settings.fault.strike(trial.cluster.host(from), time)?;
-    let finished = wait_finished(&trial, time)?;
-    tell_end(&trial, time, &finished);
-    tell_events(&trial, time, &since)?;
+    let finished = wait_finished(trial, time)?;
+    tell_end(trial, time, &finished);
+    tell_events(trial, time, &since)?;
     for (volume, _) in [TARGET, SCRATCH] {
         trial.wait_free(volume)?;
     }
-    clean_up(&trial, time, settings.fault, from)?;
+    clean_up(trial, time, settings.fault, from)?;
 
     time.line("the job has released both volumes; verifying the target against the source");
-    let verified = verify_volume(&trial, &mut client, &known)?;
+    let verified = verify_volume(trial, &mut client, &known)?;
     tell_verified(time, &verified);
-    let outcome = outcome(settings, &verified, &trial, &clock, struck, &name)?;
+    let outcome = outcome(settings, &verified, trial, clock, struck, &name)?;
     drop(client);
     trial.nothing_is_left()?;
     time.line(trial.witness()?);
-    let Trial { scheduler, cluster } = trial;
-    scheduler.teardown()?;
-    cluster.stop()?;
     Ok(outcome)
 }
 
@@ -278,13 +283,14 @@ fn clean_up(trial: &Trial, time: &Timeline, fault: Fault, from: usize) -> Result
     Ok(())
 }
 
-/// Reads the database from the volume at rest, as the next mount would show it.
+/// Reads the database from the volume at rest, as the next mount would show it. The copy is among the logs, which are kept when it
+/// is wrong.
 fn verify_volume(
     trial: &Trial,
     client: &mut postgres::Client,
     known: &super::orders::Known,
 ) -> Result<Verified> {
-    let directory = trial.cluster.directory().join("verify");
+    let directory = trial.cluster.logs().join("target");
     let failed = |source| EtlError::File { path: directory.clone(), source };
     fs::create_dir_all(&directory).map_err(failed)?;
     let target = directory.join("shop.db");

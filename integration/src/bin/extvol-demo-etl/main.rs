@@ -22,6 +22,17 @@ use integration::etl::{Fault, Outcome, Settings, grouped, run};
 use integration::storage::arguments::Arguments;
 use integration::timeline::Timeline;
 
+/// Fewer rows are loaded before anything could break.
+const FEWEST_ROWS: u64 = 10_000;
+
+/// A run like this would show nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("--percent {percent} must be 1 to 99, and --rows {rows} at least {FEWEST_ROWS}")]
+struct Unusable {
+    percent: u64,
+    rows: u64,
+}
+
 fn main() -> ExitCode {
     match start() {
         Ok(true) => ExitCode::SUCCESS,
@@ -48,6 +59,9 @@ fn start() -> Result<bool, Box<dyn Error>> {
         seed: arguments.optional("seed").unwrap_or("1").parse()?,
         rows_per_second: None,
     };
+    if !(1..100).contains(&settings.percent) || settings.rows < FEWEST_ROWS {
+        return Err(Unusable { percent: settings.percent, rows: settings.rows }.into());
+    }
     match arguments.optional("runs").unwrap_or("1").parse()? {
         1 => Ok(play(&settings)?.is_some()),
         runs => play_all(&settings, runs),

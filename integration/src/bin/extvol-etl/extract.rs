@@ -188,7 +188,7 @@ fn continuing(scratch: &Path, mut after: i64) -> Result<Vec<Chunk>, ExtractError
     files.sort();
     let mut chunks = Vec::new();
     for (from, path) in files {
-        match File::open(&path).and_then(|file| io::read_to_string(file)).ok().and_then(|text| whole(&text)) {
+        match File::open(&path).and_then(io::read_to_string).ok().and_then(|text| whole(&text)) {
             // The target may have got into the midst of a file.
             Some((text, last, rows)) if from <= after && last > after => {
                 after = last;
