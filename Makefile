@@ -3,14 +3,18 @@
 LIBRARY := target/extvol/libextvol.so
 MESOS := target/mesos/libmesos.so
 
-.PHONY: help demo demo-host-death demo-partition demo-agent-restart test cluster cluster-down build setup sanitize check bench simulate model model-large mutants
+.PHONY: help demo demo-host-death demo-partition demo-agent-restart demo-etl test cluster cluster-down build setup sanitize check bench simulate model model-large mutants
 
 RUNS := 20000
 SEED := 1
+FAULT := agent
+ROWS := 1000000
+PERCENT := 40
 
 help:
 	@echo "make demo          the main job, on a cluster of real Mesos hosts on this machine"
 	@echo "make demo-host-death, demo-partition, demo-agent-restart   one fault under a writing task"
+	@echo "make demo-etl      a database job whose agent is killed; FAULT=agent|host|partition|none ROWS=1000000 RUNS=1 SEED=1"
 	@echo "make test          all tests"
 	@echo "make cluster       a cluster of two agents to play with; make cluster-down ends it"
 	@echo "make bench         what it costs; BENCH=--short takes fewer samples"
@@ -18,7 +22,7 @@ help:
 	@echo "make simulate      RUNS=20000 simulated schedules of the protocol core, from SEED=1"
 	@echo "make model         all orders of events of a small cluster; make model-large tries larger ones (NAME: some)"
 	@echo "make mutants       seeded mistakes in copies of the core must be found; writes docs/mutants.md"
-	@echo "make build         target/extvol/libextvol.so and target/release/extvol-keeper"
+	@echo "make build         target/extvol/libextvol.so and target/release/extvol-keeper; the image of demo-etl"
 	@echo "make sanitize      the same library with sanitizers, target/extvol-sanitized, which the tests run"
 
 demo: build
@@ -32,6 +36,11 @@ demo-partition: build
 
 demo-agent-restart: build
 	@target/release/extvol-demo restart
+
+# RUNS is one here, unless it is asked for.
+demo-etl: RUNS := 1
+demo-etl: build
+	@target/release/extvol-demo-etl --fault $(FAULT) --rows $(ROWS) --runs $(RUNS) --seed $(SEED) --percent $(PERCENT)
 
 test: build sanitize
 	@cargo nextest run --release --workspace --all-features
@@ -66,6 +75,7 @@ build: setup
 	@test -e target/release/extvol-keeper || echo "build: compiling; the first time takes some minutes"
 	@cargo build --quiet --release
 	@cxx-glue/link --mesos $(MESOS) target/release/libcxx_glue.a $(LIBRARY)
+	@integration/etl/image
 
 sanitize: build
 	@integration/sanitize

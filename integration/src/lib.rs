@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod cluster;
+pub mod etl;
 pub mod executor;
 pub mod recordio;
 pub mod scheduler;

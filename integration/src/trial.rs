@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
+use shared::event::EventRecord;
 use shared::keys::Keys;
 use shared::record::{HeldLease, LeaseRecord, decode};
 use shared::volume::{Driver, VolumeId, VolumeName};
@@ -177,6 +178,30 @@ impl Trial {
     /// As [`Trial::wait_lease`].
     pub fn wait_free(&self, volume: &str) -> Result<()> {
         self.wait_lease(volume, "is free", |lease| lease.is_none_or(|lease| lease.held().is_none()))
+    }
+
+    /// All events in etcd, by key, which is their order.
+    ///
+    /// # Errors
+    /// When etcd does not answer, or an event cannot be read.
+    pub fn events(&self) -> Result<Vec<(String, EventRecord)>> {
+        let text = self.cluster.etcdctl(&["get", "--prefix", "/extvol/v1/events/"])?;
+        let mut lines = text.lines();
+        let mut events = Vec::new();
+        while let (Some(key), Some(value)) = (lines.next(), lines.next()) {
+            let event = decode(value.as_bytes());
+            let event = event.map_err(|error| TrialError::Unexpected(format!("event {key}: {error}")))?;
+            events.push((key.to_owned(), event));
+        }
+        Ok(events)
+    }
+
+    /// The key of the last event; empty before the first.
+    ///
+    /// # Errors
+    /// As [`Trial::events`].
+    pub fn last_event(&self) -> Result<String> {
+        Ok(self.events()?.pop().map(|(key, _)| key).unwrap_or_default())
     }
 
     /// The storage's journal.

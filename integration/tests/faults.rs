@@ -124,7 +124,7 @@ fn mesos_a_container_that_was_never_prepared_is_cleaned_up() -> Result<()> {
     // The image cannot be had: the container ends before any isolator has seen it.
     let mut job = once(app_with("no-image", "agent-1", "vol-1", "true")?);
     job.container =
-        Some(integration::scheduler::Container { image: Some("nothing".into()), volumes: vec![] });
+        Some(integration::scheduler::Container { image: Some("nothing".into()), ..Default::default() });
     let ended = trial.run_to_end(job)?;
     assert_eq!(ended.state, TaskState::Failed);
     assert!(!ended.message.clone().unwrap_or_default().contains("extvol"), "{:?}", ended.message);

@@ -12,11 +12,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let names = ["volume", "directory", "journals", "file", "pause-ms"];
     let arguments = Arguments::parse(std::env::args().skip(1), &names, &[])?;
     let pause = arguments.optional("pause-ms").unwrap_or("20").parse()?;
-    match run(&Settings {
+    let settings = Settings {
         volume: arguments.required("volume")?.to_ascii_lowercase(),
         directory: arguments.required("directory")?.into(),
         file: arguments.optional("file").unwrap_or("log").to_owned(),
         journals: arguments.required("journals")?.into(),
-        pause: Duration::from_millis(pause),
-    })? {}
+        container: None,
+    };
+    match run(settings, Duration::from_millis(pause))? {}
 }

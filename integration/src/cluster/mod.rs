@@ -282,6 +282,11 @@ impl Cluster {
         tails
     }
 
+    /// Keeps the logs after the cluster's end: something went wrong that the cluster cannot know of.
+    pub fn keep_logs(&self) {
+        self.failed.store(true, Ordering::Relaxed);
+    }
+
     /// Ends the cluster and says whether anything was left; dropping it does the same and only prints.
     ///
     /// # Errors

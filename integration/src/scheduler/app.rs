@@ -301,7 +301,8 @@ mod tests {
         let app = App::from_json(
             r#"{"id": "db/one", "cmd": "run", "env": {"A": "b"}, "labels": {"L": "v"}, "kill_grace_seconds": 1.5,
                 "container": {"volumes": [{"container_path": "data", "docker_volume":
-                    {"driver": "ebs", "name": "vol-1", "options": {"size": "2"}}}]}}"#,
+                    {"driver": "ebs", "name": "vol-1", "options": {"size": "2"}}}],
+                    "host_paths": [{"container_path": "/logs", "host_path": "/var/log", "mode": "RO"}]}}"#,
         )
         .unwrap();
         let task = app.task_info("db_one.x.1", "a1", &[]);
@@ -316,6 +317,8 @@ mod tests {
             volume["source"]["docker_volume"]["driver_options"]["parameter"],
             json!([{ "key": "size", "value": "2" }])
         );
+        let host_path = json!({ "container_path": "/logs", "mode": "RO", "host_path": "/var/log" });
+        assert_eq!(task["container"]["volumes"][1], host_path);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Image and volumes of an app, as the Mesos containerizer wants them.
+//! Image, volumes and host paths of an app, as the Mesos containerizer wants them.
 
 use std::collections::BTreeMap;
 
@@ -17,6 +17,22 @@ pub struct Container {
     /// External volumes.
     #[serde(default)]
     pub volumes: Vec<Volume>,
+    /// Paths of the host that the task finds in its image.
+    #[serde(default)]
+    pub host_paths: Vec<HostPath>,
+}
+
+/// A path of the host in a container.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostPath {
+    /// Where the task finds it; made if the image does not have it.
+    pub container_path: String,
+    /// What is mounted there; it must exist on the host.
+    pub host_path: String,
+    /// Whether the task may write.
+    #[serde(default)]
+    pub mode: VolumeMode,
 }
 
 /// A volume of a container.
@@ -64,8 +80,15 @@ impl Container {
         if let Some(image) = &self.image {
             info["mesos"]["image"] = json!({ "type": "DOCKER", "docker": { "name": image } });
         }
-        info["volumes"] = self.volumes.iter().map(Volume::volume).collect();
+        let volumes = self.volumes.iter().map(Volume::volume);
+        info["volumes"] = volumes.chain(self.host_paths.iter().map(HostPath::volume)).collect();
         info
+    }
+}
+
+impl HostPath {
+    fn volume(&self) -> Value {
+        json!({ "container_path": self.container_path, "mode": self.mode, "host_path": self.host_path })
     }
 }
 

@@ -22,7 +22,7 @@ mod run;
 pub use self::{
     app::{App, AppError, AppId, Constraints, RestartPolicy},
     backoff::Backoff,
-    container::{Container, DockerVolume, Volume, VolumeMode},
+    container::{Container, DockerVolume, HostPath, Volume, VolumeMode},
     core::RunError,
     handle::{Scheduler, SchedulerError, WaitError},
     history::{TaskEvent, TaskState},

@@ -71,11 +71,23 @@ pub fn verdict(cluster: &Cluster, storage: Vec<Entry>) -> Result<Verdict, Collec
     let until = Moment::now();
     let leases = leases(cluster, until)?;
     let writers = writers(&writers_directory(cluster))?;
-    let (last, unread) = last(&cluster.directory().join("storage/volumes"), &storage, &writers);
+    let (last, unread) = last(&volumes(cluster), &storage, &writers);
     let journals = Journals { storage, writers, leases, last, until };
     let mut verdict = check(&journals, &Keys::default());
     verdict.incomplete.extend(unread);
     Ok(verdict)
+}
+
+/// A file of a volume at rest, as the next mount would show it.
+///
+/// # Errors
+/// When the volume has no file system, or no such file.
+pub fn volume_file(cluster: &Cluster, volume: &str, file: &str) -> io::Result<Vec<u8>> {
+    image_file(&volumes(cluster).join(format!("{volume}.img")), file)
+}
+
+fn volumes(cluster: &Cluster) -> PathBuf {
+    cluster.directory().join("storage/volumes")
 }
 
 /// The recorder's lines, once it has seen all that etcd has.

@@ -2,7 +2,8 @@
 //! acknowledged.
 //!
 //! It goes on from the last record that it finds, as a database does from its log: a torn last line, which nobody was told of, is
-//! cut away. After an error it opens and reads the file again, and goes on trying, so that a fence shows as failures.
+//! cut away. After an error [`run`] opens and reads the file again, and goes on trying, so that a fence shows as failures. A program with
+//! writes of its own has a [`Writer`] witness them.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -25,8 +26,8 @@ pub struct Settings {
     pub file: String,
     /// Where the journals are.
     pub journals: PathBuf,
-    /// Between two records.
-    pub pause: Duration,
+    /// The container, where the sandbox's path does not tell: in an image it is the same for all.
+    pub container: Option<String>,
 }
 
 /// Why a writer does not begin.
@@ -66,6 +67,7 @@ pub enum WriterError {
     },
 }
 
+#[derive(Debug)]
 struct Journal {
     path: PathBuf,
     file: File,
@@ -92,68 +94,114 @@ impl Journal {
     }
 }
 
-/// Writes for ever.
-///
-/// # Errors
-/// Why it does not begin, or cannot tell any more what it does.
-pub fn run(settings: &Settings) -> Result<std::convert::Infallible, WriterError> {
-    let writer = own_id();
-    let mut journal = Journal::create(&settings.journals, &writer, &settings.volume)?;
-    let begin = check_mounted(settings).and_then(|()| {
-        let at = Moment::now();
-        let source = |source| WriterError::Directory { directory: settings.directory.clone(), source };
-        let (file, last, reading) = open(settings).map_err(source)?;
-        match reading.fault.clone() {
-            Some(fault) => Err(WriterError::Broken { file: settings.file.clone(), fault }),
-            None => Ok((file, last, at, reading)),
-        }
-    });
-    let (mut file, mut last, at, reading) = match begin {
-        Ok(begun) => begun,
-        Err(error) => {
-            let (volume, why) = (settings.volume.clone(), error.to_string());
-            journal.say(&Line::Refused { writer, volume, at: Moment::now(), why })?;
-            return Err(error);
-        }
-    };
-    let found = |at, reading| Line::Found {
-        writer: writer.clone(),
-        volume: settings.volume.clone(),
-        file: settings.file.clone(),
-        at,
-        reading,
-    };
-    journal.say(&found(at, reading))?;
-    loop {
-        let number = last.number + 1;
-        let tried = Moment::now();
-        let (text, next) = record::line(last, &writer, tried);
-        journal.say(&Line::Tried { number, at: tried })?;
-        match file.write_all(text.as_bytes()).and_then(|()| file.sync_data()) {
-            Ok(()) => {
-                journal.say(&Line::Acknowledged { number, at: Moment::now() })?;
-                last = next;
+/// One start of a writer.
+#[derive(Debug)]
+pub struct Writer {
+    settings: Settings,
+    id: WriterId,
+    journal: Journal,
+    file: File,
+    last: Last,
+}
+
+impl Writer {
+    /// Reads what is on the volume, and says so in the journal.
+    ///
+    /// # Errors
+    /// Why it does not begin.
+    pub fn begin(settings: Settings) -> Result<Self, WriterError> {
+        let id = own_id(settings.container.as_deref());
+        let mut journal = Journal::create(&settings.journals, &id, &settings.volume)?;
+        let begin = check_mounted(&settings).and_then(|()| {
+            let at = Moment::now();
+            let source = |source| WriterError::Directory { directory: settings.directory.clone(), source };
+            let (file, last, reading) = open(&settings).map_err(source)?;
+            match reading.fault.clone() {
+                Some(fault) => Err(WriterError::Broken { file: settings.file.clone(), fault }),
+                None => Ok((file, last, at, reading)),
+            }
+        });
+        match begin {
+            Ok((file, last, at, reading)) => {
+                let mut writer = Self { settings, id, journal, file, last };
+                writer.say_found(at, reading)?;
+                Ok(writer)
             }
             Err(error) => {
-                journal.say(&Line::Failed { number, at: Moment::now(), error: error.to_string() })?;
-                // A failed sync is never tried again on the same file: the kernel has told it once, and forgets.
-                let at = Moment::now();
-                if let Ok((again, found_last, reading)) = open(settings)
-                    && reading.fault.is_none()
-                {
-                    journal.say(&found(at, reading))?;
-                    (file, last) = (again, found_last);
-                }
+                let (volume, why) = (settings.volume, error.to_string());
+                journal.say(&Line::Refused { writer: id, volume, at: Moment::now(), why })?;
+                Err(error)
             }
         }
-        std::thread::sleep(settings.pause);
+    }
+
+    /// Writes the next record, after `work` that the record stands for: other writes to the same volume, which were made
+    /// between the record's start and its acknowledgement. `work` is told the record's number and start. The inner result
+    /// is that of the volume.
+    ///
+    /// # Errors
+    /// It cannot tell any more what it does.
+    pub fn write(
+        &mut self,
+        work: impl FnOnce(u64, Moment) -> io::Result<()>,
+    ) -> Result<io::Result<()>, WriterError> {
+        let number = self.last.number + 1;
+        let tried = Moment::now();
+        let (text, next) = record::line(self.last, &self.id, tried);
+        self.journal.say(&Line::Tried { number, at: tried })?;
+        let written = work(number, tried)
+            .and_then(|()| self.file.write_all(text.as_bytes()))
+            .and_then(|()| self.file.sync_data());
+        match &written {
+            Ok(()) => {
+                self.journal.say(&Line::Acknowledged { number, at: Moment::now() })?;
+                self.last = next;
+            }
+            Err(error) => {
+                self.journal.say(&Line::Failed { number, at: Moment::now(), error: error.to_string() })?;
+            }
+        }
+        Ok(written)
+    }
+
+    /// After a failure: opens and reads the file again. A failed sync is never tried again on the same file: the kernel has told
+    /// it once, and forgets.
+    fn find_again(&mut self) -> Result<(), WriterError> {
+        let at = Moment::now();
+        if let Ok((file, last, reading)) = open(&self.settings)
+            && reading.fault.is_none()
+        {
+            self.say_found(at, reading)?;
+            (self.file, self.last) = (file, last);
+        }
+        Ok(())
+    }
+
+    fn say_found(&mut self, at: Moment, reading: record::Reading) -> Result<(), WriterError> {
+        let (volume, file) = (self.settings.volume.clone(), self.settings.file.clone());
+        self.journal.say(&Line::Found { writer: self.id.clone(), volume, file, at, reading })
     }
 }
 
-fn own_id() -> WriterId {
+/// Writes for ever, with a pause between two records.
+///
+/// # Errors
+/// Why it does not begin, or cannot tell any more what it does.
+pub fn run(settings: Settings, pause: Duration) -> Result<std::convert::Infallible, WriterError> {
+    let mut writer = Writer::begin(settings)?;
+    loop {
+        if writer.write(|_, _| Ok(()))?.is_err() {
+            writer.find_again()?;
+        }
+        std::thread::sleep(pause);
+    }
+}
+
+fn own_id(container: Option<&str>) -> WriterId {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let sandbox = std::env::current_dir().ok();
-    let container = sandbox.as_deref().and_then(|path| path.file_name()).and_then(|name| name.to_str());
+    let sandbox = sandbox.as_deref().and_then(|path| path.file_name()).and_then(|name| name.to_str());
+    let container = container.or(sandbox);
     WriterId {
         host: name.replace(' ', "_"),
         container: container.filter(|name| !name.contains(' ')).unwrap_or("none").to_owned(),

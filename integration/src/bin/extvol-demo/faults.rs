@@ -61,7 +61,7 @@ pub(crate) fn play(time: &Timeline, trial: &Trial, fault: Fault) -> Result<Strin
     trial.wait_written(from, NAME, 2_000)?;
     time.line(format_args!("task `writer` runs on {name}, and writes a record fifty times a second"));
     show_lease(time, trial)?;
-    let (began, since) = (Instant::now(), last_event(trial)?);
+    let (began, since) = (Instant::now(), trial.last_event()?);
     let host = trial.cluster.host(from);
     match fault {
         Fault::Agent | Fault::Restart => {
@@ -150,7 +150,7 @@ fn tell_events(time: &Timeline, trial: &Trial, since: &str) -> Result<()> {
         !matches!(event.what, EventKind::Changed | EventKind::AgentAnswers | EventKind::AgentRecovering)
     };
     for (key, event) in
-        events(trial)?.iter().filter(|(key, event)| key.as_str() > since && worth_telling(event))
+        trial.events()?.iter().filter(|(key, event)| key.as_str() > since && worth_telling(event))
     {
         let mut line = String::new();
         let what = serde_json::to_value(event.what).unwrap_or_default();
@@ -207,21 +207,4 @@ fn holder(trial: &Trial) -> Result<Option<usize>> {
     let held = trial.held(VOLUME)?;
     let of = |name: &str| trial.cluster.hosts().iter().position(|host| host.name() == name);
     Ok(held.and_then(|held| of(held.holder.as_str())))
-}
-
-/// All events, by key, which is their order.
-fn events(trial: &Trial) -> Result<Vec<(String, EventRecord)>> {
-    let text = trial.cluster.etcdctl(&["get", "--prefix", "/extvol/v1/events/"])?;
-    let mut lines = text.lines();
-    let mut events = Vec::new();
-    while let (Some(key), Some(value)) = (lines.next(), lines.next()) {
-        let event = shared::record::decode(value.as_bytes());
-        let event = event.map_err(|error| TrialError::Unexpected(format!("event {key}: {error}")))?;
-        events.push((key.to_owned(), event));
-    }
-    Ok(events)
-}
-
-fn last_event(trial: &Trial) -> Result<String> {
-    Ok(events(trial)?.pop().map(|(key, _)| key).unwrap_or_default())
 }
