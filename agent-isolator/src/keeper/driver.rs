@@ -108,7 +108,11 @@ pub trait VolumeDriver {
 
     /// Has the storage take the volume away from every other host, by mounting it here with preemption. Only with a
     /// proof that its last holder is dead.
-    fn take_away(&self, asked: &VolumeId, token: Token) -> impl Future<Output = Result<(), Text>> + Send;
+    fn take_away(
+        &self,
+        asked: &VolumeId,
+        token: Token,
+    ) -> impl Future<Output = Result<(), MountFault>> + Send;
 
     /// Unmounts it.
     fn unmount(
@@ -340,6 +344,15 @@ fn mount_id(token: Token) -> String {
     format!("extvol-{token}")
 }
 
+fn mount_fault(error: DriverError) -> MountFault {
+    let why = error.sentence().into();
+    match error {
+        DriverError::NoAnswer { .. } => MountFault::Unresolved(why),
+        DriverError::NotFound { .. } | DriverError::Unreachable { .. } => MountFault::Unreachable(why),
+        _ => MountFault::Refused(why),
+    }
+}
+
 impl VolumeDriver for DockerPlugins {
     async fn mount(
         &self,
@@ -347,23 +360,16 @@ impl VolumeDriver for DockerPlugins {
         create: Option<&BTreeMap<String, String>>,
         token: Token,
     ) -> Result<String, MountFault> {
-        let fault = |error: DriverError| match error {
-            DriverError::NoAnswer { .. } => MountFault::Unresolved(error.sentence().into()),
-            DriverError::NotFound { .. } | DriverError::Unreachable { .. } => {
-                MountFault::Unreachable(error.sentence().into())
-            }
-            _ => MountFault::Refused(error.sentence().into()),
-        };
         if let Some(options) = create {
             let made = self.ensure_exists(asked, options).await;
-            made.map_err(|error| match fault(error) {
+            made.map_err(|error| match mount_fault(error) {
                 // Create mounts nothing, and so leaves nothing to be settled.
                 MountFault::Unresolved(why) => MountFault::Refused(why),
                 other => other,
             })?;
         }
         let body = json!({ "Name": asked.name, "ID": mount_id(token) });
-        let answer = self.call(&asked.driver, "Mount", &body, MOUNT_TIMEOUT).await.map_err(fault)?;
+        let answer = self.call(&asked.driver, "Mount", &body, MOUNT_TIMEOUT).await.map_err(mount_fault)?;
         match answer.get("Mountpoint").and_then(Value::as_str) {
             Some(path) if !path.is_empty() => Ok(path.to_owned()),
             _ => Err(MountFault::Unresolved(
@@ -372,13 +378,14 @@ impl VolumeDriver for DockerPlugins {
         }
     }
 
-    async fn take_away(&self, asked: &VolumeId, token: Token) -> Result<(), Text> {
+    async fn take_away(&self, asked: &VolumeId, token: Token) -> Result<(), MountFault> {
         let Some(plugin) = self.preempt.get(&asked.driver) else {
-            return Err(format!("no plugin is known that takes volumes of {} away", asked.driver).into());
+            let why = format!("no plugin is known that takes volumes of {} away", asked.driver);
+            return Err(MountFault::Unreachable(why.into()));
         };
         let body = json!({ "Name": asked.name, "ID": mount_id(token) });
         let answer = self.call(plugin, "Mount", &body, MOUNT_TIMEOUT).await;
-        answer.map(drop).map_err(|error| error.sentence().into())
+        answer.map(drop).map_err(mount_fault)
     }
 
     async fn unmount(&self, asked: &VolumeId, token: Token) -> Result<(), UnmountFault> {

@@ -508,6 +508,9 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             }
             Output::Reset => self.memory.reset(),
             Output::Settle { op, token, asked } => {
+                if !self.may_call(op) {
+                    return;
+                }
                 let driver = self.driver.clone();
                 tokio::spawn(async move { tell(Input::Settled(op, driver.take_away(&asked, token).await)) });
             }

@@ -135,7 +135,7 @@ impl World<'_> {
         let life = self.nodes[host].life;
         let pause = dice.range(10 * MS, 200 * MS);
         if dice.permille(100) {
-            let input = Input::Settled(op, Err("the storage is busy".into()));
+            let input = Input::Settled(op, Err(MountFault::Refused("the storage is busy".into())));
             return self.after(pause, Event::CallAnswered { host, life, input });
         }
         for (other, node) in self.nodes.iter_mut().enumerate().filter(|(other, _)| *other != host) {

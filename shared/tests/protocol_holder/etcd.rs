@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use shared::protocol::exchange::{
-    Agent, ByTime, ClusterId, Commit, Held, Instance, Key, Lease, Outcome, Reading, Record, Session,
+    Agent, ByTime, ClusterId, Commit, Held, Instance, Key, Lease, Outcome, Proof, Reading, Record, Session,
     SessionState, Stage, View,
 };
 use shared::protocol::timing::Profile;
@@ -151,6 +151,12 @@ impl Etcd {
     }
 
     /// Revokes a session, as `extvol revoke` and the master's module do.
+    /// Another host's session is declared dead, after its silence alone.
+    pub(crate) fn end_elsewhere(&mut self, owner: &str) {
+        let session = Session { state: SessionState::Dead(Proof::Time), ..self.session(owner).clone() };
+        self.put(Key::Session(holder(owner)), Record::Session(session));
+    }
+
     pub(crate) fn revoke_session(&mut self, name: &str, reason: &str) {
         let (state, reason) = (SessionState::Revoking, Some(reason.into()));
         let session = Session { state, reason, ..self.session(name).clone() };

@@ -409,6 +409,11 @@ impl Host {
         self.give(Input::Mounted(op, result));
     }
 
+    pub(crate) fn settles(&mut self, name: &str, result: Result<(), MountFault>) {
+        let op = self.answered(name);
+        self.give(Input::Settled(op, result));
+    }
+
     pub(crate) fn unmounts(&mut self, name: &str, result: Result<(), UnmountFault>) {
         let op = self.answered(name);
         self.give(Input::Unmounted(op, result));

@@ -1,10 +1,13 @@
 //! Unmounting, the proof that a device is idle, and the release of its lease.
 
 use shared::protocol::exchange::{Key, Stage};
-use shared::protocol::holder::{Idleness, UnmountFault};
-use shared::protocol::holder::{Input, Sight};
+use std::collections::BTreeSet;
 
-use crate::etcd::holder;
+use shared::protocol::holder::{Idleness, MountFault, UnmountFault};
+use shared::protocol::holder::{Input, Sight};
+use shared::volume::Driver;
+
+use crate::etcd::{Etcd, holder};
 use crate::host::{AGENT, Host, ME, PAUSE, SETTLE, Step, acquire, container, place, record, release};
 
 /// A host whose only container has ended, and whose driver is unmounting.
@@ -173,6 +176,43 @@ fn mesos_word_that_a_container_has_ended_ends_the_doubt() {
         host.until_quiet();
         assert!(host.is_bare());
     }
+}
+
+/// A host that waits for the storage to take `a` from a dead host.
+fn taking_away() -> Host {
+    let mut host = Host::with(Etcd::new(), |settings| {
+        settings.storage_fencing = BTreeSet::from([Driver::new("ebs").unwrap()]);
+    });
+    host.etcd.hold_elsewhere("agent-2", "a");
+    host.etcd.end_elsewhere("agent-2");
+    host.prepare("c1", &["a"]);
+    assert_eq!(host.steps(), [acquire(&["a"]), Step::Settle("a".into())]);
+    host
+}
+
+#[test]
+fn what_a_take_away_has_mounted_is_unmounted_and_proved_though_nobody_needs_it_any_more() {
+    let mut host = taking_away();
+    host.cleanup("c1");
+    let steps = host.until_quiet();
+    let at = |wanted: Step| place(&steps, |step| *step == wanted);
+    assert!(at(Step::Unmount("a".into())) < at(Step::Prove("a".into())), "{steps:#?}");
+    assert!(at(Step::Prove("a".into())) < at(release("a")), "{steps:#?}");
+    assert!(host.is_bare());
+}
+
+#[test]
+fn a_take_away_without_an_answer_is_waited_for_before_the_lease_is_released() {
+    let mut host = taking_away();
+    host.settles("a", Err(MountFault::Unresolved("no answer".into())));
+    host.cleanup("c1");
+    let began = host.now;
+    while host.etcd.lease("a").is_some_and(|held| held.holder.as_str() == ME) {
+        host.later(PAUSE);
+        host.until_quiet();
+    }
+    assert!(host.now - began >= SETTLE);
+    assert!(host.is_bare());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use shared::protocol::exchange::Key;
-use shared::protocol::holder::Input;
+use shared::protocol::holder::{Input, Sight};
 use shared::protocol::timing::Profile;
 use shared::record::Epoch;
 
@@ -134,6 +134,33 @@ fn a_revoked_session_whose_containers_end_dies_when_everything_is_released_and_a
     host.later(SECOND * 2);
     assert!(host.is_bare());
     assert_eq!(host.core.epoch(), Some(Epoch(2)));
+}
+
+#[test]
+fn a_revoke_ends_the_doubt_about_a_container_that_ended_before_it() {
+    for revoke in [
+        |host: &mut Host| host.etcd.revoke_session(ME, "drained"),
+        |host: &mut Host| host.etcd.revoke_volume("c", "maintenance"),
+    ] {
+        let mut host = running();
+        host.give(Input::Ended { container: crate::host::container("c2") });
+        assert_eq!(host.steps(), [Step::Look("c".into())]);
+        host.sees("c", Sight::Mounted { elsewhere: Some("process 77 (sh)".into()) });
+        revoke(&mut host);
+        host.later(SECOND * 2);
+        place(&host.steps(), |step| *step == Step::Unmount("c".into()));
+    }
+}
+
+#[test]
+fn beats_go_on_while_the_session_cannot_be_read() {
+    let mut host = running();
+    host.etcd.down = Some("a record of a later version");
+    host.give(Input::Changed(Key::Session(holder(ME))));
+    host.later(SECOND * 30);
+    let steps = host.all_steps();
+    assert!(!steps.iter().any(|step| matches!(step, Step::Fence(_))), "{steps:#?}");
+    assert!(steps.iter().filter(|step| **step == Step::Beat).count() >= 29);
 }
 
 #[test]

@@ -146,7 +146,7 @@ pub enum Input {
     /// The result of [`Output::Commit`]. It comes within R.
     Committed(Op, Outcome),
     /// The result of [`Output::Settle`].
-    Settled(Op, Result<(), Text>),
+    Settled(Op, Result<(), MountFault>),
     /// The result of [`Output::Mount`].
     Mounted(Op, Result<MountedVolume, MountFault>),
     /// The result of [`Output::Unmount`].

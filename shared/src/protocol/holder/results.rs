@@ -18,17 +18,26 @@ impl Core {
         Some((id.clone(), volume))
     }
 
-    pub(super) fn settled(&mut self, now: Now, op: Op, result: Result<(), Text>) {
-        let bounds = self.settings.retry;
+    pub(super) fn settled(&mut self, now: Now, op: Op, result: Result<(), MountFault>) {
+        let (bounds, settled_at) = (self.settings.retry, now + self.settings.settle);
+        self.table_changed = true;
         let Some((id, volume)) = self.by_op(op) else { return };
         let Phase::Settling { token } = volume.phase else { return };
+        volume.answered();
         match result {
             Ok(()) => {
                 volume.settle();
                 volume.enter(Phase::Mounting { token });
-                self.table_changed = true;
             }
-            Err(why) => {
+            Err(fault) => {
+                // It is a Mount, and may take the volume from whoever has it by then (L10).
+                if let MountFault::Unresolved(_) = &fault {
+                    volume.unanswered(settled_at);
+                }
+                let (MountFault::Refused(why)
+                | MountFault::Unreachable(why)
+                | MountFault::Unresolved(why)
+                | MountFault::Unusable { why, .. }) = fault;
                 if volume.retry(now, why.clone(), bounds) {
                     let line = format!("the storage has not taken volume {id} from its last host: {why}");
                     self.outputs.push_back(Output::Warn(line.into()));

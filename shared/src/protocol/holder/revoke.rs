@@ -43,6 +43,14 @@ impl Core {
         if self.revoke_ends().is_some_and(|at| at <= now) {
             return self.fence("it was revoked, and did not wind down in time");
         }
+        // Whoever used it has ended before, or is told to: nobody waits for the neighbours' copies of the mount.
+        for volume in self.volumes.values_mut().filter(|volume| volume.users.is_empty()) {
+            if (all || volume.revoked) && !volume.doubts.is_empty() {
+                volume.doubts.clear();
+                volume.retry_at = None;
+                self.table_changed = true;
+            }
+        }
         let mut unprepared = Vec::new();
         let mut overdue = false;
         for (id, container) in &mut self.containers {

@@ -294,12 +294,7 @@ impl Core {
 
     pub(super) fn wants_beat(&self) -> bool {
         let known = self.mine.as_ref().is_some_and(|mine| mine.at != Revision::ABSENT);
-        self.is_open()
-            && known
-            && self.armed()
-            && self.guarded
-            && self.check.is_none()
-            && self.checking.is_none()
+        self.is_open() && known && self.armed() && self.guarded
     }
 
     fn start_beat(&mut self, now: Now) {
@@ -329,7 +324,7 @@ impl Core {
             Outcome::Conflict if beat.against != mine.at => self.next_beat = now,
             Outcome::Conflict => {
                 self.check = Some(now);
-                self.next_beat = now;
+                self.next_beat = now + timing.beat / 4;
             }
             Outcome::Unknown | Outcome::NotSent => self.next_beat = now + timing.beat / 4,
         }

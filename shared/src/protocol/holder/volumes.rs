@@ -120,7 +120,8 @@ impl Core {
         match &effect {
             // What is being written now is what the users are now; a change in between writes again.
             None => volume.recorded = true,
-            Some(Output::Mount { .. } | Output::Unmount { .. }) => {
+            // A take-away is a Mount: what it leaves is unmounted and proved before the lease is released (L4).
+            Some(Output::Mount { .. } | Output::Unmount { .. } | Output::Settle { .. }) => {
                 volume.call();
                 self.table_changed = true;
             }

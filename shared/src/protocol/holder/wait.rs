@@ -75,7 +75,8 @@ impl Core {
     /// Something changed that prepares may wait for, or that may be a revoke.
     pub(super) fn changed(&mut self, now: Now, key: &Key) {
         let own = matches!(key, Key::Session(holder) if *holder == self.settings.holder);
-        if own && self.is_open() && self.check.is_none() && self.checking.is_none() {
+        // A reading under way may have been made before.
+        if own && self.is_open() && self.check.is_none() {
             self.check = Some(now);
         }
         for waiting in self.waiting.values_mut() {
