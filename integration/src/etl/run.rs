@@ -309,7 +309,7 @@ fn tell_verified(time: &Timeline, verified: &Verified) {
     ));
     time.more(format_args!(
         "bad rows: {} set aside, each with the reason that the source's own query gives",
-        verified.bad
+        grouped(verified.bad)
     ));
 }
 

@@ -111,7 +111,7 @@ fn tell_pause(time: &Timeline, outcome: &Outcome) {
 /// Many runs, each with a moment of its own; a line for each, and the worst pause.
 fn play_all(settings: &Settings, runs: u64) -> Result<bool, Box<dyn Error>> {
     let mut random = Random::new(settings.seed);
-    let (mut lines, mut worst, mut passed) = (Vec::new(), 0.0_f64, 0);
+    let (mut lines, mut worst, mut passed, mut moved) = (Vec::new(), 0.0_f64, 0, 0);
     for number in 1..=runs {
         let percent = 10 + random.below(81);
         let settings = Settings { percent, seed: settings.seed + number - 1, ..settings.clone() };
@@ -123,6 +123,7 @@ fn play_all(settings: &Settings, runs: u64) -> Result<bool, Box<dyn Error>> {
             Some(outcome) => {
                 passed += 1;
                 let Outcome { throughput, hosts, .. } = outcome;
+                moved += u64::from(hosts.len() > 1);
                 worst = worst.max(throughput.pause.seconds);
                 format!(
                     "passed, pause {:.1} s, {} rows/s before and {} after it, loaded by {}",
@@ -138,7 +139,10 @@ fn play_all(settings: &Settings, runs: u64) -> Result<bool, Box<dyn Error>> {
     }
     println!("\n{}", lines.join("\n"));
     let verdict = if passed == runs { "passed" } else { "FAILED" };
-    println!("\netl: {verdict}: {passed} of {runs} runs have passed; the worst pause was {worst:.1} s.");
+    println!(
+        "\netl: {verdict}: {passed} of {runs} runs have passed; in {moved} of them the load has moved to the other host; the \
+         worst pause was {worst:.1} s."
+    );
     Ok(passed == runs)
 }
 

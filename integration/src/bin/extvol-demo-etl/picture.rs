@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn the_axis_has_round_steps() {
-        assert_eq!([1, 5, 6, 25_000, 26_000, 60_000].map(round_step), [1, 1, 2, 5_000, 5_000, 10_000]);
+        assert_eq!([1, 5, 6, 25_000, 26_000, 60_000].map(round_step), [1, 1, 2, 5_000, 5_000, 20_000]);
     }
 
     #[test]

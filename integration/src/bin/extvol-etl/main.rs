@@ -128,7 +128,9 @@ impl Job {
             return Err(TooFew { done: good + rejected, total }.into());
         }
         println!("etl: finished: {good} orders loaded, {rejected} rows set aside");
-        println!("etl: rows of this start: {extracted} from the source, {found} found on the scratch volume");
+        println!(
+            "etl: {extracted} rows were extracted in this start; files of {found} were found on the scratch volume"
+        );
         Ok(())
     }
 
