@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use serde_json::{Value, json};
-use shared::protocol::Text;
 use shared::protocol::holder::{MountFault, UnmountFault};
 use shared::record::Token;
 use shared::volume::{Driver, VolumeId};

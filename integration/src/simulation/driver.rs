@@ -152,6 +152,9 @@ impl World<'_> {
             }
         }
         self.log(|| format!("h{host} has the storage take {volume} from everybody else"));
+        // It is a Mount with preemption, and mounts.
+        self.nodes[host].host.mounts.insert(volume.clone(), Mount { blocked: false });
+        self.check_writers(volume);
         self.after(pause, Event::CallAnswered { host, life, input: Input::Settled(op, Ok(())) });
     }
 

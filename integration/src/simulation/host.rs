@@ -166,7 +166,10 @@ impl Host {
                 self.shared.fence_at = fence_at;
             }
             Output::Reset => self.shared = self.shared.next(),
-            Output::Settle { op, asked, .. } => effects.push(Effect::Settle(op, asked)),
+            Output::Settle { op, asked, .. } if self.may_call(now, op) => {
+                effects.push(Effect::Settle(op, asked));
+            }
+            Output::Settle { .. } => {}
             Output::Mount { op, wanted, .. } => {
                 if self.may_call(now, op) {
                     effects.push(Effect::Mount(op, wanted.asked));

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Core, Idleness, MountFault, MountedVolume, Output, Phase, Sight, Step, UnmountFault, Volume};
-use crate::protocol::{Now, Op, Text};
+use crate::protocol::{Now, Op};
 use crate::volume::{ContainerId, VolumeId};
 
 /// How often a driver that refuses to detach an idle disk is asked again before the lease is released
