@@ -338,8 +338,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "fenced_epoch_beats",
         "an epoch that was fenced beats again",
         "holder/session.rs",
-        "self.is_open()\n            && known",
-        "known",
+        "self.is_open() && known && self.armed() && self.guarded",
+        "known && self.armed() && self.guarded",
     ),
     mutant(
         "cgroup_stored_late",
