@@ -77,6 +77,8 @@ fn mesos_broken_modules_json_and_parameters_are_refused_by_name_and_value() -> R
     let (hub, host) = (trial.cluster.hub(), trial.cluster.host(0));
     let library = integration::cluster::target_directory().join("extvol/libextvol.so").display().to_string();
     let (etcd, program) = (("etcd_endpoints", "192.0.2.1:2379"), ("keeper", "/bin/true"));
+    let cgroups = format!("extvol_{}_{}", trial.cluster.id(), host.name());
+    let cgroups = ("cgroup_root", cgroups.as_str());
     let isolator = |parameters: &[(&str, &str)]| modules(&library, "org_extvol_VolumeIsolator", parameters);
     let table = [
         ("{".to_owned(), "modules"),
@@ -89,7 +91,8 @@ fn mesos_broken_modules_json_and_parameters_are_refused_by_name_and_value() -> R
         (isolator(&[etcd, program, ("holder", "a/b")]), "`holder` has the value `a/b`"),
         (isolator(&[etcd, program, ("prepare_timeout", "45")]), "`prepare_timeout` has the value `45`"),
         (isolator(&[etcd, program, ("mount_roots", "volumes")]), "`mount_roots` has the value `volumes`"),
-        (isolator(&[etcd, ("keeper", "/no/keeper")]), "`keeper` has the value `/no/keeper`"),
+        (isolator(&[etcd, program]), "`cgroup_root` has the value `mesos`"),
+        (isolator(&[etcd, cgroups, ("keeper", "/no/keeper")]), "`keeper` has the value `/no/keeper`"),
     ];
     let kept = std::fs::read_to_string(host.directory().join("modules.json")).expect("it was written");
     host.kill_agent()?;
