@@ -63,6 +63,19 @@ fn a_revoke_is_noticed_by_the_watch_of_this_holders_session_and_not_only_by_the_
 }
 
 #[test]
+fn a_revoke_that_is_told_while_the_session_is_being_read_is_not_lost() {
+    let mut host = running();
+    let own = Key::Session(holder(ME));
+    host.readings_are_late = true;
+    host.give(Input::Changed(own.clone()));
+    // What is on its way was read before.
+    host.etcd.revoke_session(ME, "drained");
+    host.give(Input::Changed(own));
+    host.readings_arrive();
+    assert_eq!(limits(&host.steps()).first().map(|(name, _)| *name), Some("c1"));
+}
+
+#[test]
 fn a_container_that_stays_after_a_revoke_of_its_volume_is_killed_after_the_grace_and_then_the_host_fences() {
     let mut host = running();
     host.etcd.revoke_volume("a", "maintenance");
