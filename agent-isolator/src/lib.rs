@@ -12,6 +12,7 @@ pub mod keeper;
 pub mod kernel;
 pub mod mesos;
 pub mod parameters;
+pub mod rules;
 pub mod target;
 pub mod task;
 pub mod wire;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::keeper::fence::{Policy, Reset};
+use crate::rules::Rules;
 use shared::parameters::{ParameterError, Parameters};
 use shared::protocol::exchange::ByTime;
 use shared::protocol::timing::Timing;
@@ -80,6 +81,8 @@ pub struct IsolatorParameters {
     pub program: Option<PathBuf>,
     /// `sandbox_directory`: the agent's flag of that name; default `/mnt/mesos/sandbox`.
     pub sandbox_directory: String,
+    /// What tasks may do.
+    pub rules: Rules,
 }
 
 fn host_name(_: &str) -> Result<Holder, String> {
@@ -245,11 +248,12 @@ impl IsolatorParameters {
         let program = parameters.parsed("keeper", absolute)?;
         let sandbox_directory =
             parameters.optional("sandbox_directory").unwrap_or_else(|| "/mnt/mesos/sandbox".into());
-        let own = ["keeper", "sandbox_directory"];
-        let given = pairs.iter().filter(|(name, _)| !own.contains(&name.as_str())).cloned().collect();
+        let rules = Rules::take(&mut parameters)?;
+        let is_own = |name: &str| ["keeper", "sandbox_directory"].contains(&name) || Rules::NAMES.contains(&name);
+        let given = pairs.iter().filter(|(name, _)| !is_own(name)).cloned().collect();
         let keeper = KeeperParameters::take(&mut parameters, given)?;
         parameters.finish()?;
-        Ok(Self { keeper, program, sandbox_directory })
+        Ok(Self { keeper, program, sandbox_directory, rules })
     }
 }
 

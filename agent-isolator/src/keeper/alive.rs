@@ -12,7 +12,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use shared::volume::ContainerId;
 
 /// Where the freezer hierarchy is mounted, as Mesos has it.
-const FREEZER: &str = "/sys/fs/cgroup/freezer";
+pub const FREEZER: &str = "/sys/fs/cgroup/freezer";
+
+/// Whether this host has the freezer hierarchy.
+#[must_use]
+pub fn has_freezer() -> bool {
+    Path::new(FREEZER).join("cgroup.procs").exists()
+}
 
 /// The freezer cgroup of a process, as its path below the hierarchy's root; none for the root itself, or where this
 /// program sees the hierarchy otherwise than the process's own entry tells.
@@ -27,6 +33,17 @@ pub fn freezer_cgroup(pid: u32) -> Option<String> {
     let processes = fs::read_to_string(Path::new(FREEZER).join(path).join("cgroup.procs")).ok()?;
     let listed = processes.lines().any(|line| line.parse() == Ok(pid));
     (listed && !path.is_empty()).then(|| format!("/{path}"))
+}
+
+/// The freezer cgroup of a container's first process, if it is the container's own: `<root>/<id>`, nested
+/// `<root>/<parent>/mesos/<child>`. In another one a fence would miss the container, or hit what is not it.
+#[must_use]
+pub fn own_cgroup(pid: u32, container: &ContainerId) -> Option<String> {
+    freezer_cgroup(pid).filter(|cgroup| Path::new(cgroup).ends_with(relative_cgroup(container)))
+}
+
+fn relative_cgroup(container: &ContainerId) -> PathBuf {
+    container.as_str().split('.').collect::<Vec<_>>().join("/mesos/").into()
 }
 
 /// Whether a process is in a freezer cgroup of its own: that of a container, most likely.
@@ -44,9 +61,8 @@ pub fn is_contained(pid: u32) -> bool {
 /// Whether a process is in a container's freezer cgroup, or in one nested in it. What cannot be read counts as there.
 #[must_use]
 pub fn is_alive(cgroup: &str) -> bool {
-    let root = Path::new(FREEZER);
     // Without the hierarchy a missing cgroup means nothing.
-    !root.join("cgroup.procs").exists() || has_processes(&root.join(cgroup.trim_matches('/')))
+    !has_freezer() || has_processes(&Path::new(FREEZER).join(cgroup.trim_matches('/')))
 }
 
 /// Asks all processes of a container's freezer cgroup, and of those nested in it, to end (SIGTERM).
@@ -72,7 +88,7 @@ fn terminate_below(cgroup: &Path) {
 /// `<root>/<parent>/mesos/<child>`.
 #[must_use]
 pub fn find_cgroup(container: &ContainerId) -> Option<String> {
-    let wanted: PathBuf = container.as_str().split('.').collect::<Vec<_>>().join("/mesos/").into();
+    let wanted = relative_cgroup(container);
     // Deep enough for an agent's root in a cgroup of its own, and for nesting.
     let found = below(Path::new(FREEZER), &wanted, 12)?;
     let path = found.strip_prefix(FREEZER).ok()?;

@@ -319,8 +319,16 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                 Input::Prepare { request, container, agent, agent_id, volumes }
             }
             Call::Isolate { agent, container, pid } => {
-                let cgroup = alive::freezer_cgroup(pid).map(Text::from);
-                Input::Isolate { request, agent: agent.into(), container, pid, cgroup }
+                let Some(cgroup) = alive::own_cgroup(pid, &container) else {
+                    let refused = format!(
+                        "container {container} (process {pid}) is in no freezer cgroup of its own below {}: a fence \
+                         could not end it, so it may have no volumes; the agent needs --launcher=linux",
+                        alive::FREEZER
+                    );
+                    self.requests.remove(&request);
+                    return self.answer(connection, call_id, Err(refused.into()));
+                };
+                Input::Isolate { request, agent: agent.into(), container, pid, cgroup: Some(cgroup.into()) }
             }
             Call::Cleanup { agent, container } => {
                 self.limits.remove(&container);
