@@ -83,7 +83,12 @@ impl Agent {
 
     pub(crate) fn start_in(directory: TempDir, more: &[(&str, &str)]) -> Self {
         let run_directory = directory.path().to_str().unwrap();
-        let own = [("etcd_endpoints", "127.0.0.1:1"), ("holder", "h"), ("run_directory", run_directory)];
+        let own = [
+            ("etcd_endpoints", "127.0.0.1:1"),
+            ("holder", "h"),
+            ("drivers", "ebs,rexray"),
+            ("run_directory", run_directory),
+        ];
         let parameters = own.iter().chain(more).map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
         let parameters: Vec<_> = parameters.collect();
         let isolator = Isolator::start(&parameters, || Some("127.0.0.1:5051".into())).unwrap();
