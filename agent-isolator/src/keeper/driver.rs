@@ -182,8 +182,10 @@ impl DockerPlugins {
     fn find(&self, driver: &Driver) -> Result<Endpoint, DriverError> {
         let mut found = self.find_named(driver);
         if matches!(found, Err(DriverError::NotFound { .. })) {
-            let others = self.aliases.iter().filter(|(_, of)| *of == driver);
-            found = others.filter_map(|(alias, _)| self.find_named(alias).ok()).next().map_or(found, Ok);
+            let canonical = self.aliases.get(driver).unwrap_or(driver);
+            let aliases = self.aliases.iter().filter(|(_, of)| *of == canonical).map(|(alias, _)| alias);
+            let mut others = std::iter::once(canonical).chain(aliases);
+            found = others.find_map(|other| self.find_named(other).ok()).map_or(found, Ok);
         }
         let endpoint = found?;
         let place = endpoint.place();
@@ -619,7 +621,8 @@ mod tests {
             found.map(|endpoint| endpoint.shown()).map_err(|error| error.to_string())
         };
         assert_eq!(found("ebs"), Ok(at("ebs.sock").display().to_string()));
-        // An alias is another name of it.
+        // An alias is another name of it, with a socket of its own or without one.
+        assert_eq!(found("rexray"), found("ebs"));
         std::os::unix::fs::symlink(at("ebs.sock"), at("rexray.sock")).unwrap();
         assert_eq!(found("rexray"), Ok(at("rexray.sock").display().to_string()));
         // A second driver at the same socket; a moment ago it was not.

@@ -299,6 +299,16 @@ fn etcd_a_keeper_that_runs_is_well_and_other_parameters_than_its_own_are_found()
 }
 
 #[test]
+fn etcd_a_keeper_says_when_it_starts_which_of_its_drivers_do_not_work() {
+    let installation = Installation::found();
+    let keeper = Keeper::start(&installation);
+    let said = "no Docker volume plugin named rexray was found";
+    wait_until("it has asked the plugin", || keeper.log().contains(said));
+    let log = keeper.log();
+    assert!(log.contains("and this host serves the driver rexray; start it, or see its log"), "{log}");
+}
+
+#[test]
 fn etcd_a_keeper_that_ended_is_missed() {
     let installation = Installation::found();
     let mut keeper = Keeper::start(&installation);
