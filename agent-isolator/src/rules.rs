@@ -86,15 +86,6 @@ pub fn kernels(path: &Path) -> Option<&'static str> {
     ["/proc", "/sys", "/dev"].into_iter().find(|own| path.starts_with(own))
 }
 
-/// Whether volumes of this driver are mounted under leases here.
-#[must_use]
-pub fn is_ours(parameters: &KeeperParameters, driver: &Driver) -> bool {
-    let naming = &parameters.naming;
-    let canonical = naming.driver_aliases.get(driver).unwrap_or(driver);
-    let declared = naming.driver_aliases.values().chain(parameters.preempt_plugins.keys());
-    canonical.as_str() == crate::task::DEFAULT_DRIVER || declared.into_iter().any(|known| known == canonical)
-}
-
 /// Who mounts what on this agent.
 pub struct Declared<'a> {
     /// The module's parameters.
@@ -140,7 +131,7 @@ impl Declared<'_> {
     }
 
     fn serves(&self, driver: Option<&str>) -> bool {
-        driver.is_some_and(|name| Driver::new(name).is_ok_and(|name| is_ours(self.keeper, &name)))
+        driver.is_some_and(|name| Driver::new(name).is_ok_and(|name| self.keeper.serves(&name)))
     }
 
     fn check_docker_volume(
@@ -238,7 +229,7 @@ mod tests {
     use crate::parameters::IsolatorParameters;
 
     fn parameters(pairs: &[(&str, &str)]) -> Result<IsolatorParameters, String> {
-        let given = [("etcd_endpoints", "h:1"), ("driver_aliases", "elastic=ebs")];
+        let given = [("etcd_endpoints", "h:1"), ("drivers", "rexray,ebs"), ("driver_aliases", "elastic=ebs")];
         let pairs = given.iter().chain(pairs).map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
         IsolatorParameters::read(&pairs.collect::<Vec<_>>()).map_err(|error| error.to_string())
     }

@@ -99,6 +99,7 @@ impl Agent {
         let own = [
             ("etcd_endpoints", "127.0.0.1:1"),
             ("holder", "h"),
+            ("drivers", "ebs,rexray"),
             ("run_directory", run_directory),
             ("host_paths", run_directory),
         ];
