@@ -75,9 +75,9 @@ pub(crate) fn check(parameters: &IsolatorParameters) -> Result<Beside, String> {
 fn check_launcher(launcher: Option<&str>, freezer: bool) -> Result<(), String> {
     let needs = "a fence could not find the containers of this host, and they would go on to write";
     match launcher {
-        Some(other) if other != "linux" => {
-            Err(format!("the agent's --launcher is {other}; extvol needs --launcher=linux: with another one {needs}"))
-        }
+        Some(other) if other != "linux" => Err(format!(
+            "the agent's --launcher is {other}; extvol needs --launcher=linux: with another one {needs}"
+        )),
         _ if !freezer => Err(format!(
             "this host has no cgroup v1 freezer hierarchy at {}; extvol needs it: without it {needs}",
             alive::FREEZER
@@ -98,7 +98,9 @@ fn check_docker_volume(beside: Beside, parameters: &IsolatorParameters) -> Resul
         ));
     }
     if !parameters.rules.refuse_docker_volumes {
-        let why = format!("cannot be beside the agent's isolator {DOCKER_VOLUME}, which would mount leased volumes");
+        let why = format!(
+            "cannot be beside the agent's isolator {DOCKER_VOLUME}, which would mount leased volumes"
+        );
         return Err(invalid("docker_volumes", "ignore", why).to_string());
     }
     tracing::warn!(
@@ -113,8 +115,9 @@ fn check_cgroups(agents: Option<&str>, parameters: &KeeperParameters) -> Result<
     if agents.trim_matches('/') == parameters.cgroup_root.trim_matches('/') {
         return Ok(());
     }
-    let why =
-        format!("is not the agent's {CGROUPS}, {agents}: the containers of this agent would not be found when the host is fenced");
+    let why = format!(
+        "is not the agent's {CGROUPS}, {agents}: the containers of this agent would not be found when the host is fenced"
+    );
     Err(invalid("cgroup_root", &parameters.cgroup_root, why))
 }
 
@@ -186,7 +189,10 @@ mod tests {
         std::fs::write(&file, "2mins\n").unwrap();
         let in_file = format!("file://{}", file.path().display());
         assert_eq!(of("mesos-agent\0", Some(&in_file)), seconds(120));
-        assert_eq!(of(&format!("mesos-agent\0--executor_registration_timeout={in_file}\0"), None), seconds(120));
+        assert_eq!(
+            of(&format!("mesos-agent\0--executor_registration_timeout={in_file}\0"), None),
+            seconds(120)
+        );
         assert_eq!(of("mesos-agent\0--executor_registration_timeout=file:///nowhere/t\0", None), seconds(60));
     }
 
@@ -233,10 +239,15 @@ mod tests {
         assert_eq!(check_launcher(None, true), Ok(()));
         assert_eq!(check_launcher(Some("linux"), true), Ok(()));
         let posix = check_launcher(Some("posix"), true).unwrap_err();
-        assert!(posix.starts_with("the agent's --launcher is posix; extvol needs --launcher=linux"), "{posix}");
+        assert!(
+            posix.starts_with("the agent's --launcher is posix; extvol needs --launcher=linux"),
+            "{posix}"
+        );
         for launcher in [None, Some("linux")] {
             let missing = check_launcher(launcher, false).unwrap_err();
-            assert!(missing.starts_with("this host has no cgroup v1 freezer hierarchy at /sys/fs/cgroup/freezer"));
+            assert!(
+                missing.starts_with("this host has no cgroup v1 freezer hierarchy at /sys/fs/cgroup/freezer")
+            );
         }
     }
 
@@ -245,7 +256,10 @@ mod tests {
         let beside = |docker_volume| Beside { docker_volume, filesystem_linux: true };
         assert_eq!(check_docker_volume(beside(false), &module(&[])), Ok(()));
         let refused = check_docker_volume(beside(true), &module(&[])).unwrap_err();
-        assert!(refused.starts_with("the agent's --isolation lists docker/volume, which mounts"), "{refused}");
+        assert!(
+            refused.starts_with("the agent's --isolation lists docker/volume, which mounts"),
+            "{refused}"
+        );
         let allow = ("docker_volume_isolator", "allow");
         assert_eq!(check_docker_volume(beside(true), &module(&[allow])), Ok(()));
         let both = check_docker_volume(beside(true), &module(&[allow, ("docker_volumes", "ignore")]));

@@ -233,7 +233,8 @@ impl IsolatorParameters {
         let sandbox_directory =
             parameters.optional("sandbox_directory").unwrap_or_else(|| "/mnt/mesos/sandbox".into());
         let rules = Rules::take(&mut parameters)?;
-        let is_own = |name: &str| ["keeper", "sandbox_directory"].contains(&name) || Rules::NAMES.contains(&name);
+        let is_own =
+            |name: &str| ["keeper", "sandbox_directory"].contains(&name) || Rules::NAMES.contains(&name);
         let given = pairs.iter().filter(|(name, _)| !is_own(name)).cloned().collect();
         let keeper = KeeperParameters::take(&mut parameters, given)?;
         parameters.finish()?;

@@ -57,11 +57,10 @@ impl Rules {
 }
 
 fn either(text: &str, yes: &str, no: &str) -> Result<bool, String> {
-    match text {
-        _ if text == yes => Ok(true),
-        _ if text == no => Ok(false),
-        _ => Err(format!("is neither {yes} nor {no}")),
+    if text != yes && text != no {
+        return Err(format!("is neither {yes} nor {no}"));
     }
+    Ok(text == yes)
 }
 
 fn host_paths(text: &str) -> Result<Vec<PathBuf>, String> {
@@ -102,8 +101,7 @@ impl Declared<'_> {
     /// # Errors
     /// A sentence for the framework: the first volume that is not, and what to do instead.
     pub fn check(&self, config: &ContainerConfig) -> Result<(), String> {
-        let volumes = config.container_info.iter().flat_map(|info| &info.volumes);
-        volumes.into_iter().try_for_each(|volume| self.check_volume(volume))
+        volumes(config).try_for_each(|volume| self.check_volume(volume))
     }
 
     fn check_volume(&self, volume: &Volume) -> Result<(), String> {
@@ -115,7 +113,7 @@ impl Declared<'_> {
             return Ok(());
         };
         let docker = source.docker_volume.as_ref();
-        let name = lossy(docker.map_or(b"", |docker| &docker.name));
+        let name = lossy(docker.map(|docker| docker.name.as_slice()).unwrap_or_default());
         let driver = docker.and_then(|docker| docker.driver.as_deref()).map(lossy);
         self.check_docker_volume(driver.as_deref(), &name, &lossy(&volume.container_path))
     }
@@ -173,7 +171,8 @@ impl Declared<'_> {
     /// host takes away. As it is written: links are not followed.
     fn check_host_path(&self, path: &[u8]) -> Result<(), String> {
         let path = lossy(path);
-        let plain: PathBuf = Path::new(&*path).components().filter(|part| *part != Component::CurDir).collect();
+        let plain: PathBuf =
+            Path::new(&*path).components().filter(|part| *part != Component::CurDir).collect();
         let roots = &self.keeper.mount_roots;
         match roots.iter().find(|root| plain.starts_with(root)) {
             None => Ok(()),
@@ -195,20 +194,22 @@ fn host_path(volume: &Volume) -> Option<&[u8]> {
 /// Whether the container's mounts are also the host's: what is mounted in it would be mounted on the host.
 #[must_use]
 pub fn shares_mounts_with_the_host(config: &ContainerConfig) -> bool {
-    let volumes = config.container_info.iter().flat_map(|info| &info.volumes);
     let propagation = |volume: &Volume| {
         let path = volume.source.as_ref()?.host_path.as_ref()?;
         Some(path.mount_propagation.as_ref()?.mode() == Mode::Bidirectional)
     };
-    volumes.into_iter().any(|volume| propagation(volume) == Some(true))
+    volumes(config).any(|volume| propagation(volume) == Some(true))
 }
 
 /// Whether the container declares a volume of source DOCKER_VOLUME, whoever mounts it.
 #[must_use]
 pub fn has_docker_volume(config: &ContainerConfig) -> bool {
-    let volumes = config.container_info.iter().flat_map(|info| &info.volumes);
-    let sources = volumes.into_iter().filter_map(|volume| volume.source.as_ref());
-    sources.into_iter().any(|source| source.r#type() == Type::DockerVolume)
+    let mut sources = volumes(config).filter_map(|volume| volume.source.as_ref());
+    sources.any(|source| source.r#type() == Type::DockerVolume)
+}
+
+fn volumes(config: &ContainerConfig) -> impl Iterator<Item = &Volume> {
+    config.container_info.iter().flat_map(|info| &info.volumes)
 }
 
 /// The sentence to refuse a parameter's value with.
@@ -268,8 +269,16 @@ mod tests {
         let table = [
             (Some("ebs"), false, ours),
             (Some("ebs"), true, ours),
-            (Some("elastic"), true, "DOCKER_VOLUME elastic/vol-1 is not mounted: volumes of the driver elastic"),
-            (Some("rexray"), false, "DOCKER_VOLUME rexray/vol-1 is not mounted: volumes of the driver rexray"),
+            (
+                Some("elastic"),
+                true,
+                "DOCKER_VOLUME elastic/vol-1 is not mounted: volumes of the driver elastic",
+            ),
+            (
+                Some("rexray"),
+                false,
+                "DOCKER_VOLUME rexray/vol-1 is not mounted: volumes of the driver rexray",
+            ),
             (Some("pxd"), false, "nobody on this agent mounts it (the driver pxd is none"),
             (Some("pxd"), true, ""),
             (Some("../x"), false, "nobody on this agent mounts it (the driver ../x is none"),
@@ -282,8 +291,13 @@ mod tests {
             assert_eq!(check(&[("docker_volumes", "ignore")], isolator, docker_volume(driver, "vol-1")), "");
         }
         let said = check(&[], false, docker_volume(Some("ebs"), "vol-1"));
-        assert!(said.contains("labels extvol.name=vol-1, extvol.driver=ebs and extvol.container_path=data instead"));
-        let forged = check(&[], false, docker_volume(Some("pxd"), "a\nE1130 00:00:00.0 1 slave.cpp:1] forged"));
+        assert!(
+            said.contains(
+                "labels extvol.name=vol-1, extvol.driver=ebs and extvol.container_path=data instead"
+            )
+        );
+        let forged =
+            check(&[], false, docker_volume(Some("pxd"), "a\nE1130 00:00:00.0 1 slave.cpp:1] forged"));
         assert!(forged.contains("pxd/a\\nE1130") && !forged.contains('\n'), "{forged}");
     }
 

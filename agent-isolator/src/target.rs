@@ -86,7 +86,10 @@ fn on_host(path: &Path, allowed: &[PathBuf]) -> Result<PathBuf, String> {
     let Some(above) = allowed.iter().find(|above| path.starts_with(above) && path != above.as_path()) else {
         let listed = match allowed {
             [] => "lists none".to_owned(),
-            some => format!("lists {}", some.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")),
+            some => format!(
+                "lists {}",
+                some.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
+            ),
         };
         return Err(format!(
             "without an image it would cover a path of the host, and the agent's parameter host_paths {listed}; name a \
@@ -222,14 +225,22 @@ mod tests {
     #[test]
     fn a_path_of_the_host_is_covered_only_below_what_its_operator_lists() {
         let tree = Tree::new();
-        for path in ["/etc", "/tmp/ebs-auto", tree.at("host").to_str().unwrap(), tree.at("hosts/x").to_str().unwrap()] {
+        for path in
+            ["/etc", "/tmp/ebs-auto", tree.at("host").to_str().unwrap(), tree.at("hosts/x").to_str().unwrap()]
+        {
             let error = tree.resolve(path, false).unwrap_err();
-            let expected = format!("container path {path:?}: without an image it would cover a path of the host, and \
-                                    the agent's parameter host_paths lists {}", tree.at("host").display());
+            let expected = format!(
+                "container path {path:?}: without an image it would cover a path of the host, and \
+                                    the agent's parameter host_paths lists {}",
+                tree.at("host").display()
+            );
             assert!(error.starts_with(&expected), "{error}");
         }
         let error = on_host(Path::new("/tmp/ebs-auto"), &[]).unwrap_err();
-        assert!(error.contains("the agent's parameter host_paths lists none; name a path without"), "{error}");
+        assert!(
+            error.contains("the agent's parameter host_paths lists none; name a path without"),
+            "{error}"
+        );
         assert!(!Path::new("/tmp/ebs-auto").exists());
     }
 
@@ -240,7 +251,8 @@ mod tests {
         let tree = Tree::new();
         let host = tree.at("host");
         let path = |name: &str| host.join(name).to_str().unwrap().to_owned();
-        let mode = |path: &Path, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+        let mode =
+            |path: &Path, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
         assert_eq!(tree.resolve(&path("made/below"), false), Ok(host.join("made/below")));
         assert!(host.join("made/below").is_dir());
         // As /tmp is.
@@ -271,14 +283,23 @@ mod tests {
         let tree = Tree::new();
         for path in ["/mnt", "/mnt/mesos/sandbox"] {
             let error = tree.resolve(path, true).unwrap_err();
-            assert!(error.contains("it would cover the container's sandbox: the sandbox is at /mnt/mesos"), "{error}");
+            assert!(
+                error.contains("it would cover the container's sandbox: the sandbox is at /mnt/mesos"),
+                "{error}"
+            );
         }
-        assert_eq!(tree.resolve("/mnt/mesos/sandbox/data", true), Ok(tree.at("image/mnt/mesos/sandbox/data")));
+        assert_eq!(
+            tree.resolve("/mnt/mesos/sandbox/data", true),
+            Ok(tree.at("image/mnt/mesos/sandbox/data"))
+        );
         std::fs::create_dir_all(tree.at("image/proc/sys")).unwrap();
         for (name, link) in [("p", "/proc"), ("q", "proc/sys"), ("r", "/"), ("s", "../..")] {
             symlink(link, tree.at("image").join(name)).unwrap();
             let error = tree.resolve(&format!("/{name}"), true).unwrap_err();
-            assert!(error.contains("a link of the image leads it to what is never covered"), "{name}: {error}");
+            assert!(
+                error.contains("a link of the image leads it to what is never covered"),
+                "{name}: {error}"
+            );
         }
     }
 }

@@ -62,9 +62,10 @@ fn mesos_a_volume_named_by_labels_is_mounted_under_a_lease_and_given_back() -> R
 
 #[test]
 fn mesos_the_variables_of_mesos_module_dvdi_work_as_they_are() -> Result<()> {
-    let trial = Trial::start()?;
-    trial.cluster.host(0).run(&["mkdir", "-p", "/run/on-host"])?;
-    // The volume does not exist: that module has the driver create it. The path is absolute and on the host.
+    let mut config = ClusterConfig::complete(2, &["ebs"])?;
+    config.set_agent_parameter("host_paths", "/run");
+    let trial = Trial::with(config, SchedulerConfig::default())?;
+    // The volume does not exist: that module has the driver create it. The path is absolute and on the host, and is made.
     let job = json!({
         "id": "dvdi", "cmd": "mountpoint /run/on-host && echo old >/run/on-host/log && cat", "restart": "never",
         "constraints": { "hostnames": ["agent-1"] },
@@ -307,7 +308,6 @@ fn mesos_a_container_started_in_between_does_not_keep_the_volume() -> Result<()>
 fn mesos_bad_input_is_refused_by_name_and_value_and_leaves_nothing() -> Result<()> {
     let trial = Trial::start()?;
     trial.create_volume("vol-1")?;
-    trial.cluster.host(0).run(&["touch", "/run/file"])?;
     let good = [("extvol.name", "vol-1"), ("extvol.driver", "ebs"), ("extvol.container_path", "data")];
     let table = [
         (
@@ -335,14 +335,11 @@ fn mesos_bad_input_is_refused_by_name_and_value_and_leaves_nothing() -> Result<(
         (
             "extvol.container_path",
             "/run/nowhere",
-            "container path \"/run/nowhere\": without an image it must be",
+            "container path \"/run/nowhere\": without an image it would cover a path of the host, and the agent's \
+             parameter host_paths lists none",
         ),
-        (
-            "extvol.container_path",
-            "/run/file",
-            "container path \"/run/file\": it must be a directory on the host",
-        ),
-        ("extvol.options", "size", "label extvol.options=\"size\": the option \"size\" is not of the form"),
+        ("extvol.container_path", "/sys/fs", "the container path lies in /sys, which is the kernel's own"),
+        ("extvol.options", "size", "label extvol.options: option 1 is not of the form key=value"),
         ("extvol.size", "1", "label extvol.size is unknown"),
         ("extvol.1.driver", "ebs", "label extvol.1.name is missing"),
         ("extvol.10.name", "b", "label extvol.10.name is unknown"),

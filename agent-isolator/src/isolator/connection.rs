@@ -210,7 +210,9 @@ impl Connection {
             drop(thread);
         };
         if !free || std::thread::Builder::new().name("extvol-roots".into()).spawn(run).is_err() {
-            tracing::warn!("no thread is left to look at the mount roots: a container is launched that sees them");
+            tracing::warn!(
+                "no thread is left to look at the mount roots: a container is launched that sees them"
+            );
             return done(Ok(None));
         }
         tokio::spawn(async move {

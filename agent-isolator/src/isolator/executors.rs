@@ -29,6 +29,9 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 /// The state of an agent with thousands of tasks has some megabytes.
 const STATE_BYTES_MAX: usize = 256 << 20;
 
+/// Why the state of an agent that has just started is not seen.
+const RECOVERING: &str = "it is still recovering";
+
 /// Who waits for a look: the outermost id of a container.
 type Waiting = Vec<(String, Done<()>)>;
 
@@ -84,7 +87,8 @@ impl Looks {
             return;
         }
         self.running = true;
-        let mut end = End { looked: self.looked.clone(), waiting: std::mem::take(&mut self.next), seen: None };
+        let mut end =
+            End { looked: self.looked.clone(), waiting: std::mem::take(&mut self.next), seen: None };
         let (agent, parameters) = (self.agent.clone(), self.parameters.clone());
         let docker_volume_isolator = self.docker_volume_isolator;
         tokio::spawn(async move {
@@ -95,11 +99,13 @@ impl Looks {
     }
 
     /// A look has ended.
-    pub(super) fn ended(&mut self, Looked { waiting, mut seen }: Looked) {
+    pub(super) fn ended(&mut self, Looked { waiting, seen }: Looked) {
         self.running = false;
         for (container, done) in waiting {
-            let verdict = match &mut seen {
-                Ok(seen) => seen.get(&container).cloned().ok_or_else(|| "it does not show this executor".to_owned()),
+            let verdict = match &seen {
+                Ok(seen) => {
+                    seen.get(&container).cloned().ok_or_else(|| "it does not show this executor".to_owned())
+                }
                 Err(why) => Err(why.clone()),
             };
             match verdict {
@@ -112,7 +118,7 @@ impl Looks {
                     done(Ok(()));
                 }
                 Err(why) => {
-                    if self.fault.as_ref() != Some(&why) {
+                    if self.fault.as_ref() != Some(&why) && why != RECOVERING {
                         tracing::error!(
                             "the tasks of the executor in container {} could not be looked at in the agent's state: {}; \
                              they start, and if one names a volume by labels, it has none",
@@ -152,7 +158,7 @@ async fn look(agent: &str, parameters: IsolatorParameters, docker_volume_isolato
     match response.status().as_u16() {
         200 => {}
         // No task is handed to an executor before that.
-        503 => return Err("it is still recovering".into()),
+        503 => return Err(RECOVERING.into()),
         401 | 403 => return Err("it wants authentication".into()),
         status => return Err(format!("it answers with status {status}")),
     }
@@ -372,8 +378,13 @@ mod tests {
     fn a_task_whose_labels_reach_nobody_ends_its_executor_with_a_sentence() {
         for mut executor in both("t1", "extvol.name", "vol-1") {
             let said = verdict(&executor);
-            assert!(said.starts_with("task t1 has the label extvol.name, which Mesos does not hand to"), "{said}");
-            assert!(said.ends_with("give the labels to the executor, or run the task without an executor of its own"));
+            assert!(
+                said.starts_with("task t1 has the label extvol.name, which Mesos does not hand to"),
+                "{said}"
+            );
+            assert!(said.ends_with(
+                "give the labels to the executor, or run the task without an executor of its own"
+            ));
             executor["type"] = json!("DEFAULT");
             let said = verdict(&executor);
             assert!(said.contains("name the volume by the task's variables DVDI_VOLUME_NAME"), "{said}");

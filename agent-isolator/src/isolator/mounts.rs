@@ -109,7 +109,8 @@ fn launch_info(mounts: Vec<ContainerMountInfo>, looked_at: &[&str]) -> Vec<u8> {
         environment: None,
     };
     let pre_exec_commands = if looked_at.is_empty() { Vec::new() } else { vec![look] };
-    ContainerLaunchInfo { pre_exec_commands, clone_namespaces: vec![NEW_MOUNT_NAMESPACE], mounts }.encode_to_vec()
+    ContainerLaunchInfo { pre_exec_commands, clone_namespaces: vec![NEW_MOUNT_NAMESPACE], mounts }
+        .encode_to_vec()
 }
 
 fn bind(source: &str, target: &str, only_read: bool) -> impl Iterator<Item = ContainerMountInfo> {
@@ -146,12 +147,11 @@ fn empty(directory: &str, more: u32) -> ContainerMountInfo {
 /// not fail for a missing one. May block for as long as their file systems do.
 pub(super) fn present(roots: &[PathBuf]) -> Vec<String> {
     let directories = roots.iter().filter(|root| root.is_dir());
-    // The real places, so that one above another is found by its path.
-    let real = directories.filter_map(|root| root.canonicalize().ok()?.into_os_string().into_string().ok());
-    let mut roots: Vec<_> = real.collect();
-    roots.sort();
-    roots.dedup_by(|below, above| Path::new(below).starts_with(&*above));
-    roots
+    let mut real: Vec<_> = directories.filter_map(|root| root.canonicalize().ok()).collect();
+    // Below one that is hidden there is nothing left to mount on.
+    real.sort();
+    real.dedup_by(|below, above| below.starts_with(above));
+    real.into_iter().filter_map(|root| root.into_os_string().into_string().ok()).collect()
 }
 
 #[cfg(test)]
@@ -185,8 +185,12 @@ mod tests {
     #[test]
     fn each_volume_is_bound_where_it_goes_and_the_rest_of_the_roots_is_hidden_behind_that() {
         let info = with(&["/m/a", "/m/b"], vec![target("/s/a", false), target("/s/b", true)], &["/m"]);
-        let expected =
-            ["/s/a <- /m/a ", "/s/b <- /m/b ", "/s/b <- - ro,nosuid,nodev,remount", "/m <- tmpfs ro,nosuid,nodev"];
+        let expected = [
+            "/s/a <- /m/a ",
+            "/s/b <- /m/b ",
+            "/s/b <- - ro,nosuid,nodev,remount",
+            "/m <- tmpfs ro,nosuid,nodev",
+        ];
         assert_eq!(shown(&info), expected);
         assert_eq!(info.clone_namespaces, [NEW_MOUNT_NAMESPACE]);
         // A target is not made for them: the host would have it.
@@ -236,16 +240,21 @@ mod tests {
         let host = tempfile::tempdir().unwrap();
         let at = |name: &str| host.path().canonicalize().unwrap().join(name);
         std::fs::create_dir_all(at("a/below")).unwrap();
-        std::fs::create_dir(at("ab")).unwrap();
+        std::fs::create_dir(at("a-b")).unwrap();
         std::fs::write(at("file"), "").unwrap();
         std::os::unix::fs::symlink(at("a"), at("link")).unwrap();
-        let roots = [at("missing"), at("file"), at("link"), at("ab"), at("a/below"), at("a")];
-        let expected: Vec<_> = ["a", "ab"].map(|name| at(name).into_os_string().into_string().unwrap()).into();
+        let roots = [at("missing"), at("file"), at("link"), at("a-b"), at("a/below"), at("a")];
+        let expected: Vec<_> =
+            ["a", "a-b"].map(|name| at(name).into_os_string().into_string().unwrap()).into();
         assert_eq!(present(&roots), expected);
     }
 
     fn look(targets: &[&str]) -> (bool, String) {
-        let output = std::process::Command::new("/bin/sh").args(["-c", LOOK, "extvol"]).args(targets).output().unwrap();
+        let output = std::process::Command::new("/bin/sh")
+            .args(["-c", LOOK, "extvol"])
+            .args(targets)
+            .output()
+            .unwrap();
         (output.status.success(), String::from_utf8(output.stderr).unwrap())
     }
 
@@ -262,7 +271,10 @@ mod tests {
         std::os::unix::fs::symlink("/", at("root")).unwrap();
         for target in [at("-n data"), at("link"), at("root/proc"), at("missing")] {
             let (good, said) = look(&["/proc", &target]);
-            assert!(!good && said.contains(&format!("extvol: the container path {target} is not where")), "{said}");
+            assert!(
+                !good && said.contains(&format!("extvol: the container path {target} is not where")),
+                "{said}"
+            );
         }
     }
 }

@@ -25,7 +25,9 @@ fn no_container_of_any_kind_starts_without_the_docker_volume_that_it_declares() 
     let kinds =
         [("task", config(&[], &[])), ("task.debug", debug), ("alone", standalone), ("labelled", labelled)];
     for (name, config) in kinds {
-        for (driver, expected) in [("rexray", "volumes of the driver rexray are leased"), ("pxd", "nobody on")] {
+        for (driver, expected) in
+            [("rexray", "volumes of the driver rexray are leased"), ("pxd", "nobody on")]
+        {
             let refused = agent.prepare(&id(name), &declaring(config.clone(), driver)).answer().unwrap_err();
             let named = format!("DOCKER_VOLUME {driver}/vol-1 is not mounted: ");
             assert!(refused.starts_with(&named) && refused.contains(expected), "{name}: {refused}");

@@ -36,7 +36,8 @@ impl State {
 
 fn reply(mut stream: TcpStream, status: &str, body: &str) {
     let length = body.len();
-    write!(stream, "HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}").unwrap();
+    write!(stream, "HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}")
+        .unwrap();
 }
 
 /// An agent's state with these executors, each with a queued task, which has this label.
