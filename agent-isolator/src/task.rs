@@ -645,8 +645,7 @@ mod tests {
 
     #[test]
     fn a_container_names_no_volume_only_when_it_does_so_in_no_way() {
-        use crate::mesos::volume::source;
-        use crate::mesos::volume::{self, Source};
+        use crate::mesos::volume::{Source, source};
         use crate::mesos::{ContainerInfo, Volume};
         assert!(names_none(&ContainerConfig::default()) && names_none(&task(&[("a", "b")], &[])));
         assert!(!names_none(&task(&[("extvol.name", "a")], &[])));
@@ -657,7 +656,7 @@ mod tests {
             let info = ContainerInfo { r#type: None, volumes: vec![volume] };
             ContainerConfig { container_info: Some(info), ..Default::default() }
         };
-        assert!(!names_none(&declaring(volume::source::Type::DockerVolume)));
-        assert!(names_none(&declaring(volume::source::Type::SandboxPath)));
+        assert!(!names_none(&declaring(source::Type::DockerVolume)));
+        assert!(names_none(&declaring(source::Type::SandboxPath)));
     }
 }

@@ -87,14 +87,13 @@ impl Looks {
             return;
         }
         self.running = true;
-        let mut end =
-            End { looked: self.looked.clone(), waiting: std::mem::take(&mut self.next), seen: None };
+        let end = End { looked: self.looked.clone(), waiting: std::mem::take(&mut self.next), seen: None };
         let (agent, parameters) = (self.agent.clone(), self.parameters.clone());
         let docker_volume_isolator = self.docker_volume_isolator;
         tokio::spawn(async move {
             let look = look(&agent, parameters, docker_volume_isolator);
             let seen = tokio::time::timeout(LOOK_TIMEOUT, look).await;
-            end.seen = Some(seen.unwrap_or_else(|_| Err("it did not answer in time".into())));
+            end.tell(seen.unwrap_or_else(|_| Err("it did not answer in time".into())));
         });
     }
 
@@ -140,6 +139,12 @@ struct End {
     looked: mpsc::UnboundedSender<Looked>,
     waiting: Waiting,
     seen: Option<Seen>,
+}
+
+impl End {
+    fn tell(mut self, seen: Seen) {
+        self.seen = Some(seen);
+    }
 }
 
 impl Drop for End {
