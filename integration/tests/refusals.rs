@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use integration::cluster::{Cluster, ClusterConfig, Ended};
-use integration::scheduler::{App, SchedulerConfig, TaskState};
+use integration::scheduler::{App, TaskState};
 use integration::trial::{Result, SOON, Trial, app, app_with, once};
 use serde_json::json;
 
