@@ -20,7 +20,7 @@
 //! Forty bits of milliseconds are 34 years of uptime; a later deadline is told as the latest, which is earlier, and so safe. A
 //! fraction of a millisecond is cut off, for the same reason.
 //!
-//! This is the one file of the keeper with `unsafe` in it but for the ioctl of `fence/shutdown.rs`.
+//! This is the one file of the keeper with `unsafe` in it but for the ioctl of `fence/shutdown.rs` and the call of `fence/scheduling.rs`.
 
 use std::fs::{self, File};
 use std::io;

@@ -5,4 +5,5 @@
 mod alone;
 mod host;
 mod keeper;
+mod strike;
 mod volumes;

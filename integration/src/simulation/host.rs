@@ -253,7 +253,8 @@ impl Host {
                     self.make_idle(&volume);
                 }
             }
-            Act::Settle(_) | Act::Reset => {}
+            // What they stop could go on until the mount is taken away: here it does.
+            Act::Freeze | Act::Shutdown(_) | Act::Settle(_) | Act::Reset => {}
         }
         let Some((fence, op)) = self.fences.get_mut(&runner) else { return };
         let op = *op;

@@ -42,7 +42,7 @@ use shared::protocol::{Now, Text};
 pub use self::beside::{DEADMAN_SILENCE, Guard};
 use self::predecessors::{lock, others};
 pub use self::watchdog::{Watchdog, check as check_watchdog, timeout_of as watchdog_timeout};
-use super::fence::{FenceRunner, Known, Policy, Progress};
+use super::fence::{FenceRunner, Known, Policy, Pool, Progress, before_all_others};
 use super::process::{ProcessId, own_session};
 use super::shared_memory::{SharedMemory, SharedMemoryError};
 use super::stored_table::{Stored, TABLE, read_table};
@@ -61,6 +61,12 @@ const BETWEEN_STARTS: Duration = Duration::from_millis(500);
 /// A killed process that is not gone after this hangs in the kernel: a fence that is due begins without it, and is not called
 /// proved before it has gone and all was looked at again.
 const HANGS: Duration = Duration::from_millis(200);
+
+/// Between two looks at a strike's answers.
+const STRIKE_POLL: Duration = Duration::from_millis(1);
+
+/// A strike is not waited for any longer: the fence goes on with what it has not done.
+const STRIKE: Duration = Duration::from_millis(400);
 
 /// For so long a deadman beside a worker waits for the lock of one that it killed.
 const TAKE_OVER: Duration = Duration::from_secs(2);
@@ -175,6 +181,8 @@ struct Guarding {
     start_at: Option<Now>,
     started: Option<Now>,
     fence: Option<FenceRunner>,
+    /// The helpers, but for those of a fence under way.
+    pool: Pool,
     /// The generation whose fence is proved.
     proved: Option<u64>,
     said: Option<Text>,
@@ -192,6 +200,9 @@ impl Guarding {
                 "the deadman could not be kept from the kernel's killing for want of memory: {error}"
             );
         }
+        if let Err(error) = before_all_others() {
+            tracing::warn!("the deadman has no real-time priority, but the greatest usual weight: {error}");
+        }
         let open = |path: &PathBuf| {
             let what = format!("the watchdog {}", path.display());
             Watchdog::open(path).map_err(|source| DeadmanError::File { what, source })
@@ -200,6 +211,7 @@ impl Guarding {
         let now = Reading::take().holder();
         let core = if beside { Deadman::beside_worker(now) } else { Deadman::new(now) };
         Ok(Self {
+            pool: Pool::new(settings.policy.program.clone()),
             settings,
             shared,
             _lock: lock,
@@ -221,6 +233,11 @@ impl Guarding {
 
     /// Kills every process of an older keeper, and waits until they are gone, or until a fence is due.
     fn end_older_keeper(&mut self) {
+        let now = self.sense();
+        if is_due(self.shared.read(), now) {
+            self.shared.flag();
+            self.strike();
+        }
         loop {
             let now = self.sense();
             let left = self.kill_others();
@@ -243,7 +260,11 @@ impl Guarding {
     fn kill_others(&mut self) -> Vec<ProcessId> {
         self.hung.retain(|process| process.runs());
         // One look can miss a process that was just forked by one that has just been killed.
-        let look = || others(&self.shared).into_iter().chain(self.hung.iter().copied()).collect::<Vec<_>>();
+        let mut own = self.pool.pids();
+        own.extend(self.fence.iter().flat_map(FenceRunner::helpers));
+        let is_others = |process: &ProcessId| !own.contains(&process.pid);
+        let all = || others(&self.shared).into_iter().chain(self.hung.iter().copied());
+        let look = || all().filter(is_others).collect::<Vec<_>>();
         let left = Some(look()).filter(|left| !left.is_empty()).unwrap_or_else(look);
         left.iter().for_each(|process| process.kill());
         left
@@ -291,6 +312,9 @@ impl Guarding {
                 self.shared.flag();
             }
             self.start_worker(now);
+            if self.fence.is_none() && self.ending.is_none() {
+                self.pool.tend(now, &self.settings.directory.join(TABLE), &self.settings.policy);
+            }
             let busy = self.fence.is_some() || self.ending.is_some();
             std::thread::sleep(if busy { POLL_CLOSELY } else { POLL });
         }
@@ -307,6 +331,9 @@ impl Guarding {
                 Output::Kill => {
                     tracing::warn!("the worker is killed");
                     self.ending = Some(now);
+                    if is_due(self.shared.read(), now) {
+                        self.strike();
+                    }
                 }
                 Output::Fence => self.begin_fence(now),
                 Output::Start => {
@@ -342,6 +369,30 @@ impl Guarding {
         }
     }
 
+    /// Freezes the containers and shuts the file systems down that the table tells of now. Before anything that
+    /// tenants can make long: who ends the worker looks through all processes.
+    fn strike(&mut self) {
+        self.shared.worker().into_iter().for_each(ProcessId::kill);
+        let Stored::Table(table) = read_table(&self.settings.directory.join(TABLE)) else { return };
+        let pool = std::mem::replace(&mut self.pool, Pool::new(self.settings.policy.program.clone()));
+        let mut strike = FenceRunner::strike(&Known::of(table), self.settings.policy.clone(), pool);
+        let until = self.sense() + STRIKE;
+        loop {
+            let now = self.sense();
+            let _never_a_proof = strike.poll(now);
+            if strike.has_struck() {
+                tracing::error!("the volumes' file systems are shut down, where they can be");
+                break;
+            }
+            if now >= until {
+                tracing::error!("containers and file systems do not answer to the fence yet");
+                break;
+            }
+            std::thread::sleep(STRIKE_POLL);
+        }
+        self.pool = strike.into_pool();
+    }
+
     fn begin_fence(&mut self, now: Now) {
         let deadline = self.shared.read();
         let (known, kill) = match read_table(&self.settings.directory.join(TABLE)) {
@@ -361,7 +412,9 @@ impl Guarding {
         let give_up = deadline.fence_at.unwrap_or(now) + kill;
         self.said = None;
         // Whoever opens an epoch waits for driver calls itself; this fence is about F + K.
-        self.fence = Some(FenceRunner::new(&known, Some(give_up), None, self.settings.policy.clone()));
+        let pool = std::mem::replace(&mut self.pool, Pool::new(self.settings.policy.program.clone()));
+        self.fence =
+            Some(FenceRunner::with_pool(&known, Some(give_up), None, self.settings.policy.clone(), pool));
     }
 
     fn go_on_fencing(&mut self, now: Now) {
@@ -375,7 +428,10 @@ impl Guarding {
                 }
             }
             Progress::Proved => {
-                self.fence = None;
+                self.pool = self
+                    .fence
+                    .take()
+                    .map_or_else(|| Pool::new(self.settings.policy.program.clone()), FenceRunner::into_pool);
                 // A helper of the worker's that hung may have mounted something since: all is looked at again after it.
                 if self.hanging {
                     self.hanging = !self.kill_others().is_empty();

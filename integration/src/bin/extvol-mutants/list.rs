@@ -385,10 +385,17 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     ),
     mutant(
         "kill_after_unmount",
-        "file systems are taken away under living processes",
+        "mounts are taken away under living processes",
         "fence.rs",
-        "if !self.killing.is_empty() || self.sweeping {",
-        "if self.sweeping {",
+        "if !self.has_struck() || !self.killing.is_empty() || self.sweeping {",
+        "if !self.has_struck() || self.sweeping {",
+    ),
+    mutant(
+        "kill_before_shutdown",
+        "containers are killed before their file systems are shut down",
+        "fence.rs",
+        "                    self.shut_down();\n",
+        "                    self.kill();\n                    self.shut_down();\n",
     ),
     mutant(
         "unsettled_not_written",
