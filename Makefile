@@ -55,6 +55,7 @@ bench: build
 	@target/release/extvol-bench-agent $(BENCH)
 	@target/release/extvol-bench-master $(BENCH)
 	@target/release/extvol-bench-lost $(BENCH)
+	@target/release/extvol-bench-fence $(BENCH)
 
 simulate:
 	@cargo run --quiet --release -p integration --bin extvol-simulate -- $(RUNS) $(SEED)
