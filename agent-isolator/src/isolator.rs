@@ -136,8 +136,11 @@ impl Isolator {
             return done(Ok(None));
         }
         self.containers().with_volumes.insert(container.clone());
-        let asked =
-            |volume: &TaskVolume| VolumeCall { volume: volume.volume.clone(), create: volume.create.clone() };
+        let asked = |volume: &TaskVolume| VolumeCall {
+            volume: volume.volume.clone(),
+            create: volume.create.clone(),
+            read_only: volume.read_only,
+        };
         let call = Call::Prepare {
             container,
             agent: self.agent(),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::keeper::fence::{Policy, Reset};
+use crate::keeper::mounts::Places;
 use shared::parameters::{ParameterError, Parameters};
 use shared::protocol::exchange::ByTime;
 use shared::protocol::timing::Timing;
@@ -61,6 +62,9 @@ pub struct KeeperParameters {
     /// `hosts_own` (comma list of paths): file systems that are never fenced, beside `/`, `/run` and the directories
     /// above; the agent's work directory, where it has a file system of its own.
     pub hosts_own: Vec<PathBuf>,
+    /// `allow_suid_dev` (comma list of drivers): on their volumes set-user-id programs and device files work; by default they
+    /// are mounted `nosuid,nodev`.
+    pub allow_suid_dev: BTreeSet<Driver>,
     /// `reset` (`never`, `sysrq`, `reboot`): how this host is reset when a fence is not proved in time; default never.
     pub reset: Option<Reset>,
     /// `watchdog`: a watchdog device.
@@ -192,6 +196,7 @@ impl KeeperParameters {
             state_directory: directory(parameters, "state_directory", "/var/lib/extvol")?,
             cgroup_root: parameters.optional("cgroup_root").unwrap_or_else(|| "mesos".into()),
             hosts_own: parameters.parsed("hosts_own", directories)?.unwrap_or_default(),
+            allow_suid_dev: parameters.parsed("allow_suid_dev", drivers)?.unwrap_or_default(),
             reset: parameters.parsed("reset", reset)?.flatten(),
             watchdog: parameters.parsed("watchdog", absolute)?,
             naming: NamingRules {
@@ -226,6 +231,13 @@ impl KeeperParameters {
             program: "/proc/self/exe".into(),
             reset: self.reset.clone(),
         }
+    }
+
+    /// Where volumes are on this host, and what is none.
+    #[must_use]
+    pub fn places(&self) -> Places {
+        let Policy { roots, hosts_own, cgroup_root, .. } = self.policy();
+        Places { roots, hosts_own, cgroup_root }
     }
 
     /// Where the keeper listens.

@@ -94,6 +94,9 @@ pub struct VolumeCall {
     pub volume: VolumeId,
     /// Options to create it with when it does not exist; `None`: it must exist.
     pub create: Option<BTreeMap<String, String>>,
+    /// Whether the container may only read.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// A line from the keeper.

@@ -29,14 +29,16 @@ pub fn freezer_cgroup(pid: u32) -> Option<String> {
     (listed && !path.is_empty()).then(|| format!("/{path}"))
 }
 
-/// Whether a process is in a freezer cgroup of its own: that of a container, most likely.
+/// Whether a process is in a freezer cgroup below `root`, such as `/mesos`: in one of the agent's containers.
 #[must_use]
-pub fn is_contained(pid: u32) -> bool {
+pub fn is_below(pid: u32, root: &str) -> bool {
     let table = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     table.lines().any(|line| {
         let parts = line.split_once(':').and_then(|(_, rest)| rest.split_once(':'));
         parts.is_some_and(|(controllers, path)| {
-            controllers.split(',').any(|controller| controller == "freezer") && path != "/"
+            controllers.split(',').any(|controller| controller == "freezer")
+                && Path::new(path.trim_matches('/')).starts_with(root.trim_matches('/'))
+                && !root.trim_matches('/').is_empty()
         })
     })
 }
@@ -129,8 +131,9 @@ mod tests {
     #[test]
     fn a_process_in_the_root_cgroup_is_in_no_containers() {
         let own = std::process::id();
-        let contained = is_contained(own);
-        assert_eq!(freezer_cgroup(own).is_some(), contained);
+        let cgroup = freezer_cgroup(own);
+        assert!(cgroup.is_none_or(|cgroup| is_below(own, &cgroup)));
+        assert!(!is_below(own, "/") && !is_below(own, "/extvol-no-such-cgroup"));
         assert!(!is_alive("/extvol-no-such-cgroup") || !Path::new(FREEZER).join("cgroup.procs").exists());
     }
 }

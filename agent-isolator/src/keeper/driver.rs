@@ -209,7 +209,7 @@ impl DockerPlugins {
     /// See [`DriverError`].
     pub async fn activate(&self, driver: &Driver, timeout: Duration) -> Result<(), DriverError> {
         let answer = self.post(driver, "Plugin", "Activate", &json!({}), timeout).await?;
-        let implements = answer.get("Implements").and_then(Value::as_array);
+        let implements = field(&answer, "Implements").and_then(Value::as_array);
         if implements.is_some_and(|all| all.iter().any(|one| one == "VolumeDriver")) {
             return Ok(());
         }
@@ -237,7 +237,9 @@ impl DockerPlugins {
     ) -> Result<Value, DriverError> {
         let endpoint = self.find(driver)?;
         let began = Instant::now();
-        let builder = reqwest::Client::builder().timeout(timeout).no_proxy();
+        // A plugin is who its socket or specification names: neither a proxy of the environment nor who it would send us on to.
+        let redirect = reqwest::redirect::Policy::none();
+        let builder = reqwest::Client::builder().timeout(timeout).no_proxy().redirect(redirect);
         let (builder, base, shown) = match endpoint {
             Endpoint::Unix(path) => {
                 let shown = path.display().to_string();
@@ -274,12 +276,14 @@ impl DockerPlugins {
             }
         }
         let parsed: Option<Value> = serde_json::from_slice(&answer).ok();
-        let said = ["Err", "Error"].iter().find_map(|key| parsed.as_ref()?.get(key)?.as_str());
+        let said = ["Err", "Error"].iter().find_map(|key| field(parsed.as_ref()?, key)?.as_str());
         let text = match said {
             Some(text) if !text.is_empty() => words(text.as_bytes()),
             _ if !status.is_success() => {
                 format!("status {}, {:?}", status.as_u16(), words(answer.trim_ascii()))
             }
+            // 204, or nothing at all: a good answer that says nothing.
+            _ if answer.trim_ascii().is_empty() => return Ok(json!({})),
             _ => {
                 return match parsed {
                     Some(parsed @ Value::Object(_)) => Ok(parsed),
@@ -295,22 +299,69 @@ impl DockerPlugins {
         Err(DriverError::Refused { driver: driver.clone(), call, text })
     }
 
+    /// Whether a volume exists.
+    ///
+    /// # Errors
+    /// When that cannot be told.
+    async fn exists(&self, asked: &VolumeId) -> Result<bool, DriverError> {
+        let name = json!({ "Name": asked.name });
+        let unknown = match self.call(&asked.driver, "Get", &name, UNMOUNT_TIMEOUT).await {
+            // A missing one is answered with `{}`, or an empty volume, by some.
+            Ok(answer) => {
+                let volume = field(&answer, "Volume");
+                let named = volume.and_then(|volume| field(volume, "Name")).and_then(Value::as_str);
+                return Ok(named.is_some_and(|name| !name.is_empty()));
+            }
+            Err(DriverError::Refused { text, .. }) if says_missing(&text) => return Ok(false),
+            // Out of reach, out of rights, or without that call.
+            Err(refused @ DriverError::Refused { .. }) => refused,
+            Err(other) => return Err(other),
+        };
+        let Ok(answer) = self.call(&asked.driver, "List", &json!({}), UNMOUNT_TIMEOUT).await else {
+            return Err(unknown);
+        };
+        let Some(volumes) = field(&answer, "Volumes") else { return Err(unknown) };
+        // Go writes no volumes as null.
+        let mut volumes = volumes.as_array().into_iter().flatten();
+        let is_it = |volume: &Value| {
+            let name = field(volume, "Name").and_then(Value::as_str);
+            name.is_some_and(|name| name.eq_ignore_ascii_case(asked.name.as_str()))
+        };
+        Ok(volumes.any(is_it))
+    }
+
     async fn ensure_exists(
         &self,
         asked: &VolumeId,
         options: &BTreeMap<String, String>,
     ) -> Result<(), DriverError> {
-        let name = json!({ "Name": asked.name });
-        // Some drivers' Create of an existing volume fails, or resizes it. Only a plain no means that
-        // it does not exist.
-        match self.call(&asked.driver, "Get", &name, UNMOUNT_TIMEOUT).await {
-            Ok(_) => return Ok(()),
-            Err(DriverError::Refused { .. }) => {}
-            Err(other) => return Err(other),
+        // Some drivers' Create of an existing volume fails, or resizes it, or makes a second one of that name. Only a plain no
+        // means that it does not exist.
+        if self.exists(asked).await? {
+            return Ok(());
         }
         let body = json!({ "Name": asked.name, "Opts": options });
         self.call(&asked.driver, "Create", &body, MOUNT_TIMEOUT).await.map(drop)
     }
+}
+
+/// A field of an answer. Plugins are written in Go for a client in Go, which reads keys without case.
+fn field<'a>(answer: &'a Value, name: &str) -> Option<&'a Value> {
+    let object = answer.as_object()?;
+    object.get(name).or_else(|| {
+        object.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    })
+}
+
+/// Whether an error's text says that there is no such volume, and not that something else went wrong.
+fn says_missing(text: &str) -> bool {
+    let text = text.to_lowercase();
+    let words = [
+        "not found", "no such volume", "no such file", "not exist", "doesn't exist", "unknown volume",
+        "could not find", "couldn't find", "cannot find", "can't find", "unable to find", "no volume",
+    ];
+    // A plugin without such a call says so in the words of its web server.
+    !text.contains("page not found") && words.iter().any(|word| text.contains(word))
 }
 
 /// A plugin's words, cut where they are too many for an error's text.
@@ -369,11 +420,13 @@ impl VolumeDriver for DockerPlugins {
         }
         let body = json!({ "Name": asked.name, "ID": mount_id(token) });
         let answer = self.call(&asked.driver, "Mount", &body, MOUNT_TIMEOUT).await.map_err(mount_fault)?;
-        match answer.get("Mountpoint").and_then(Value::as_str) {
+        match field(&answer, "Mountpoint").and_then(Value::as_str) {
             Some(path) if !path.is_empty() => Ok(path.to_owned()),
-            _ => Err(MountFault::Unresolved(
-                format!("the plugin {} answered Mount without a Mountpoint", asked.driver).into(),
-            )),
+            // It is done, and the volume is mounted nowhere that anybody knows of.
+            _ => {
+                let why = format!("the plugin {} answered Mount without a Mountpoint", asked.driver);
+                Err(MountFault::Unusable { why: why.into(), mounted: None })
+            }
         }
     }
 
@@ -415,11 +468,16 @@ mod tests {
     fn plugin(answers: Vec<Option<String>>) -> (tempfile::TempDir, DockerPlugins) {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join("ebs.sock")).unwrap();
+        let calls = directory.path().join("calls");
         std::thread::spawn(move || {
             for answer in answers {
                 let (mut stream, _) = listener.accept().unwrap();
                 let mut request = [0; 4096];
-                let _ = stream.read(&mut request).unwrap();
+                let length = stream.read(&mut request).unwrap();
+                let line = String::from_utf8_lossy(&request[..length]).into_owned();
+                let call = line.split([' ', '.']).nth(2).unwrap().to_owned();
+                let mut file = std::fs::File::options().create(true).append(true).open(&calls).unwrap();
+                writeln!(file, "{call}").unwrap();
                 if let Some(answer) = answer {
                     stream.write_all(answer.as_bytes()).unwrap();
                 }
@@ -433,6 +491,12 @@ mod tests {
             preempt: BTreeMap::new(),
         };
         (directory, plugins)
+    }
+
+    /// The plugin's calls, in order.
+    fn called(directory: &tempfile::TempDir) -> Vec<String> {
+        let calls = std::fs::read_to_string(directory.path().join("calls")).unwrap_or_default();
+        calls.lines().map(str::to_owned).collect()
     }
 
     fn http(status: &str, body: &str) -> Option<String> {
@@ -461,7 +525,20 @@ mod tests {
                 http("500 Internal Server Error", r#"{"Err":""}"#),
                 "unresolved: may go on behind the error status 500",
             ),
-            (http("200 OK", "{}"), "unresolved: without a Mountpoint"),
+            (
+                http("500 Internal Server Error", r#"{"Error":""}"#),
+                "unresolved: may go on behind the error status 500",
+            ),
+            (http("200 OK", r#"{"mountpoint":"/m","ERR":null}"#), "/m"),
+            (http("200 OK", r#"{"err":"no such volume"}"#), "refused: no such volume"),
+            (http("200 OK", "{}"), "unusable: without a Mountpoint"),
+            (http("200 OK", r#"{"Mountpoint":""}"#), "unusable: without a Mountpoint"),
+            (http("200 OK", ""), "unusable: without a Mountpoint"),
+            (Some("HTTP/1.1 204 No Content\r\n\r\n".into()), "unusable: without a Mountpoint"),
+            (
+                Some("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/\r\nContent-Length: 0\r\n\r\n".into()),
+                "refused: status 302",
+            ),
             (http("200 OK", "garbage"), "unresolved: \"garbage\" is no JSON object"),
             (Some("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{".into()), "unresolved: broke off"),
             (None, "unresolved: the connection broke"),
@@ -474,22 +551,61 @@ mod tests {
                 Err(MountFault::Unresolved(why)) => format!("unresolved: {why}"),
                 Err(MountFault::Unreachable(why)) => format!("unreachable: {why}"),
                 Err(MountFault::Unusable { why, .. }) => format!("unusable: {why}"),
+                Err(MountFault::NotItsOwn(why)) => format!("another's: {why}"),
             };
             let (kind, words) = expected.split_once(": ").unwrap_or(("", expected));
             assert!(shown.starts_with(kind) && shown.contains(words), "{expected} but {shown}");
         }
     }
 
+    /// A plugin that gives these answers to whatever comes before Mount, and what was then done.
+    async fn made_or_not(before: &[(&str, &str)], creates: bool) {
+        let options = BTreeMap::from([("size".to_owned(), "5".to_owned())]);
+        let mut answers: Vec<_> = before.iter().map(|(status, body)| http(status, body)).collect();
+        // A plugin without Create: called by mistake, it refuses.
+        let made = if creates { ("200 OK", "{}") } else { ("404 Not Found", "page not found") };
+        answers.extend(creates.then(|| http(made.0, made.1)));
+        answers.push(http("200 OK", r#"{"Mountpoint":"/m"}"#));
+        let (directory, plugins) = plugin(answers);
+        let mounted = plugins.mount(&volume(), Some(&options), Token(Revision(7))).await;
+        assert_eq!(mounted, Ok("/m".into()), "{before:?}");
+        let calls = called(&directory);
+        assert_eq!(calls.contains(&"Create".to_owned()), creates, "{before:?}: {calls:?}");
+        assert_eq!(calls.last().unwrap(), "Mount");
+    }
+
     #[tokio::test]
     async fn a_missing_volume_is_created_and_an_existing_one_is_not() {
-        let options = BTreeMap::from([("size".to_owned(), "5".to_owned())]);
-        let missing = http("500 Internal Server Error", r#"{"Err":"resource not found"}"#);
-        let mounted = http("200 OK", r#"{"Mountpoint":"/m"}"#);
-        let good = http("200 OK", "{}");
-        let (_directory, plugins) = plugin(vec![missing, good.clone(), mounted.clone()]);
-        assert_eq!(plugins.mount(&volume(), Some(&options), Token(Revision(7))).await, Ok("/m".into()));
-        let (_directory, plugins) = plugin(vec![good, mounted]);
-        assert_eq!(plugins.mount(&volume(), Some(&options), Token(Revision(7))).await, Ok("/m".into()));
+        let failed = "500 Internal Server Error";
+        for missing in [
+            &[(failed, r#"{"Err":"resource not found"}"#)][..],
+            &[("200 OK", "{}")],
+            &[("200 OK", r#"{"Volume":null}"#)],
+            &[("200 OK", r#"{"Volume":{}}"#)],
+            // An error that tells nothing, and no Get at all: the list tells.
+            &[(failed, r#"{"Err":"AccessDenied"}"#), ("200 OK", r#"{"Volumes":[{"Name":"vol2"}]}"#)],
+            &[("404 Not Found", "404 page not found"), ("200 OK", r#"{"Volumes":null}"#)],
+        ] {
+            made_or_not(missing, true).await;
+        }
+        for existing in [
+            &[("200 OK", r#"{"Volume":{"Name":"vol1"}}"#)][..],
+            &[("200 OK", r#"{"volume":{"name":"vol1","mountpoint":""}}"#)],
+            &[(failed, r#"{"Err":"AccessDenied"}"#), ("200 OK", r#"{"Volumes":[{"Name":"VOL1"}]}"#)],
+        ] {
+            made_or_not(existing, false).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn no_volume_is_created_on_an_error_that_does_not_say_that_it_is_missing() {
+        let denied = http("500 Internal Server Error", r#"{"Err":"AccessDenied"}"#);
+        let no_list = http("404 Not Found", "404 page not found");
+        let (directory, plugins) = plugin(vec![denied, no_list, http("200 OK", "{}")]);
+        let mounted = plugins.mount(&volume(), Some(&BTreeMap::new()), Token(Revision(7))).await;
+        let Err(MountFault::Refused(why)) = mounted else { panic!("{mounted:?}") };
+        assert!(why.contains("refused Get: AccessDenied"), "{why}");
+        assert_eq!(called(&directory), ["Get", "List"]);
     }
 
     #[tokio::test]

@@ -6,7 +6,8 @@
 //! etcd.rs      its reads, commits and watches
 //! driver.rs    the plugins' protocol
 //! probe.rs     looks at mounts and devices, each in a helper process
-//! mounts.rs    what those looks are; mount_table.rs: the kernel's tables
+//! mounts/      what those looks are; mount_table.rs: the kernel's tables
+//! calls.rs     what was there before a driver was called
 //! deadman.rs   the other process; fence/ what it does; shared_memory.rs what the two share
 //! checkpoint.rs, server.rs, alive.rs, log.rs, process.rs
 //! ```
@@ -15,6 +16,7 @@
 //! for a file system, a device or a plugin: it has to tick for the deadman, and to beat.
 
 pub mod alive;
+mod calls;
 pub mod checkpoint;
 pub mod deadman;
 pub mod driver;
@@ -36,18 +38,22 @@ use std::time::Duration;
 use shared::clock::{Reading as Clocks, SuspendWatch, holder_now};
 use shared::exchange_io::Exchange;
 use shared::protocol::exchange::{Instance, Key, Outcome};
-use shared::protocol::holder::{Answer, Container, Core, Input, Life, Output, Settings, Wanted};
+use shared::protocol::holder::{
+    Answer, Container, Core, Input, Life, MountFault, MountedVolume, Output, Phase, Settings, UnmountFault, Wanted,
+};
 use shared::protocol::timing::LEAD;
 use shared::protocol::{Now, Op, Request, Text};
 use shared::store::LeaseStore;
-use shared::volume::{ContainerId, NameError};
+use shared::volume::{ContainerId, NameError, VolumeId};
 use tokio::sync::mpsc;
 
+use self::calls::Calls;
 use self::checkpoint::{Checkpoint, Machine, StartError};
 use self::deadman::Guard;
 use self::driver::VolumeDriver;
 use self::etcd::Etcd;
 use self::fence::{FenceRunner, Known, Policy};
+use self::mounts::{MountCall, Others, Proof, ProofCall};
 use self::probe::Prober;
 use self::server::{ConnectionId, Lines};
 use self::shared_memory::SharedMemory;
@@ -60,6 +66,9 @@ const STORE_AGAIN: Duration = Duration::from_millis(250);
 
 /// How often the containers' processes are looked at.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether a volume's disk is gone or its file system has turned read-only: by kernel tables alone.
+const AILS_AGAIN: Duration = Duration::from_secs(5);
 
 /// How often the worker looks at clock, flag and deadman. A kernel timer runs on a clock that can be slewed, and so is
 /// trusted for no longer.
@@ -111,6 +120,12 @@ pub enum Event {
     Call(ConnectionId, u64, Call),
     /// An effect has ended.
     Core(Input),
+    /// A driver has answered a Mount.
+    DriverMounted(Op, Box<Wanted>, Result<String, MountFault>),
+    /// It was looked at what a driver has mounted; and what of it is outside the roots.
+    Identified(Op, VolumeId, Result<MountedVolume, MountFault>, Option<Box<MountedVolume>>),
+    /// It was looked whether a volume, as its driver was asked for it, is idle.
+    Proved(Op, VolumeId, Proof),
 }
 
 /// The running worker.
@@ -125,6 +140,7 @@ pub struct Worker<S, D> {
     etcd: Etcd<S>,
     driver: D,
     prober: Prober,
+    calls: Calls,
     /// Whether the table has to be stored before what depends on it is carried out.
     unstored: bool,
     /// Why it could not be, the last time.
@@ -136,6 +152,8 @@ pub struct Worker<S, D> {
     fence_by: Option<(Op, Now)>,
     /// When the containers' processes are looked at again.
     look_again: Now,
+    /// When volumes are looked at for what ails them.
+    ails_again: Now,
     suspends: SuspendWatch,
     /// What was last said of the session, so that each change is said once.
     said: String,
@@ -165,6 +183,11 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
     ) -> Result<Self, StartError> {
         let (events, received) = mpsc::unbounded_channel();
         let mut table = checkpoint.load()?;
+        for root in &parameters.mount_roots {
+            if let Err(why) = close_root(root) {
+                tracing::warn!("{why}");
+            }
+        }
         let now = holder_now();
         memory.tick_worker(now);
         // An epoch was open in this boot: somebody took the table away.
@@ -180,7 +203,8 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             guarded: true,
             etcd: Etcd::new(exchange, events.clone()),
             driver,
-            prober: Prober::new(parameters.mount_roots.clone()),
+            prober: Prober::new(parameters.places()),
+            calls: Calls::default(),
             // That it was lost has to be known to the next one, too.
             unstored: lost,
             store_fault: None,
@@ -188,6 +212,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             held: VecDeque::new(),
             fence_by: None,
             look_again: now,
+            ails_again: now + AILS_AGAIN,
             suspends: SuspendWatch::default(),
             said: String::new(),
             etcd_silent: false,
@@ -253,9 +278,30 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             self.look_again = now + if ending { POLL } else { LOOK_AGAIN };
             self.look_at_containers(now);
         }
+        if self.ails_again <= now {
+            self.ails_again = now + AILS_AGAIN;
+            self.look_for_ailing();
+        }
         if self.core.next_deadline().is_some_and(|at| at <= now) {
             self.core.handle(now, Input::Tick);
         }
+    }
+
+    /// Has volumes looked at whose disk is gone, or whose file system has turned read-only, under those who use them.
+    fn look_for_ailing(&self) {
+        let used = self.core.volumes().iter().filter(|(_, volume)| !volume.users.is_empty());
+        let used = used.filter_map(|(id, volume)| Some((id.clone(), volume.mounted()?.clone())));
+        let used: Vec<_> = used.collect();
+        if used.is_empty() {
+            return;
+        }
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            let found = blocking(move || mounts::ailing(used.iter().map(|(id, m)| (id.clone(), m)))).await;
+            for volume in found.unwrap_or_default() {
+                let _ = events.send(Event::Core(Input::Suspect { volume }));
+            }
+        });
     }
 
     /// Ends the use of volumes by containers of which nothing runs any more.
@@ -272,6 +318,19 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             Event::Core(input) => {
                 self.hear(&input);
                 self.core.handle(holder_now(), input);
+            }
+            Event::DriverMounted(op, wanted, Ok(path)) => self.identify(op, *wanted, path),
+            Event::DriverMounted(op, _, Err(fault)) => {
+                self.core.handle(holder_now(), Input::Mounted(op, Err(fault)));
+            }
+            Event::Identified(op, asked, result, stray) => {
+                self.calls.add_stray(&asked, stray);
+                self.core.handle(holder_now(), Input::Mounted(op, result));
+            }
+            Event::Proved(op, asked, proof) => {
+                let now = holder_now();
+                self.calls.proved(now, &asked, &proof);
+                self.core.handle(now, Input::Idle(op, proof.idleness));
             }
             Event::Connected(id, lines) => {
                 for (container, message) in &self.limits {
@@ -359,7 +418,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             if asked.driver.as_str().contains('/') {
                 asked.driver = volume.driver.clone();
             }
-            Ok(Wanted { volume, asked, create: call.create })
+            Ok(Wanted { volume, asked, create: call.create, read_only: call.read_only })
         };
         volumes.into_iter().map(wanted).collect()
     }
@@ -386,7 +445,10 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
 
     /// Looked at for each prepare: somebody may mend it, or break it, while the keeper runs.
     fn check_mount_roots(&self) -> Result<(), String> {
-        self.parameters.mount_roots.iter().try_for_each(|root| mounts::check_root(root))
+        self.parameters.mount_roots.iter().try_for_each(|root| {
+            mounts::check_root(root)?;
+            close_root(root)
+        })
     }
 
     fn answer(&self, connection: ConnectionId, id: u64, answer: Result<Answer, Text>) {
@@ -508,40 +570,63 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             }
             Output::Reset => self.memory.reset(),
             Output::Settle { op, token, asked } => {
+                self.calls.begin(&asked, token, false, &self.core);
                 if !self.may_call(op) {
                     return;
                 }
                 let driver = self.driver.clone();
                 tokio::spawn(async move { tell(Input::Settled(op, driver.take_away(&asked, token).await)) });
             }
-            Output::Mount { op, token, wanted } => {
+            Output::Mount { op, token, wanted, again } => {
+                self.calls.begin(&wanted.asked, token, again, &self.core);
+                if !self.may_call(op) {
+                    return;
+                }
+                let (driver, events) = (self.driver.clone(), self.events.clone());
+                tokio::spawn(async move {
+                    let mounted = driver.mount(&wanted.asked, wanted.create.as_ref(), token).await;
+                    // The receiver lives as long as the worker runs.
+                    let _ = events.send(Event::DriverMounted(op, Box::new(wanted), mounted));
+                });
+            }
+            Output::Unmount { op, token, asked, mounted } => {
                 if !self.may_call(op) {
                     return;
                 }
                 let (driver, prober) = (self.driver.clone(), self.prober.clone());
                 tokio::spawn(async move {
-                    let mounted = driver.mount(&wanted.asked, wanted.create.as_ref(), token).await;
-                    let result = match mounted {
-                        Ok(path) => prober.identify(path).await,
-                        Err(fault) => Err(fault),
+                    // Else the driver would detach a disk that is mounted.
+                    let unpinned = match mounted.filter(|mounted| mounted.pin.is_some()) {
+                        Some(mounted) => prober.unpin(mounted).await,
+                        None => Ok(()),
                     };
-                    tell(Input::Mounted(op, result));
+                    let result = match unpinned {
+                        Ok(()) => driver.unmount(&asked, token).await,
+                        Err(why) => Err(UnmountFault::Unreachable(why)),
+                    };
+                    tell(Input::Unmounted(op, result));
                 });
-            }
-            Output::Unmount { op, token, asked } => {
-                if !self.may_call(op) {
-                    return;
-                }
-                let driver = self.driver.clone();
-                tokio::spawn(async move { tell(Input::Unmounted(op, driver.unmount(&asked, token).await)) });
             }
             Output::Look { op, mounted } => {
                 let prober = self.prober.clone();
                 tokio::spawn(async move { tell(Input::Seen(op, prober.look(mounted).await)) });
             }
-            Output::ProveIdle { op, asked, mounted } => {
-                let prober = self.prober.clone();
-                tokio::spawn(async move { tell(Input::Idle(op, prober.prove_idle(asked, mounted).await)) });
+            Output::ProveIdle { op, volume, asked, mounted } => {
+                let (others, known) = (self.others(&volume), self.calls.of(&asked));
+                let end = known.had_time(holder_now(), self.parameters.grace);
+                let call = ProofCall {
+                    asked: asked.clone(),
+                    mounted,
+                    before: known.before,
+                    repeated: known.calls > 1,
+                    strays: known.strays,
+                    others,
+                    end,
+                };
+                let (prober, events) = (self.prober.clone(), self.events.clone());
+                tokio::spawn(async move {
+                    let _ = events.send(Event::Proved(op, asked, prober.prove_idle(call).await));
+                });
             }
             Output::MakeSafe { op } => self.make_safe(op),
             Output::Fence { op, why } => {
@@ -566,6 +651,32 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             }
             Output::Warn(text) => tracing::warn!("{text}"),
         }
+    }
+
+    /// Looks at what a driver has mounted, beside what this host's other volumes have by now.
+    fn identify(&self, op: Op, wanted: Wanted, mount_point: String) {
+        let call = MountCall {
+            others: self.others(&wanted.volume),
+            before: self.calls.of(&wanted.asked).before,
+            suid_dev: self.parameters.allow_suid_dev.contains(&wanted.volume.driver),
+            read_only: wanted.read_only,
+            volume: wanted.volume,
+            mount_point,
+        };
+        let (prober, events) = (self.prober.clone(), self.events.clone());
+        tokio::spawn(async move {
+            let (result, stray) = prober.identify(call).await;
+            let _ = events.send(Event::Identified(op, wanted.asked, result, stray));
+        });
+    }
+
+    /// What this host's other volumes have mounted.
+    fn others(&self, volume: &VolumeId) -> Others {
+        let others = || self.core.volumes().iter().filter(|(id, _)| *id != volume);
+        let mounting =
+            others().any(|(_, row)| matches!(row.phase, Phase::Mounting { .. } | Phase::Settling { .. }));
+        let mounted = others().filter_map(|(id, row)| Some((id.clone(), row.mounted()?.clone()))).collect();
+        Others { mounted, mounting }
     }
 
     /// The last look before a driver is called: time passed while the table was stored.
@@ -629,6 +740,14 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         self.limits.insert(container, message);
         self.look_again = holder_now() + POLL;
     }
+}
+
+/// Closes a mount root to all but root, and says so where that changed something.
+fn close_root(root: &std::path::Path) -> Result<(), String> {
+    if mounts::close_root(root)? {
+        tracing::info!("the mount root {} belongs to root alone now (mode 0700)", root.display());
+    }
+    Ok(())
 }
 
 fn settings(parameters: &KeeperParameters, machine: Machine) -> Settings {

@@ -369,9 +369,9 @@ impl Host {
 pub fn mounted(volume: &VolumeId) -> MountedVolume {
     MountedVolume {
         mount_point: volume.name.as_str().into(),
-        device_number: "7:0".into(),
-        source: "/dev/loop0".into(),
-        device: None,
+        device_number: format!("7:{}", volume.name).into(),
+        source: format!("/dev/loop-{}", volume.name).into(),
+        ..MountedVolume::default()
     }
 }
 

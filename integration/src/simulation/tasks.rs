@@ -56,7 +56,7 @@ impl World<'_> {
 
     fn wanted(&self, task: usize) -> Vec<Wanted> {
         let volume = |number: &usize| self.volumes[*number].clone();
-        let wanted = |id: VolumeId| Wanted { volume: id.clone(), asked: id, create: None };
+        let wanted = |id: VolumeId| Wanted { volume: id.clone(), asked: id, create: None, read_only: false };
         self.tasks[task].volumes.iter().map(volume).map(wanted).collect()
     }
 

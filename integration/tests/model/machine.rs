@@ -274,7 +274,7 @@ impl Model for Machine {
             Action::Land(index) => s.land(index),
             Action::Prepare(host) => {
                 s.prepares[host] -= 1;
-                let volumes = vec![Wanted { volume: id(), asked: id(), create: None }];
+                let volumes = vec![Wanted { volume: id(), asked: id(), create: None, read_only: false }];
                 let (request, container) = (Request(1), user(host));
                 s.handle(
                     host,

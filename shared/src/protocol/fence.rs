@@ -146,7 +146,7 @@ mod tests {
 
     fn table() -> Table {
         let volume = VolumeId { driver: Driver::new("d").unwrap(), name: VolumeName::new("v").unwrap() };
-        let wanted = Wanted { volume: volume.clone(), asked: volume, create: None };
+        let wanted = Wanted { volume: volume.clone(), asked: volume, create: None, read_only: false };
         let phase = Phase::Mounting { token: Token(Revision(1)) };
         let containers = ["a", "b"].map(|name| {
             let id = ContainerId::new(name).unwrap();

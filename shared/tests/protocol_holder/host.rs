@@ -37,12 +37,17 @@ pub(crate) fn container(name: &str) -> ContainerId {
 }
 
 pub(crate) fn mount(name: &str) -> MountedVolume {
-    let device = BlockDevice { path: "/dev/loop1".into(), number: "7:1".into(), disk_sequence: Some(9) };
+    // A disk of its own for each name.
+    let minor = name.bytes().fold(0_u64, |minor, byte| minor * 31 + u64::from(byte));
+    let (path, number) = (format!("/dev/loop{minor}"), format!("7:{minor}"));
+    let device =
+        BlockDevice { path: path.as_str().into(), number: number.as_str().into(), disk_sequence: Some(minor) };
     MountedVolume {
         mount_point: format!("/mnt/{name}/data").into(),
-        device_number: "7:1".into(),
-        source: "/dev/loop1".into(),
+        device_number: number.into(),
+        source: path.into(),
         device: Some(device),
+        ..MountedVolume::default()
     }
 }
 
@@ -345,7 +350,7 @@ impl Host {
 
     pub(crate) fn ask(&mut self, name: &str, agent: &str, id: Option<&str>, volumes: &[&str]) -> u64 {
         self.requests += 1;
-        let wanted = |name: &&str| Wanted { volume: volume(name), asked: volume(name), create: None };
+        let wanted = |name: &&str| Wanted { volume: volume(name), asked: volume(name), create: None, read_only: false };
         self.give(Input::Prepare {
             request: Request(self.requests),
             container: container(name),

@@ -46,7 +46,7 @@ fn encoded_number(word: u64) -> String {
 }
 
 /// The host's own file systems by device number, each with a path that is on it. By the mount table alone.
-pub(super) fn hosts_own(table: &[Mount], paths: &[PathBuf]) -> BTreeMap<String, PathBuf> {
+pub(in crate::keeper) fn hosts_own(table: &[Mount], paths: &[PathBuf]) -> BTreeMap<String, PathBuf> {
     let shown = |path: PathBuf| {
         let covering = table.iter().filter(|mount| path.starts_with(&mount.mount_point));
         // The deepest; of stacked ones the last that was mounted.

@@ -8,6 +8,10 @@ use crate::protocol::exchange::Agent;
 use crate::protocol::{Now, Request, Text};
 use crate::volume::ContainerId;
 
+/// Why a task that asked to write does not get a volume.
+pub const READ_ONLY: &str = "its driver has mounted it read-only here, and the task asked to write; set extvol.mode to ro, or \
+                             have the driver mount it writable";
+
 impl Core {
     pub(super) fn prepare(
         &mut self,
@@ -207,6 +211,14 @@ impl Core {
         let mut missing: BTreeMap<_, Wanted> = BTreeMap::new();
         let mut mount_points = Vec::new();
         let mut blocked = false;
+        let read_only = container.volumes.iter().find(|wanted| {
+            let mounted = self.volumes.get(&wanted.volume).and_then(Volume::mounted);
+            !wanted.read_only && mounted.is_some_and(|mounted| mounted.read_only)
+        });
+        if let Some(wanted) = read_only {
+            let why = format!("volume {}: {READ_ONLY}", wanted.volume);
+            return self.end(id, &why);
+        }
         for wanted in &container.volumes {
             match self.volumes.get_mut(&wanted.volume) {
                 None => {
@@ -220,7 +232,7 @@ impl Core {
                     if let Phase::Attached { mounted, .. } = &volume.phase
                         && volume.seen
                     {
-                        mount_points.push(mounted.mount_point.clone());
+                        mount_points.push(mounted.given().clone());
                     }
                 }
                 Some(_) => blocked = true,

@@ -34,9 +34,12 @@ pub enum MountFault {
     Unusable {
         /// What is wrong.
         why: Text,
-        /// What is mounted where the driver says, if that can be told.
+        /// What is mounted where the driver says, if that can be told, and is this volume's.
         mounted: Option<Box<MountedVolume>>,
     },
+    /// What the driver answered is another volume's, or was mounted before it was asked; nothing is left of this call. The
+    /// driver's Unmount would take it from whoever uses it, and is not called.
+    NotItsOwn(Text),
 }
 
 /// Why a driver's Unmount did not end well.
@@ -61,6 +64,8 @@ pub enum Sight {
     },
     /// It is not there: somebody else has unmounted it.
     Gone(Text),
+    /// It is there, and can be written no more: its disk is gone, or its file system has turned read-only.
+    Broken(Text),
     /// It could not be told.
     Unknown(Text),
 }
@@ -130,6 +135,11 @@ pub enum Input {
     },
     /// Something of [`super::Core::watching`] may have changed.
     Changed(Key),
+    /// Something is wrong with a mounted volume: it is looked at, though nobody new wants it.
+    Suspect {
+        /// Which.
+        volume: VolumeId,
+    },
     /// An agent has started, and knows these containers.
     Recover {
         /// Whom to answer.
@@ -208,6 +218,8 @@ pub enum Output {
         token: Token,
         /// What to mount.
         wanted: Wanted,
+        /// Whether an earlier Mount of this lease may have been done, so that it may be mounted already.
+        again: bool,
     },
     /// Have the driver unmount, if [`super::Core::may_call_driver`] still says so right before. Comes only after
     /// the lease was rewritten as `detaching`, which confirmed that it is this session's.
@@ -218,6 +230,8 @@ pub enum Output {
         token: Token,
         /// The volume, as the driver was asked for it.
         asked: VolumeId,
+        /// Its mount, if it is known.
+        mounted: Option<MountedVolume>,
     },
     /// Look whether a volume is still mounted as it was, and who else sees it.
     Look {
@@ -230,6 +244,8 @@ pub enum Output {
     ProveIdle {
         /// Under which number the result comes.
         op: Op,
+        /// The volume, as it is leased.
+        volume: VolumeId,
         /// The volume, as the driver was asked for it.
         asked: VolumeId,
         /// What was mounted, if that is known.

@@ -37,7 +37,9 @@ mod wait;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+pub use calls::READ_ONLY;
 pub use io::{Answer, FoundLease, Idleness, Input, MountFault, Output, Sight, UnmountFault};
+pub use results::other_name_in_words;
 pub use session::{Life, Safety, Silence};
 pub use table::{BlockDevice, Container, MountedVolume, OpenEpoch, Row, Table, Wanted};
 pub use volume::{Notes, Phase, Step, Volume};
@@ -331,6 +333,7 @@ impl Core {
                 }
             }
             Input::Changed(key) => self.changed(now, &key),
+            Input::Suspect { volume } => self.suspect(&volume),
             Input::Recover { request, agent, known, orphans } => {
                 self.recover(&agent, &known, &orphans);
                 self.outputs.push_back(Output::Reply(request, Ok(Answer::Done)));

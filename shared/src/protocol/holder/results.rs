@@ -10,6 +10,14 @@ use crate::volume::{ContainerId, VolumeId};
 /// all the same: another host's Mount then meets the storage's own refusal.
 const DETACH_TRIES: u32 = 5;
 
+/// Says that two names lead to one volume.
+#[must_use]
+pub fn other_name_in_words(other: &VolumeId) -> String {
+    format!(
+        "it is the device of {other}, which this host holds under another name; let tasks name it {other} alone"
+    )
+}
+
 impl Core {
     /// The volume whose effect `op` is; none for the effect of a phase that was left.
     fn by_op(&mut self, op: Op) -> Option<(VolumeId, &mut Volume)> {
@@ -37,7 +45,8 @@ impl Core {
                 let (MountFault::Refused(why)
                 | MountFault::Unreachable(why)
                 | MountFault::Unresolved(why)
-                | MountFault::Unusable { why, .. }) = fault;
+                | MountFault::Unusable { why, .. }
+                | MountFault::NotItsOwn(why)) = fault;
                 if volume.retry(now, why.clone(), bounds) {
                     let line = format!("the storage has not taken volume {id} from its last host: {why}");
                     self.outputs.push_back(Output::Warn(line.into()));
@@ -48,11 +57,26 @@ impl Core {
 
     pub(super) fn mounted(&mut self, now: Now, op: Op, result: Result<MountedVolume, MountFault>) {
         let (bounds, settled_at) = (self.settings.retry, now + self.settings.settle);
+        let another = result.as_ref().ok().and_then(|mounted| self.other_name(op, mounted));
+        let another = another.as_ref().map(other_name_in_words);
+        let copy = result.as_ref().ok().and_then(|mounted| self.copy(op, mounted));
         let Some((id, volume)) = self.by_op(op) else { return };
         let Phase::Mounting { token } = volume.phase else { return };
         volume.answered();
         let (why, undo) = match result {
+            // Two names came to be mounted at once: looked at again, it is seen for what it is, and undone.
+            Ok(_) if another.is_some() => {
+                volume.unresolved = true;
+                (another.unwrap_or_default().into(), None)
+            }
             Ok(mounted) => {
+                if let Some(other) = copy {
+                    let line = format!(
+                        "volume {id} has the file system of {other}, by its UUID: a copy, or the same storage by another way"
+                    );
+                    self.outputs.push_back(Output::Warn(line.into()));
+                }
+                let Some(volume) = self.volumes.get_mut(&id) else { return };
                 volume.settle();
                 volume.enter(Phase::Attached { token, mounted });
                 volume.seen = true;
@@ -71,8 +95,18 @@ impl Core {
             Err(MountFault::Refused(why)) if volume.settled_at.is_some() => (why, None),
             Err(MountFault::Refused(why) | MountFault::Unreachable(why)) => (why, Some(None)),
             Err(MountFault::Unusable { why, mounted }) => (why, Some(mounted.map(|mounted| *mounted))),
+            Err(MountFault::NotItsOwn(why)) if volume.settled_at.is_some() => (why, None),
+            Err(MountFault::NotItsOwn(why)) => {
+                volume.not_its_own = true;
+                (why, Some(None))
+            }
         };
         let worth_a_line = match undo {
+            // Nothing of its own is mounted: there is nothing to unmount, and nothing to prove.
+            Some(mounted) if volume.not_its_own => {
+                volume.enter(Phase::Detaching { token, mounted, step: Step::Release });
+                true
+            }
             Some(mounted) => {
                 volume.enter(Phase::Detaching { token, mounted, step: Step::Announce });
                 true
@@ -88,6 +122,24 @@ impl Core {
         for user in users {
             self.end(&user, &why);
         }
+    }
+
+    /// The volume under whose name this host has the same storage already.
+    fn other_name(&self, op: Op, mounted: &MountedVolume) -> Option<VolumeId> {
+        let same = |(_, volume): &(&VolumeId, &Volume)| {
+            volume.awaits != Some(op) && volume.mounted().is_some_and(|other| other.is_same_storage(mounted))
+        };
+        self.volumes.iter().find(same).map(|(id, _)| id.clone())
+    }
+
+    /// A volume with the same file system, by its UUID, on other storage.
+    fn copy(&self, op: Op, mounted: &MountedVolume) -> Option<VolumeId> {
+        let uuid = mounted.uuid.as_ref()?;
+        let same = |(_, volume): &(&VolumeId, &Volume)| {
+            volume.awaits != Some(op)
+                && volume.mounted().is_some_and(|other| other.uuid.as_ref() == Some(uuid))
+        };
+        self.volumes.iter().find(same).map(|(id, _)| id.clone())
     }
 
     /// The lease was rewritten, and so confirmed.
@@ -174,11 +226,23 @@ impl Core {
                 let users = volume.users.clone();
                 self.gone(&users, &format!("volume {id} was unmounted behind the keeper's back: {why}"));
             }
+            Sight::Broken(why) => {
+                (volume.seen, volume.gone) = (true, true);
+                let users = volume.users.clone();
+                self.gone(&users, &format!("volume {id} can be written no more: {why}"));
+            }
         }
     }
 
-    /// Ends the users of a volume that somebody else has unmounted: they would go on in the empty directory
-    /// beneath.
+    /// A mounted volume is looked at, though nobody new wants it.
+    pub(super) fn suspect(&mut self, id: &VolumeId) {
+        if let Some(volume) = self.volumes.get_mut(id).filter(|volume| !volume.gone) {
+            volume.seen = false;
+        }
+    }
+
+    /// Ends the users of a volume that somebody else has unmounted, for they would go on in the empty directory
+    /// beneath; or of one that can be written no more.
     fn gone(&mut self, users: &BTreeSet<ContainerId>, message: &str) {
         self.outputs.push_back(Output::Warn(message.into()));
         for container in users {

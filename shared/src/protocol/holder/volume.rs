@@ -73,6 +73,8 @@ pub struct Notes {
     /// Users that ended without Mesos having said so, with their agents: while there are any, the volume is not
     /// unmounted as long as another mount namespace shows it.
     pub(super) doubts: BTreeMap<ContainerId, Text>,
+    /// Whether what the driver mounts under this name is another volume's: it is not asked to unmount it.
+    pub(super) not_its_own: bool,
 }
 
 /// A volume that this host has, gets or gives up.
@@ -102,6 +104,7 @@ pub struct Volume {
     pub(super) revoked: bool,
     asked: bool,
     pub(super) doubts: BTreeMap<ContainerId, Text>,
+    pub(super) not_its_own: bool,
     /// A driver call of this life has not ended.
     calling: bool,
     /// Until when a driver call that had no answer may still happen: the lease is not released before.
@@ -138,6 +141,7 @@ impl Volume {
             revoked: false,
             asked: notes.asked,
             doubts: notes.doubts,
+            not_its_own: notes.not_its_own,
             calling: false,
             settled_at: None,
             unsettled_before: notes.unsettled,
@@ -155,7 +159,7 @@ impl Volume {
     /// Mount allows on the host that has it: then its device is known, and its release can be proved. A call of
     /// before, of which nothing but the lease tells, may happen until `settled_at`.
     pub(super) fn found(id: &VolumeId, lease: &FoundLease, settled_at: Now) -> Self {
-        let wanted = Wanted { volume: id.clone(), asked: id.clone(), create: None };
+        let wanted = Wanted { volume: id.clone(), asked: id.clone(), create: None, read_only: false };
         let notes = Notes { asked: true, ..Notes::default() };
         let mut volume = Self::restored(wanted, Phase::Acquiring, BTreeSet::new(), notes);
         volume.settled_at = lease.calling.then_some(settled_at);
@@ -172,6 +176,9 @@ impl Volume {
         }
         let phase = match &self.phase {
             Phase::Attached { mounted, .. } => Phase::Attached { token, mounted: mounted.clone() },
+            Phase::Detaching { mounted, .. } if self.not_its_own && !lease.unsettled => {
+                Phase::Detaching { token, mounted: mounted.clone(), step: Step::Release }
+            }
             Phase::Detaching { mounted, .. } if !lease.unsettled => {
                 Phase::Detaching { token, mounted: mounted.clone(), step: Step::Announce }
             }
@@ -183,7 +190,8 @@ impl Volume {
 
     pub(super) fn notes(&self) -> Notes {
         let unsettled = self.calling || self.settled_at.is_some() || self.unsettled_before;
-        Notes { asked: self.asked, unsettled, doubts: self.doubts.clone() }
+        let (doubts, not_its_own) = (self.doubts.clone(), self.not_its_own);
+        Notes { asked: self.asked, unsettled, doubts, not_its_own }
     }
 
     /// Enters a phase or step: whatever failed before counts no more.

@@ -87,7 +87,8 @@ impl Core {
             Phase::Acquiring => return,
             Phase::Settling { token } => Some(Output::Settle { op, token: *token, asked }),
             Phase::Mounting { token } if volume.confirmed => {
-                Some(Output::Mount { op, token: *token, wanted: volume.wanted.clone() })
+                let (wanted, again) = (volume.wanted.clone(), volume.unresolved);
+                Some(Output::Mount { op, token: *token, wanted, again })
             }
             Phase::Attached { mounted, .. } if !volume.seen || volume.users.is_empty() => {
                 Some(Output::Look { op, mounted: mounted.clone() })
@@ -99,11 +100,11 @@ impl Core {
                 self.jobs.push_back(Job::Record { op, volume: id.clone() });
                 None
             }
-            Phase::Detaching { token, step: Step::Unmount, .. } => {
-                Some(Output::Unmount { op, token: *token, asked })
+            Phase::Detaching { token, mounted, step: Step::Unmount } => {
+                Some(Output::Unmount { op, token: *token, asked, mounted: mounted.clone() })
             }
             Phase::Detaching { mounted, step: Step::Prove, .. } => {
-                Some(Output::ProveIdle { op, asked, mounted: mounted.clone() })
+                Some(Output::ProveIdle { op, volume: id.clone(), asked, mounted: mounted.clone() })
             }
             Phase::Detaching { step: Step::Release, .. } => {
                 // A call without an answer is not to be seen at the device. Whoever mounts next would lose the
