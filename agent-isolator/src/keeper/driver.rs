@@ -348,17 +348,27 @@ impl DockerPlugins {
 /// A field of an answer. Plugins are written in Go for a client in Go, which reads keys without case.
 fn field<'a>(answer: &'a Value, name: &str) -> Option<&'a Value> {
     let object = answer.as_object()?;
-    object.get(name).or_else(|| {
-        object.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
-    })
+    object
+        .get(name)
+        .or_else(|| object.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value))
 }
 
 /// Whether an error's text says that there is no such volume, and not that something else went wrong.
 fn says_missing(text: &str) -> bool {
     let text = text.to_lowercase();
     let words = [
-        "not found", "no such volume", "no such file", "not exist", "doesn't exist", "unknown volume",
-        "could not find", "couldn't find", "cannot find", "can't find", "unable to find", "no volume",
+        "not found",
+        "no such volume",
+        "no such file",
+        "not exist",
+        "doesn't exist",
+        "unknown volume",
+        "could not find",
+        "couldn't find",
+        "cannot find",
+        "can't find",
+        "unable to find",
+        "no volume",
     ];
     // A plugin without such a call says so in the words of its web server.
     !text.contains("page not found") && words.iter().any(|word| text.contains(word))
@@ -536,7 +546,9 @@ mod tests {
             (http("200 OK", ""), "unusable: without a Mountpoint"),
             (Some("HTTP/1.1 204 No Content\r\n\r\n".into()), "unusable: without a Mountpoint"),
             (
-                Some("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/\r\nContent-Length: 0\r\n\r\n".into()),
+                Some(
+                    "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/\r\nContent-Length: 0\r\n\r\n".into(),
+                ),
                 "refused: status 302",
             ),
             (http("200 OK", "garbage"), "unresolved: \"garbage\" is no JSON object"),

@@ -39,7 +39,8 @@ use shared::clock::{Reading as Clocks, SuspendWatch, holder_now};
 use shared::exchange_io::Exchange;
 use shared::protocol::exchange::{Instance, Key, Outcome};
 use shared::protocol::holder::{
-    Answer, Container, Core, Input, Life, MountFault, MountedVolume, Output, Phase, Settings, UnmountFault, Wanted,
+    Answer, Container, Core, Input, Life, MountFault, MountedVolume, Output, Phase, Settings, UnmountFault,
+    Wanted,
 };
 use shared::protocol::timing::LEAD;
 use shared::protocol::{Now, Op, Request, Text};

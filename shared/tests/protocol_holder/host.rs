@@ -40,8 +40,11 @@ pub(crate) fn mount(name: &str) -> MountedVolume {
     // A disk of its own for each name.
     let minor = name.bytes().fold(0_u64, |minor, byte| minor * 31 + u64::from(byte));
     let (path, number) = (format!("/dev/loop{minor}"), format!("7:{minor}"));
-    let device =
-        BlockDevice { path: path.as_str().into(), number: number.as_str().into(), disk_sequence: Some(minor) };
+    let device = BlockDevice {
+        path: path.as_str().into(),
+        number: number.as_str().into(),
+        disk_sequence: Some(minor),
+    };
     MountedVolume {
         mount_point: format!("/mnt/{name}/data").into(),
         device_number: number.into(),
@@ -350,7 +353,12 @@ impl Host {
 
     pub(crate) fn ask(&mut self, name: &str, agent: &str, id: Option<&str>, volumes: &[&str]) -> u64 {
         self.requests += 1;
-        let wanted = |name: &&str| Wanted { volume: volume(name), asked: volume(name), create: None, read_only: false };
+        let wanted = |name: &&str| Wanted {
+            volume: volume(name),
+            asked: volume(name),
+            create: None,
+            read_only: false,
+        };
         self.give(Input::Prepare {
             request: Request(self.requests),
             container: container(name),

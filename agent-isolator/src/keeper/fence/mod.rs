@@ -40,8 +40,8 @@ use shared::protocol::{Now, Text};
 use shared::volume::{ContainerId, VolumeId};
 
 pub use self::child::HELPER_MODE;
-pub(super) use self::device::hosts_own;
 use self::child::Running;
+pub(super) use self::device::hosts_own;
 pub use self::job::run_helper;
 use self::job::{Job, Report};
 pub use self::reset::Reset;

@@ -59,7 +59,8 @@ fn maps(process: &Path, pid: u32, mounted: &MountedVolume) -> bool {
             let (major, minor) = number.split_once(':')?;
             Some((u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?))
         });
-        let is_its = number.is_some_and(|(major, minor)| format!("{major}:{minor}") == *mounted.device_number);
+        let is_its =
+            number.is_some_and(|(major, minor)| format!("{major}:{minor}") == *mounted.device_number);
         // The kernel writes the range without leading zeros in the one, and as here in the other.
         is_its && is_on(&process.join("map_files").join(range), pid, mounted)
             || is_its && !process.join("map_files").join(range).exists()

@@ -187,7 +187,9 @@ fn prove_one(mounted: &MountedVolume, table: &[Mount], end: bool, places: &Place
         Ok(exclusive) if storage::is_node_of(&exclusive, device) => Idleness::ProvedAttached,
         Ok(_) => Idleness::Unknown(format!("{} is another device now", device.path).into()),
         Err(Errno::BUSY) => match prove_unheld(mounted, table, end, places) {
-            Idleness::Proved => Idleness::Pinned(format!("{} is busy{}", device.path, by_device(device)).into()),
+            Idleness::Proved => {
+                Idleness::Pinned(format!("{} is busy{}", device.path, by_device(device)).into())
+            }
             seen => seen,
         },
         // The node is there and has no disk behind it any more.

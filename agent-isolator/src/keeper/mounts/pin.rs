@@ -90,9 +90,8 @@ fn unmount_all(place: &Path) -> Result<(), String> {
 
 /// Whether the pin is mounted.
 pub(super) fn is_pinned(mounted: &MountedVolume, table: &[Mount]) -> bool {
-    let at = |pin: &str| {
-        table.iter().any(|mount| mount.mount_point == Path::new(pin) && is_of(mounted)(mount))
-    };
+    let at =
+        |pin: &str| table.iter().any(|mount| mount.mount_point == Path::new(pin) && is_of(mounted)(mount));
     mounted.pin.as_deref().is_none_or(at)
 }
 
