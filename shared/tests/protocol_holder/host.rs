@@ -109,6 +109,8 @@ pub(crate) struct Host {
     /// Whether etcd's readings are on their way until [`Host::readings_arrive`].
     pub(crate) readings_are_late: bool,
     late: Vec<(Op, Result<View, Text>)>,
+    /// What the last Mount said of those before it.
+    pub(crate) again: Option<bool>,
     settings: Settings,
     table: Vec<u8>,
     deadline: Deadline,
@@ -158,6 +160,7 @@ impl Host {
             back: Vec::new(),
             readings_are_late: false,
             late: Vec::new(),
+            again: None,
             settings,
             table: serde_json::to_vec(&Table::default()).unwrap(),
             deadline: Deadline::default(),
@@ -262,7 +265,8 @@ impl Host {
                 self.calls.clear();
                 self.steps.push(Step::Fence(why.to_string()));
             }
-            Output::Mount { op, wanted, .. } => {
+            Output::Mount { op, wanted, again, .. } => {
+                self.again = Some(again);
                 if self.core.may_call_driver(self.now, op) {
                     self.call(op, wanted.asked.name.as_str(), Step::Mount);
                 }
@@ -371,6 +375,19 @@ impl Host {
 
     pub(crate) fn prepare(&mut self, name: &str, volumes: &[&str]) -> u64 {
         self.ask(name, AGENT, Some("S0"), volumes)
+    }
+
+    pub(crate) fn prepare_read_only(&mut self, name: &str, of: &str) -> u64 {
+        self.requests += 1;
+        let wanted = Wanted { volume: volume(of), asked: volume(of), create: None, read_only: true };
+        self.give(Input::Prepare {
+            request: Request(self.requests),
+            container: container(name),
+            agent: AGENT.into(),
+            agent_id: Some("S0".into()),
+            volumes: vec![wanted],
+        });
+        self.requests
     }
 
     pub(crate) fn isolate(&mut self, name: &str) -> u64 {

@@ -77,7 +77,9 @@ impl Watched {
             }
             Step::Mount(_) if !settling && random.one_in(10) => {
                 let mounted = Some(Box::new(mount(&name)));
-                host.mounts(&name, Err(MountFault::Unusable { why: "elsewhere".into(), mounted }));
+                let unusable = MountFault::Unusable { why: "elsewhere".into(), mounted };
+                let fault = if kind == 0 { MountFault::NotItsOwn("another's".into()) } else { unusable };
+                host.mounts(&name, Err(fault));
             }
             Step::Unmount(_) if fails => {
                 let faults = [UnmountFault::Refused, UnmountFault::Unresolved, UnmountFault::Unreachable];

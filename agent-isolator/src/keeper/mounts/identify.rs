@@ -96,6 +96,8 @@ pub fn identify(call: &MountCall, places: &Places) -> Result<MountedVolume, Refu
     }
     let mut mounted = of(&mount, &call.mount_point);
     if let Some((other, known)) = call.others.same(&mounted) {
+        // It would keep the mount busy.
+        drop(opened);
         undo_second(call, &mount, known).map_err(&later)?;
         return Err(nothing(other_name_in_words(other)));
     }

@@ -62,14 +62,16 @@ impl Places {
     /// The root that a path lies below, by its real path, and the rest of the path, of which no part was resolved. A
     /// link may lead to a root, and is the operator's; below it whoever writes to a volume could make one.
     fn below_root(&self, path: &Path) -> Option<(PathBuf, PathBuf)> {
-        let plain = |path: &Path| path.components().all(|part| matches!(part, Component::Normal(_)));
-        let roots: Vec<_> = self.real_roots();
+        if path.components().any(|part| matches!(part, Component::ParentDir)) {
+            return None;
+        }
+        let roots = self.real_roots();
         // The shortest first, so that nothing below a root is resolved.
         let mut ancestors: Vec<_> = path.ancestors().collect();
         ancestors.reverse();
         ancestors.into_iter().find_map(|ancestor| {
             let real = ancestor.canonicalize().ok()?;
-            let rest = path.strip_prefix(ancestor).ok().filter(|rest| plain(rest))?;
+            let rest = path.strip_prefix(ancestor).ok()?;
             roots.contains(&real).then(|| (real, rest.to_owned()))
         })
     }
