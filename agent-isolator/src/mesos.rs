@@ -15,8 +15,9 @@ pub use generated::*;
 
 /// `MS_BIND | MS_REC`, as Mesos's launch helper passes them to mount(2).
 pub const BIND: u32 = 0x1000 | 0x4000;
-/// `MS_RDONLY`.
-pub const READ_ONLY: u32 = 0x1;
+/// `MS_RDONLY | MS_NOSUID | MS_NODEV`: the remount that makes a bind read-only clears what it does not name, and the host's
+/// mount of a volume is nosuid and nodev.
+pub const READ_ONLY: u32 = 0x1 | 0x2 | 0x4;
 /// `CLONE_NEWNS`.
 pub const NEW_MOUNT_NAMESPACE: i32 = 0x0002_0000;
 

@@ -67,7 +67,7 @@ impl Calls {
         let known = self.known.entry(asked.clone()).or_default();
         known.strays.clone_from(&proof.strays);
         known.pinned_since = match proof.idleness {
-            Idleness::Pinned(_) => known.pinned_since.or(Some(now)),
+            Idleness::Pinned(_) | Idleness::Mounted => known.pinned_since.or(Some(now)),
             _ => None,
         };
     }

@@ -331,6 +331,9 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             Event::Proved(op, asked, proof) => {
                 let now = holder_now();
                 self.calls.proved(now, &asked, &proof);
+                for who in &proof.killed {
+                    tracing::warn!("{who} held volume {asked}, which no container here uses: it was killed");
+                }
                 self.core.handle(now, Input::Idle(op, proof.idleness));
             }
             Event::Connected(id, lines) => {

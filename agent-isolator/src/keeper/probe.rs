@@ -117,7 +117,7 @@ impl Prober {
     /// Whether a volume is idle.
     pub(super) async fn prove_idle(&self, call: ProofCall) -> Proof {
         let strays = call.strays.clone();
-        let unknown = |why| Proof { idleness: Idleness::Unknown(why), strays };
+        let unknown = |why| Proof { idleness: Idleness::Unknown(why), strays, killed: Vec::new() };
         match ask(&Question::ProveIdle(call, self.places.clone())).await {
             Ok(Answer::Proof(proof)) => proof,
             Ok(other) => unknown(mismatch(&other)),

@@ -9,7 +9,7 @@ use shared::protocol::holder::{MountedVolume, READ_ONLY, other_name_in_words};
 use shared::volume::VolumeId;
 
 use super::mount_table::{self, Mount};
-use super::{Before, Others, Places, check_shared, is_of, of, pin, storage, take_away};
+use super::{Before, Others, Places, check_shared, close_root, is_of, of, pin, storage, take_away};
 
 /// File systems of which a directory can be mounted as one: btrfs's subvolumes, a share's directories.
 const MOUNT_DIRECTORIES: [&str; 3] = ["btrfs", "cifs", "smb3"];
@@ -72,6 +72,12 @@ pub fn identify(call: &MountCall, places: &Places) -> Result<MountedVolume, Refu
     let Some((root, below)) = places.below_root(Path::new(&call.mount_point)) else {
         return Err(outside(call, places, &table, &said));
     };
+    // The driver may have made it just now.
+    match close_root(&root) {
+        Ok(true) => tracing::info!("the mount root {} belongs to root alone now (mode 0700)", root.display()),
+        Ok(false) => {}
+        Err(why) => return Err(by_driver(format!("but {why}"))),
+    }
     let opened = pin::open_below(&root, &below).map_err(|error| match error {
         Errno::LOOP => by_driver(format!(
             "in which a part below the mount root {} is a symbolic link: links below a root are not followed",

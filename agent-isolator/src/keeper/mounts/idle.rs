@@ -48,6 +48,14 @@ pub struct Proof {
     pub idleness: Idleness,
     /// What this volume's calls have mounted beside it.
     pub strays: Vec<MountedVolume>,
+    /// Who was killed for it, in words.
+    pub killed: Vec<String>,
+}
+
+impl Proof {
+    fn new(idleness: Idleness, strays: &[MountedVolume]) -> Self {
+        Self { idleness, strays: strays.to_vec(), killed: Vec::new() }
+    }
 }
 
 /// Whether a volume is idle. Takes away what is still mounted of it beside what the driver has to unmount.
@@ -55,7 +63,7 @@ pub struct Proof {
 pub fn prove_idle(call: &ProofCall, places: &Places) -> Proof {
     let unknown = |error: std::io::Error| {
         let idleness = Idleness::Unknown(format!("the mount table could not be read: {error}").into());
-        Proof { idleness, strays: call.strays.clone() }
+        Proof::new(idleness, &call.strays)
     };
     let table = match mount_table::own() {
         Ok(table) => table,
@@ -71,10 +79,12 @@ pub fn prove_idle(call: &ProofCall, places: &Places) -> Proof {
                     && !is_drivers(mounted, mount)
             };
             let _met_below = take_away(table.iter().filter(beside));
-            match mount_table::own() {
+            let mut proof = match mount_table::own() {
                 Ok(table) => prove_mounted_idle(call, mounted, &table, places),
-                Err(error) => unknown(error),
-            }
+                Err(error) => return unknown(error),
+            };
+            proof.killed = if call.end { end_pinning(mounted, &proof.idleness, places) } else { Vec::new() };
+            proof
         }
     }
 }
@@ -91,26 +101,21 @@ fn prove_mounted_idle(call: &ProofCall, mounted: &MountedVolume, table: &[Mount]
     {
         // A call without an answer may have attached it again, as another disk.
         return match mount_above(&mounted.mount_point, &places.real_roots(), table) {
-            Some(_) => Proof { idleness: Idleness::Mounted, strays: call.strays.clone() },
+            Some(_) => Proof::new(Idleness::Mounted, &call.strays),
             None => prove_nothing_left(call, table, places),
         };
     }
-    let idleness = and(prove_one(mounted, table, call.end, places), || {
-        let strays = call.strays.iter().map(|stray| prove_one(stray, table, call.end, places));
-        strays.reduce(|first, next| and(first, || next)).unwrap_or(Idleness::Proved)
-    });
-    Proof { idleness, strays: call.strays.clone() }
+    let all = std::iter::once(mounted).chain(&call.strays);
+    let idleness = all.map(|one| prove_one(one, table, places)).reduce(worse).unwrap_or(Idleness::Proved);
+    Proof::new(idleness, &call.strays)
 }
 
 /// The worse of two answers.
-fn and(first: Idleness, second: impl FnOnce() -> Idleness) -> Idleness {
-    match first {
-        Idleness::Proved => second(),
-        Idleness::ProvedAttached => match second() {
-            Idleness::Proved => Idleness::ProvedAttached,
-            other => other,
-        },
-        other => other,
+fn worse(first: Idleness, second: Idleness) -> Idleness {
+    match (first, second) {
+        (Idleness::Proved, other) | (other, Idleness::Proved) => other,
+        (Idleness::ProvedAttached, other) => other,
+        (other, _) => other,
     }
 }
 
@@ -145,20 +150,20 @@ fn prove_nothing_left(call: &ProofCall, table: &[Mount], places: &Places) -> Pro
     {
         let at = mount.mount_point.display();
         let why = format!("{at} was mounted while other volumes are; whose it is shows when these are");
-        return Proof { idleness: Idleness::Unknown(why.into()), strays: call.strays.clone() };
+        return Proof::new(Idleness::Unknown(why.into()), &call.strays);
     }
     if take_away(left.iter().copied()).is_some() {
-        return Proof { idleness: Idleness::Mounted, strays };
+        return Proof::new(Idleness::Mounted, &strays);
     }
     let table = match mount_table::own() {
         Ok(table) => table,
         Err(error) => {
             let idleness = Idleness::Unknown(format!("the mount table could not be read: {error}").into());
-            return Proof { idleness, strays };
+            return Proof::new(idleness, &strays);
         }
     };
-    let proofs = strays.iter().map(|stray| prove_one(stray, &table, call.end, places));
-    let idleness = proofs.reduce(|first, next| and(first, || next)).unwrap_or(Idleness::Proved);
+    let proofs = strays.iter().map(|stray| prove_one(stray, &table, places));
+    let idleness = proofs.reduce(worse).unwrap_or(Idleness::Proved);
     // A Mount that was given up may have attached a disk, and mounted nothing: the driver is to detach it.
     let last = call.before.as_ref().map(|before| before.last_disk).filter(|_| call.repeated);
     let is_others = |disk: u64| {
@@ -171,13 +176,13 @@ fn prove_nothing_left(call: &ProofCall, table: &[Mount], places: &Places) -> Pro
         Idleness::Proved if attached => Idleness::ProvedAttached,
         other => other,
     };
-    Proof { idleness, strays }
+    Proof::new(idleness, &strays)
 }
 
 /// Whether one file system is idle.
-fn prove_one(mounted: &MountedVolume, table: &[Mount], end: bool, places: &Places) -> Idleness {
+fn prove_one(mounted: &MountedVolume, table: &[Mount], places: &Places) -> Idleness {
     let Some(device) = mounted.device.as_ref() else {
-        return prove_unheld(mounted, table, end, places);
+        return prove_unheld(mounted, table, places);
     };
     if storage::is_gone(device) {
         return Idleness::Proved;
@@ -186,14 +191,14 @@ fn prove_one(mounted: &MountedVolume, table: &[Mount], end: bool, places: &Place
     match rustix::fs::open(&*device.path, flags, Mode::empty()) {
         Ok(exclusive) if storage::is_node_of(&exclusive, device) => Idleness::ProvedAttached,
         Ok(_) => Idleness::Unknown(format!("{} is another device now", device.path).into()),
-        Err(Errno::BUSY) => match prove_unheld(mounted, table, end, places) {
+        Err(Errno::BUSY) => match prove_unheld(mounted, table, places) {
             Idleness::Proved => {
                 Idleness::Pinned(format!("{} is busy{}", device.path, by_device(device)).into())
             }
             seen => seen,
         },
         // The node is there and has no disk behind it any more.
-        Err(Errno::NXIO | Errno::NODEV | Errno::NOMEDIUM) => prove_unheld(mounted, table, end, places),
+        Err(Errno::NXIO | Errno::NODEV | Errno::NOMEDIUM) => prove_unheld(mounted, table, places),
         Err(error) => Idleness::Unknown(format!("{} could not be opened: {error}", device.path).into()),
     }
 }
@@ -210,7 +215,7 @@ fn by_device(device: &BlockDevice) -> String {
 }
 
 /// No process's mount table shows the file system, and no process has anything of it open.
-fn prove_unheld(mounted: &MountedVolume, table: &[Mount], end: bool, places: &Places) -> Idleness {
+fn prove_unheld(mounted: &MountedVolume, table: &[Mount], places: &Places) -> Idleness {
     if table.iter().any(is_of(mounted)) {
         return Idleness::Mounted;
     }
@@ -224,32 +229,35 @@ fn prove_unheld(mounted: &MountedVolume, table: &[Mount], end: bool, places: &Pl
     };
     let Some(held) = held else { return Idleness::Proved };
     let mut why = format!("{held} still holds it");
-    if places.cgroup_root.is_some() && pinned_by_containers(mounted, places, end) {
-        why += "; no container here has it any more, so what holds it in one is ";
-        why += if end { "killed" } else { "killed after a while" };
+    if process::pids().into_iter().any(|pid| places.is_contained(pid) && has(pid, mounted)) {
+        why +=
+            "; no container here uses it, so processes of containers that hold it are killed after the grace";
     }
     Idleness::Pinned(why.into())
 }
 
-/// Whether processes of the agent's containers hold a volume that none of them uses: by a copy of the host's mount that
-/// they took along into a namespace of their own, or by an open file. They are killed, if they had time to end; another host waits for the
-/// volume, and a task could keep it from everybody.
-fn pinned_by_containers(mounted: &MountedVolume, places: &Places, end: bool) -> bool {
-    let sees = |pid: u32| {
-        let table = fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
-        mount_table::parse(&table).iter().any(is_of(mounted))
+/// Whether a process holds a volume that is mounted on the host no more.
+fn has(pid: u32, mounted: &MountedVolume) -> bool {
+    let table = fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    mount_table::parse(&table).iter().any(is_of(mounted)) || files::holds(pid, mounted).is_some()
+}
+
+/// Kills processes of the agent's containers that hold a volume which none of these uses: by a copy of the host's mount in a
+/// namespace that they made private, by a directory or a file. Another host may wait for the volume, and a task could keep it from
+/// everybody. While the host's mount is there all containers have copies, which go with it: then only files count.
+fn end_pinning(mounted: &MountedVolume, idleness: &Idleness, places: &Places) -> Vec<String> {
+    let pins = |pid: u32| match idleness {
+        Idleness::Pinned(_) => has(pid, mounted),
+        Idleness::Mounted => files::holds(pid, mounted).is_some(),
+        _ => false,
     };
-    let mut any = false;
+    let mut killed = Vec::new();
     for pid in process::pids().into_iter().filter(|pid| places.is_contained(*pid)) {
-        let Some(process) = ProcessId::of(pid) else { continue };
-        if sees(pid) || files::holds(pid, mounted).is_some() {
-            any = true;
-            if end {
-                process.kill();
-            }
-        }
+        let Some(process) = ProcessId::of(pid).filter(|_| pins(pid)) else { continue };
+        killed.push(in_words(pid));
+        process.kill();
     }
-    any
+    killed
 }
 
 /// A process and where it belongs, in words.

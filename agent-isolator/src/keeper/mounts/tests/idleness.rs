@@ -215,13 +215,37 @@ fn root_a_tasks_private_copy_of_the_hosts_mount_is_named_and_ended_after_a_while
     world.umount(&mounted);
     world.places.cgroup_root = cgroup.root();
     let mut call = world.proof("v", Some(&mounted));
-    pinned(prove_idle(&call, &world.places).idleness, "still holds it; no container here has it any more");
-    assert!(copy.runs() && foreign.runs());
+    let proof = prove_idle(&call, &world.places);
+    pinned(proof.idleness, "still holds it; no container here uses it");
+    assert!(copy.runs() && foreign.runs() && proof.killed.is_empty());
     call.end = true;
-    pinned(prove_idle(&call, &world.places).idleness, "is killed");
+    let proof = prove_idle(&call, &world.places);
+    assert!(proof.killed.iter().any(|who| who.contains(&cgroup.root().unwrap())), "{proof:?}");
     copy.0.wait().unwrap();
     assert!(foreign.runs());
     pinned(prove_idle(&call, &world.places).idleness, &format!("process {}", foreign.0.id()));
     drop(foreign);
+    assert_eq!(world.prove("v", Some(&mounted)), Idleness::ProvedAttached);
+}
+
+#[test]
+fn root_a_task_that_sits_in_a_volume_which_it_does_not_use_is_ended_and_one_that_only_sees_it_is_not() {
+    let (mut world, disk, cgroup) = (World::new(), Disk::new(), Cgroup::new("cwd"));
+    let data = world.mount(&disk.device, &world.root.join("v"), &[]);
+    let mounted = world.identify("v", &data).unwrap();
+    world.places.cgroup_root = cgroup.root();
+    let enter = format!("echo $$ > {}/container/cgroup.procs", cgroup.0.display());
+    let mut sits = Waiting::shell(&format!("{enter}; cd {}", data.display()));
+    let script = format!("{enter}; exec unshare -m --propagation slave sh -c 'echo ready; read end'");
+    let mut sees = Waiting::start(Command::new("sh").args(["-c", &script]));
+    let mut call = world.proof("v", Some(&mounted));
+    assert_eq!(prove_idle(&call, &world.places).idleness, Idleness::Mounted, "the driver could not unmount");
+    assert!(sits.runs() && sees.runs());
+    call.end = true;
+    let proof = prove_idle(&call, &world.places);
+    assert_eq!((proof.idleness, proof.killed.len()), (Idleness::Mounted, 1));
+    sits.0.wait().unwrap();
+    assert!(sees.runs());
+    world.umount(&mounted);
     assert_eq!(world.prove("v", Some(&mounted)), Idleness::ProvedAttached);
 }
