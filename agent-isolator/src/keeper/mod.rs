@@ -44,6 +44,7 @@ use shared::protocol::holder::{
 };
 use shared::protocol::timing::LEAD;
 use shared::protocol::{Now, Op, Request, Text};
+use shared::record::Token;
 use shared::store::LeaseStore;
 use shared::volume::{ContainerId, NameError, VolumeId};
 use tokio::sync::mpsc;
@@ -574,7 +575,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             }
             Output::Reset => self.memory.reset(),
             Output::Settle { op, token, asked } => {
-                self.calls.begin(&asked, token, false, &self.core);
+                self.begin_call(&asked, token, false);
                 if !self.may_call(op) {
                     return;
                 }
@@ -582,7 +583,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                 tokio::spawn(async move { tell(Input::Settled(op, driver.take_away(&asked, token).await)) });
             }
             Output::Mount { op, token, wanted, again } => {
-                self.calls.begin(&wanted.asked, token, again, &self.core);
+                self.begin_call(&wanted.asked, token, again);
                 if !self.may_call(op) {
                     return;
                 }
@@ -655,6 +656,13 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             }
             Output::Warn(text) => tracing::warn!("{text}"),
         }
+    }
+
+    /// Notes what is there before a driver is called.
+    fn begin_call(&mut self, asked: &VolumeId, token: Token, again: bool) {
+        let rows = self.core.volumes();
+        self.calls.forget(|asked| rows.values().any(|row| row.wanted.asked == *asked));
+        self.calls.begin(asked, token, again);
     }
 
     /// Looks at what a driver has mounted, beside what this host's other volumes have by now.
