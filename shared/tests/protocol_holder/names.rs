@@ -36,8 +36,8 @@ fn a_restarted_worker_does_not_ask_either() {
     host.held_back = Some(|step| matches!(step, Step::Release(_)));
     host.mounts("a", Err(not_its_own()));
     host.steps();
-    host.restart();
     host.held_back = None;
+    host.restart();
     let steps = host.until_quiet();
     place(&steps, |step| *step == release("a"));
     let undone = |step: &Step| matches!(step, Step::Unmount(_)) || *step == Step::Mount("a".into());
@@ -80,8 +80,9 @@ fn a_mount_says_whether_it_may_have_been_done_before() {
     host.mounts("a", Err(MountFault::Unresolved("no answer".into())));
     host.later(PAUSE);
     assert_eq!(host.again, Some(true));
+    host.again = None;
     host.restart();
-    host.steps();
+    host.later(PAUSE);
     assert_eq!(host.again, Some(true));
 }
 
@@ -107,7 +108,10 @@ fn a_container_gets_the_keepers_own_mount_and_the_lease_names_the_drivers() {
     host.mounts("a", Ok(MountedVolume { pin: Some("/mnt/.extvol/a".into()), ..mount("a") }));
     let steps = host.steps();
     place(&steps, |step| *step == Step::Ready(request, vec!["/mnt/.extvol/a".to_owned()]));
-    assert_eq!(host.etcd.lease("a").and_then(|held| held.mount_point).as_deref(), Some("/mnt/a/data"));
+    assert_eq!(
+        host.etcd.lease("a").and_then(|held| held.mount_point.clone()).as_deref(),
+        Some("/mnt/a/data")
+    );
 }
 
 #[test]
@@ -134,6 +138,19 @@ fn a_volume_that_can_be_written_no_more_ends_its_users_and_is_had_anew() {
 }
 
 #[test]
+fn a_broken_volume_in_doubt_is_released_like_another() {
+    let mut host = Host::new();
+    host.prepared("c1", &["a"]);
+    host.isolate("c1");
+    host.give(Input::Ended { container: container("c1") });
+    host.steps();
+    host.sees("a", Sight::Broken("its disk is gone".into()));
+    let steps = host.until_quiet();
+    let prove = place(&steps, |step| matches!(step, Step::Prove(_)));
+    assert!(prove < place(&steps, |step| *step == release("a")), "{steps:#?}");
+}
+
+#[test]
 fn a_suspicion_that_proves_false_changes_nothing() {
     let mut host = Host::new();
     host.prepared("c1", &["a"]);
@@ -145,12 +162,17 @@ fn a_suspicion_that_proves_false_changes_nothing() {
 
 #[test]
 fn who_wants_to_write_does_not_join_a_volume_that_is_mounted_read_only() {
-    let (mut host, first) = mounting_beside_b();
+    let mut host = Host::new();
+    let ready = |steps: &[Step], request: u64| {
+        place(steps, |step| matches!(step, Step::Ready(number, _) if *number == request));
+    };
+    let first = host.prepare_read_only("c1", "a");
+    host.steps();
     host.mounts("a", Ok(MountedVolume { read_only: true, ..mount("a") }));
-    // The first asked so, as far as this core knows: what it asked is judged where it was looked at.
-    let why = host.refusal(first);
+    ready(&host.steps(), first);
+    let second = host.prepare("c2", &["a"]);
+    let why = host.refusal(second);
     assert!(why.contains("volume ebs/a: its driver has mounted it read-only here"), "{why}");
-    let request = host.prepare_read_only("c4", "a");
-    let steps = host.until_quiet();
-    place(&steps, |step| matches!(step, Step::Ready(number, _) if *number == request));
+    let third = host.prepare_read_only("c3", "a");
+    ready(&host.until_quiet(), third);
 }

@@ -228,6 +228,8 @@ impl Core {
             }
             Sight::Broken(why) => {
                 (volume.seen, volume.gone) = (true, true);
+                // Whether somebody still has it is proved before it is released; who has is to end like its users.
+                volume.doubts.clear();
                 let users = volume.users.clone();
                 self.gone(&users, &format!("volume {id} can be written no more: {why}"));
             }
