@@ -79,6 +79,10 @@ impl Watched {
                 let mounted = Some(Box::new(mount(&name)));
                 let unusable = MountFault::Unusable { why: "elsewhere".into(), mounted };
                 let fault = if kind == 0 { MountFault::NotItsOwn("another's".into()) } else { unusable };
+                // Nothing of its own is mounted: there is nothing to prove.
+                if kind == 0 {
+                    self.proved.insert(name.clone());
+                }
                 host.mounts(&name, Err(fault));
             }
             Step::Unmount(_) if fails => {

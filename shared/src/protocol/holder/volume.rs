@@ -208,6 +208,8 @@ impl Volume {
     pub(super) fn call(&mut self) {
         self.asked = true;
         self.calling = true;
+        // What this call mounts may be its own.
+        self.not_its_own = false;
         self.confirmed = false;
     }
 
