@@ -612,9 +612,9 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                     tell(Input::Unmounted(op, result));
                 });
             }
-            Output::Look { op, mounted } => {
+            Output::Look { op, mounted, doubted } => {
                 let prober = self.prober.clone();
-                tokio::spawn(async move { tell(Input::Seen(op, prober.look(mounted).await)) });
+                tokio::spawn(async move { tell(Input::Seen(op, prober.look(mounted, doubted).await)) });
             }
             Output::ProveIdle { op, volume, asked, mounted } => {
                 let (others, known) = (self.others(&volume), self.calls.of(&asked));

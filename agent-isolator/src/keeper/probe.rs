@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug, Serialize, Deserialize)]
 enum Question {
     Identify(MountCall, Places),
-    Look(MountedVolume, Places),
+    Look(MountedVolume, bool, Places),
     Unpin(MountedVolume),
     ProveIdle(ProofCall, Places),
 }
@@ -39,7 +39,7 @@ impl Question {
     fn answer(self) -> Answer {
         match self {
             Self::Identify(call, places) => Answer::Identified(mounts::identify(&call, &places)),
-            Self::Look(mounted, places) => Answer::Sight(mounts::look(&mounted, &places)),
+            Self::Look(mounted, doubted, places) => Answer::Sight(mounts::look(&mounted, doubted, &places)),
             Self::Unpin(mounted) => Answer::Unpinned(mounts::unpin(&mounted)),
             Self::ProveIdle(call, places) => Answer::Proof(mounts::prove_idle(&call, &places)),
         }
@@ -96,9 +96,9 @@ impl Prober {
         }
     }
 
-    /// Whether a volume is still mounted where it was, and who else sees it.
-    pub(super) async fn look(&self, mounted: MountedVolume) -> Sight {
-        match ask(&Question::Look(mounted, self.places.clone())).await {
+    /// Whether a volume is still mounted where it was, and, where that is in doubt, who else sees it.
+    pub(super) async fn look(&self, mounted: MountedVolume, doubted: bool) -> Sight {
+        match ask(&Question::Look(mounted, doubted, self.places.clone())).await {
             Ok(Answer::Sight(sight)) => sight,
             Ok(other) => Sight::Unknown(mismatch(&other)),
             Err(why) => Sight::Unknown(why),

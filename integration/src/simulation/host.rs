@@ -181,7 +181,7 @@ impl Host {
                 }
             }
             Output::ProveIdle { op, asked, .. } => effects.push(Effect::Prove(op, asked)),
-            Output::Look { op, mounted } => effects.push(Effect::Look(op, mounted_volume(&mounted))),
+            Output::Look { op, mounted, .. } => effects.push(Effect::Look(op, mounted_volume(&mounted))),
             Output::MakeSafe { op } => self.start_fence(now, Runner::Worker, op, effects),
             Output::Fence { op, .. } => {
                 self.shared.fenced = true;

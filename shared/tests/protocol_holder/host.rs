@@ -278,7 +278,7 @@ impl Host {
             }
             Output::Settle { op, asked, .. } => self.call(op, asked.name.as_str(), Step::Settle),
             Output::ProveIdle { op, asked, .. } => self.call(op, asked.name.as_str(), Step::Prove),
-            Output::Look { op, mounted } => {
+            Output::Look { op, mounted, .. } => {
                 let name = mounted.mount_point.split('/').nth(2).unwrap().to_owned();
                 self.call(op, &name, Step::Look);
             }

@@ -10,9 +10,10 @@ use super::idle::in_words;
 use super::mount_table::{self, Mount, Witness};
 use super::{Places, is_of, pin, storage};
 
-/// Looks at a volume's mount.
+/// Looks at a volume's mount. Only where it is `doubted` whether somebody uses it, all mount namespaces are read: tasks can make
+/// very many of them, and launches and releases must not wait for that.
 #[must_use]
-pub fn look(mounted: &MountedVolume, places: &Places) -> Sight {
+pub fn look(mounted: &MountedVolume, doubted: bool, places: &Places) -> Sight {
     let point = Path::new(&*mounted.mount_point).display();
     let table = match mount_table::own() {
         Ok(table) => table,
@@ -25,6 +26,9 @@ pub fn look(mounted: &MountedVolume, places: &Places) -> Sight {
             }
             if let Some(why) = ails(mounted, &table) {
                 return Sight::Broken(why.into());
+            }
+            if !doubted {
+                return Sight::Mounted { elsewhere: None };
             }
             return match user(mounted, &table, places) {
                 Ok(witness) => Sight::Mounted {

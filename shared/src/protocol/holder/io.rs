@@ -239,6 +239,8 @@ pub enum Output {
         op: Op,
         /// What was mounted.
         mounted: MountedVolume,
+        /// Whether it counts who else sees it: no container is known that uses it, and one may.
+        doubted: bool,
     },
     /// Find out whether the device is idle.
     ProveIdle {

@@ -91,7 +91,8 @@ impl Core {
                 Some(Output::Mount { op, token: *token, wanted, again })
             }
             Phase::Attached { mounted, .. } if !volume.seen || volume.users.is_empty() => {
-                Some(Output::Look { op, mounted: mounted.clone() })
+                let doubted = !volume.doubts.is_empty() && volume.users.is_empty();
+                Some(Output::Look { op, mounted: mounted.clone(), doubted })
             }
             Phase::Attached { .. } if volume.recorded => return,
             Phase::Mounting { .. }

@@ -113,7 +113,7 @@ fn root_a_second_name_for_a_mount_is_refused_and_leaves_the_first_alone() {
             refusal(world.identify("a_b", &data), "it is the device of ebs/ab, which this host holds");
         assert_eq!(refused.undo, Undo::Nothing);
         assert_eq!(world.prove("a_b", None), Idleness::Proved);
-        assert!(matches!(look(&first, &world.places), Sight::Mounted { .. }));
+        assert!(matches!(look(&first, true, &world.places), Sight::Mounted { .. }));
     }
 }
 
@@ -131,7 +131,7 @@ fn root_a_second_mount_of_a_volumes_device_is_undone_and_the_first_stays() {
     drop(inside);
     assert_eq!(refusal(world.identify("a_b", &data), "the device of ebs/ab").undo, Undo::Nothing);
     assert!(!world.is_mounted(&second));
-    assert!(matches!(look(&first, &world.places), Sight::Mounted { .. }));
+    assert!(matches!(look(&first, true, &world.places), Sight::Mounted { .. }));
 }
 
 #[test]

@@ -239,8 +239,8 @@ fn root_a_task_that_sits_in_a_volume_which_it_does_not_use_is_ended_and_one_that
     let script = format!("{enter}; exec unshare -m --propagation slave sh -c 'echo ready; read end'");
     let mut sees = Waiting::start(Command::new("sh").args(["-c", &script]));
     // While it is in doubt whether a container uses it, one that sees it may.
-    assert!(matches!(look(&mounted, &world.places), Sight::Mounted { elsewhere: Some(_) }));
-    assert_eq!(look(&mounted, &Places::default()), Sight::Mounted { elsewhere: None });
+    assert!(matches!(look(&mounted, true, &world.places), Sight::Mounted { elsewhere: Some(_) }));
+    assert_eq!(look(&mounted, true, &Places::default()), Sight::Mounted { elsewhere: None });
     let mut call = world.proof("v", Some(&mounted));
     assert_eq!(prove_idle(&call, &world.places).idleness, Idleness::Mounted, "the driver could not unmount");
     assert!(sits.runs() && sees.runs());
