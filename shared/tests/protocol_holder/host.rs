@@ -111,6 +111,8 @@ pub(crate) struct Host {
     late: Vec<(Op, Result<View, Text>)>,
     /// What the last Mount said of those before it.
     pub(crate) again: Option<bool>,
+    /// Whether the last look was to tell who else sees the volume.
+    pub(crate) doubted: Option<bool>,
     settings: Settings,
     table: Vec<u8>,
     deadline: Deadline,
@@ -161,6 +163,7 @@ impl Host {
             readings_are_late: false,
             late: Vec::new(),
             again: None,
+            doubted: None,
             settings,
             table: serde_json::to_vec(&Table::default()).unwrap(),
             deadline: Deadline::default(),
@@ -278,7 +281,8 @@ impl Host {
             }
             Output::Settle { op, asked, .. } => self.call(op, asked.name.as_str(), Step::Settle),
             Output::ProveIdle { op, asked, .. } => self.call(op, asked.name.as_str(), Step::Prove),
-            Output::Look { op, mounted, .. } => {
+            Output::Look { op, mounted, doubted } => {
+                self.doubted = Some(doubted);
                 let name = mounted.mount_point.split('/').nth(2).unwrap().to_owned();
                 self.call(op, &name, Step::Look);
             }

@@ -144,6 +144,7 @@ fn a_broken_volume_in_doubt_is_released_like_another() {
     host.isolate("c1");
     host.give(Input::Ended { container: container("c1") });
     host.steps();
+    assert_eq!(host.doubted, Some(true));
     host.sees("a", Sight::Broken("its disk is gone".into()));
     let steps = host.until_quiet();
     let prove = place(&steps, |step| matches!(step, Step::Prove(_)));
@@ -157,6 +158,7 @@ fn a_suspicion_that_proves_false_changes_nothing() {
     host.give(Input::Suspect { volume: volume("a") });
     host.give(Input::Suspect { volume: volume("b") });
     assert_eq!(host.until_quiet(), [Step::Look("a".into())]);
+    assert_eq!(host.doubted, Some(false), "its user is known");
     assert!(host.core.containers().contains_key(&container("c1")));
 }
 
