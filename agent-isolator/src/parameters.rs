@@ -228,6 +228,12 @@ impl KeeperParameters {
         }
     }
 
+    /// The name of the guard's cgroup in each hierarchy: as much this keeper's alone as the cgroup of its agent's containers.
+    #[must_use]
+    pub fn guard_cgroup(&self) -> String {
+        format!("extvol-guard.{}", self.cgroup_root.trim_matches('/').replace('/', "."))
+    }
+
     /// Where the keeper listens.
     #[must_use]
     pub fn socket(&self) -> PathBuf {

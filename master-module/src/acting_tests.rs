@@ -52,6 +52,8 @@ fn session(n: usize) -> Session {
         agent: Some(Agent { id: Some(id(n)), address: format!("slave(1)@10.0.0.{n}:5051").into() }),
         timing: Profile::Default.timing(),
         by_time: ByTime::Allowed,
+        means: Default::default(),
+        unproved: None,
         unsettled_through: Epoch(0),
         wants: Default::default(),
         reason: None,

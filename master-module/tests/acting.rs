@@ -63,6 +63,8 @@ fn session(n: usize) -> Session {
         }),
         timing: timing(),
         by_time: ByTime::Allowed,
+        means: Default::default(),
+        unproved: None,
         unsettled_through: Epoch(0),
         wants: Default::default(),
         reason: None,

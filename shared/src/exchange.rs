@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::keys::Keys;
 use crate::protocol::Text;
 use crate::protocol::exchange::{
-    Agent, ByTime, Commit, Held, Instance, Key, Lease, Proof, Record, Session, SessionState, Stage, Storm,
+    Agent, ByTime, Commit, Held, Instance, Key, Lease, Means, Proof, Record, Session, SessionState, Stage,
+    Storm,
 };
 use crate::protocol::timing::{Profile, Timing};
 use crate::record::{self, Epoch, HeldLease, LeaseRecord, RecordError, SessionRecord, decode, encode};
@@ -32,6 +33,10 @@ struct StoredSession {
     timing: Option<Timing>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     by_time: Option<ByTime>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    means: BTreeSet<Means>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unproved: Option<Text>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     unsettled_through: Option<Epoch>,
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
@@ -187,6 +192,8 @@ fn stored_session(session: &Session, now: &str) -> StoredSession {
         agent_address: agent.map(|agent| agent.address.clone()),
         timing: Some(session.timing),
         by_time: Some(session.by_time),
+        means: session.means.clone(),
+        unproved: session.unproved.clone(),
         unsettled_through: Some(session.unsettled_through),
         wants: session.wants.clone(),
         reason: session.reason.clone(),
@@ -212,6 +219,8 @@ fn session(stored: StoredSession) -> Session {
         timing: stored.timing.unwrap_or(Profile::Calm.timing()),
         // A keeper without a heartbeat cannot be judged by silence.
         by_time: stored.by_time.unwrap_or(ByTime::Never),
+        means: stored.means,
+        unproved: stored.unproved,
         unsettled_through: stored.unsettled_through.unwrap_or(Epoch(0)),
         wants: stored.wants,
         reason: stored.reason,
@@ -240,7 +249,9 @@ mod tests {
             boot: "b1".into(),
             agent: Some(Agent { id: Some("S0".into()), address: "slave(1)@10.0.0.1:5051".into() }),
             timing: Profile::Default.timing(),
-            by_time: ByTime::Allowed,
+            by_time: ByTime::Unproved,
+            means: BTreeSet::from([Means::Guard, Means::Storage]),
+            unproved: Some("volume ebs/w is on nfs".into()),
             wants: BTreeSet::from([VolumeId {
                 driver: Driver::new("ebs").unwrap(),
                 name: VolumeName::new("w").unwrap(),

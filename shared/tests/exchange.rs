@@ -40,6 +40,8 @@ fn session() -> Record {
         agent: None,
         timing: Profile::Default.timing(),
         by_time: ByTime::Allowed,
+        means: Default::default(),
+        unproved: None,
         unsettled_through: Epoch(0),
         wants: Default::default(),
         reason: None,

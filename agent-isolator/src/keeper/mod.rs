@@ -7,7 +7,8 @@
 //! driver.rs    the plugins' protocol
 //! probe.rs     looks at mounts and devices, each in a helper process
 //! mounts.rs    what those looks are; mount_table.rs: the kernel's tables
-//! deadman.rs   the other process; fence/ what it does; shared_memory.rs what the two share
+//! deadman/     the other processes; fence/ what they do; shared_memory.rs what all share
+//! means.rs     what a fence of this host rests on; cgroups.rs
 //! checkpoint.rs, server.rs, alive.rs, log.rs, process.rs
 //! ```
 //!
@@ -15,12 +16,14 @@
 //! for a file system, a device or a plugin: it has to tick for the deadman, and to beat.
 
 pub mod alive;
+pub mod cgroups;
 pub mod checkpoint;
 pub mod deadman;
 pub mod driver;
 mod etcd;
 pub mod fence;
 pub mod log;
+pub mod means;
 mod mount_table;
 pub mod mounts;
 pub mod probe;
@@ -29,13 +32,13 @@ pub mod server;
 pub mod shared_memory;
 pub mod stored_table;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use shared::clock::{Reading as Clocks, SuspendWatch, holder_now};
 use shared::exchange_io::Exchange;
-use shared::protocol::exchange::{Instance, Key, Outcome};
+use shared::protocol::exchange::{Instance, Key, Means, Outcome};
 use shared::protocol::holder::{Answer, Container, Core, Input, Life, Output, Settings, Wanted};
 use shared::protocol::timing::LEAD;
 use shared::protocol::{Now, Op, Request, Text};
@@ -44,10 +47,11 @@ use shared::volume::{ContainerId, NameError};
 use tokio::sync::mpsc;
 
 use self::checkpoint::{Checkpoint, Machine, StartError};
-use self::deadman::Guard;
+use self::deadman::DeadmanWatch;
 use self::driver::VolumeDriver;
 use self::etcd::Etcd;
 use self::fence::{FenceRunner, Known, Policy};
+use self::means::{Found, MeansWatch};
 use self::probe::Prober;
 use self::server::{ConnectionId, Lines};
 use self::shared_memory::SharedMemory;
@@ -119,9 +123,10 @@ pub struct Worker<S, D> {
     core: Core,
     checkpoint: Checkpoint,
     memory: Arc<SharedMemory>,
-    guard: Guard,
+    guard: DeadmanWatch,
     policy: Policy,
     guarded: bool,
+    means: MeansWatch,
     etcd: Etcd<S>,
     driver: D,
     prober: Prober,
@@ -161,7 +166,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         memory: Arc<SharedMemory>,
         exchange: Exchange<S>,
         driver: D,
-        guard: Guard,
+        guard: DeadmanWatch,
     ) -> Result<Self, StartError> {
         let (events, received) = mpsc::unbounded_channel();
         let mut table = checkpoint.load()?;
@@ -170,7 +175,9 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         // An epoch was open in this boot: somebody took the table away.
         table.lost |= !checkpoint.path().exists() && memory.read().generation > 0;
         let lost = table.lost;
-        let core = Core::new(now, settings(&parameters, machine), table, memory.read());
+        let mut means = MeansWatch::new(&parameters, Arc::clone(&memory));
+        let found = means.look(now).map(|found| found.means).unwrap_or_default();
+        let core = Core::new(now, settings(&parameters, machine, found), table, memory.read());
         Ok(Self {
             core,
             checkpoint,
@@ -178,6 +185,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             guard,
             policy: parameters.policy(),
             guarded: true,
+            means,
             etcd: Etcd::new(exchange, events.clone()),
             driver,
             prober: Prober::new(parameters.mount_roots.clone()),
@@ -241,6 +249,9 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         if guarded != self.guarded {
             self.guarded = guarded;
             self.core.handle(now, Input::Guarded(guarded));
+        }
+        if let Some(Found { means, lacking }) = self.means.look(now) {
+            self.core.handle(now, Input::Means { means, lacking });
         }
         // Whatever keeps the deadman from it: a host that is to be fenced does not wait.
         if let Some((op, _)) = self.fence_by.take_if(|(_, at)| *at <= now) {
@@ -631,7 +642,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
     }
 }
 
-fn settings(parameters: &KeeperParameters, machine: Machine) -> Settings {
+fn settings(parameters: &KeeperParameters, machine: Machine, means: BTreeSet<Means>) -> Settings {
     Settings {
         holder: parameters.holder.clone(),
         instance: Instance(random_id().into()),
@@ -639,6 +650,7 @@ fn settings(parameters: &KeeperParameters, machine: Machine) -> Settings {
         boot: machine.boot_id.into(),
         timing: parameters.timing,
         by_time: parameters.by_time,
+        means,
         grace: parameters.grace,
         prepare_timeout: parameters.prepare_timeout,
         wait_timeout: parameters.wait_timeout,

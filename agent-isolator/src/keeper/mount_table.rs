@@ -20,6 +20,8 @@ pub(crate) struct Mount {
     pub(crate) device_number: String,
     pub(crate) mount_point: PathBuf,
     pub(crate) shared: bool,
+    /// Its type, such as `ext4`.
+    pub(crate) file_system: String,
     pub(crate) source: String,
 }
 
@@ -35,8 +37,9 @@ pub(crate) fn parse(table: &[u8]) -> Vec<Mount> {
         let mut optional = fields.by_ref().skip(1).take_while(|field| *field != b"-");
         let shared = optional.by_ref().any(|field| field.starts_with(b"shared:"));
         optional.for_each(drop);
-        let source = text(&unescape(fields.nth(1)?));
-        Some(Mount { id, parent, device_number, mount_point, shared, source })
+        let file_system = text(&unescape(fields.next()?));
+        let source = text(&unescape(fields.next()?));
+        Some(Mount { id, parent, device_number, mount_point, shared, file_system, source })
     };
     table.split(|byte| *byte == b'\n').filter_map(line).collect()
 }

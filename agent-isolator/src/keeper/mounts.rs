@@ -19,8 +19,8 @@ use rustix::io::Errno;
 use shared::protocol::holder::{BlockDevice, Idleness, MountedVolume, Sight};
 use shared::volume::VolumeId;
 
-use super::alive;
 use super::mount_table::{self, Mount, Witness};
+use super::{alive, fence};
 
 /// Whether new mounts below `root` reach containers and leave them again when they are unmounted.
 ///
@@ -116,6 +116,7 @@ pub(super) fn of(mount: &Mount, mount_point: &str) -> MountedVolume {
         device_number: mount.device_number.as_str().into(),
         source: mount.source.as_str().into(),
         device: block_device(&mount.source),
+        can_be_shut_down: fence::can_be_shut_down(&mount.file_system),
     }
 }
 
@@ -418,6 +419,7 @@ mod tests {
             device_number: "0:1".into(),
             mount_point: "/run".into(),
             shared,
+            file_system: "tmpfs".into(),
             source: "tmpfs".into(),
         };
         assert_eq!(check_shared(&mount(true), Path::new("/run/volumes")), Ok(()));

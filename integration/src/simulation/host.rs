@@ -372,6 +372,7 @@ pub fn mounted(volume: &VolumeId) -> MountedVolume {
         device_number: "7:0".into(),
         source: "/dev/loop0".into(),
         device: None,
+        can_be_shut_down: true,
     }
 }
 

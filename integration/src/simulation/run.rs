@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::fmt;
 use std::time::Duration;
 
-use shared::protocol::exchange::{ByTime, Commit, Instance, Outcome, Reading, View};
+use shared::protocol::exchange::{ByTime, Commit, Instance, Means, Outcome, Reading, View};
 use shared::protocol::fence::Act;
 use shared::protocol::holder::{Input, Settings};
 use shared::protocol::reclaimer::{self, Agents};
@@ -298,6 +298,7 @@ pub(super) fn settings(plan: &Plan, host: usize) -> Settings {
         boot: "b0".into(),
         timing: timing(),
         by_time,
+        means: [Means::Guard].into(),
         grace: Duration::from_millis(500),
         prepare_timeout: Duration::from_secs(8),
         wait_timeout: Duration::from_secs(if plan.seed.is_multiple_of(3) { 0 } else { 6 }),

@@ -70,6 +70,8 @@ impl Story {
             agent: Some(Agent { id: None, address: "a".into() }),
             timing: Profile::Fast.timing(),
             by_time: ByTime::Allowed,
+            means: Default::default(),
+            unproved: None,
             unsettled_through: Epoch(0),
             wants: BTreeSet::new(),
             reason: None,

@@ -83,6 +83,39 @@ pub enum ByTime {
     Never,
 }
 
+/// What makes sure that a host writes no more when its keeper's processes die: each is established by the keeper itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Means {
+    /// A process beside the keeper's, in a session and cgroups of its own, fences in their place.
+    Guard,
+    /// systemd starts the keeper again at once.
+    Supervisor,
+    /// A watchdog device resets the host.
+    Watchdog,
+    /// The storage takes its volumes away. It does not end what the host does, and so is none by itself.
+    Storage,
+}
+
+impl Means {
+    /// Its name in a record.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Guard => "guard",
+            Self::Supervisor => "supervisor",
+            Self::Watchdog => "watchdog",
+            Self::Storage => "storage",
+        }
+    }
+
+    /// Whether it acts when all of the keeper's processes are dead.
+    #[must_use]
+    pub fn outlives_keeper(self) -> bool {
+        !matches!(self, Self::Storage)
+    }
+}
+
 /// The Mesos agent of a host.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Agent {
@@ -111,6 +144,10 @@ pub struct Session {
     pub timing: Timing,
     /// Whether silence may end it.
     pub by_time: ByTime,
+    /// What its host's fence rests on.
+    pub means: BTreeSet<Means>,
+    /// Why its host cannot prove its fence, for people.
+    pub unproved: Option<Text>,
     /// Leases of this and earlier epochs are unsettled though a later one was opened: that was done by
     /// another machine, which has proved nothing about the one that held them (L19).
     pub unsettled_through: Epoch,

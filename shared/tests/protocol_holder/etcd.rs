@@ -134,6 +134,8 @@ impl Etcd {
             }),
             timing: Profile::Default.timing(),
             by_time: ByTime::Allowed,
+            means: Default::default(),
+            unproved: None,
             unsettled_through: Epoch(0),
             wants: wants.iter().map(|name| volume(name)).collect(),
             reason: None,

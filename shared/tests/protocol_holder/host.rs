@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use shared::protocol::exchange::{ByTime, Commit, Instance, Key, Lease, Outcome, Record, Stage, View};
+use shared::protocol::exchange::{ByTime, Commit, Instance, Key, Lease, Means, Outcome, Record, Stage, View};
 use shared::protocol::holder::{
     Answer, BlockDevice, Core, Deadline, Idleness, Input, MountFault, MountedVolume, Output, Settings, Sight,
     Table, UnmountFault, Wanted,
@@ -43,6 +43,7 @@ pub(crate) fn mount(name: &str) -> MountedVolume {
         device_number: "7:1".into(),
         source: "/dev/loop1".into(),
         device: Some(device),
+        can_be_shut_down: true,
     }
 }
 
@@ -130,6 +131,7 @@ impl Host {
             boot: "b1".into(),
             timing: Profile::Default.timing(),
             by_time: ByTime::Allowed,
+            means: [Means::Guard].into(),
             grace: GRACE,
             prepare_timeout: PREPARE,
             wait_timeout: WAIT,
@@ -312,6 +314,16 @@ impl Host {
     /// etcd answers what was held back.
     pub(crate) fn let_through(&mut self) {
         self.hold_back_only(None);
+    }
+
+    /// What was held back is given up for lost, and may still be done: etcd has it as late.
+    pub(crate) fn give_up_held_back(&mut self) {
+        self.held_back = None;
+        for (op, commit) in std::mem::take(&mut self.back) {
+            self.etcd.late.push(commit);
+            self.core.handle(self.now, Input::Committed(op, Outcome::Unknown));
+        }
+        self.carry_out();
     }
 
     /// etcd answers what was held back, but for this, which is held back from now on.

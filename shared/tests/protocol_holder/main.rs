@@ -8,6 +8,7 @@ mod etcd;
 mod host;
 mod lives;
 mod mounts;
+mod proofs;
 mod reclaimers;
 mod releases;
 mod revokes;

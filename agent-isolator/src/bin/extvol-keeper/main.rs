@@ -1,7 +1,8 @@
 //! `extvol-keeper`: owns the leases and mounts of external volumes on one Mesos agent host.
 //!
-//! It is two processes: the deadman, which this program is when it is started, and the worker, which that starts. Either starts the
-//! other again, and both start helpers for what may hang.
+//! It is three processes: the deadman, which this program is when it is started, the worker, which that starts, and the guard, which is
+//! left when those two are killed together. Deadman and worker start each other again, the deadman the guard, and all
+//! start helpers for what may hang.
 
 mod start;
 mod worker;
@@ -32,6 +33,8 @@ enum Role {
     Worker,
     /// Started by the worker, in place of one that died.
     DeadmanBeside,
+    /// Started by the deadman, and left when all others are killed.
+    Guard,
 }
 
 fn main() -> ExitCode {
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Some(PROBE_MODE) => return run_probe(),
         Some(start::WORKER) => Role::Worker,
         Some(start::DEADMAN) => Role::DeadmanBeside,
+        Some(start::GUARD) => Role::Guard,
         _ => Role::Keeper,
     };
     if role != Role::Keeper {
@@ -65,9 +69,10 @@ fn run(role: Role, given: Vec<String>) -> Result<(), String> {
         Role::Keeper if detach => start::detached(&parameters),
         Role::Keeper => start::deadman(&parameters),
         Role::Worker => worker::run(parameters),
+        Role::Guard => start::guard(&parameters),
         Role::DeadmanBeside => {
             start::name_deadman();
-            start::log(&parameters)?;
+            start::log(&parameters, start::DEADMAN_LOG)?;
             deadman::run_beside(start::settings(&parameters)).map_err(|error| sentence(&error))
         }
     }

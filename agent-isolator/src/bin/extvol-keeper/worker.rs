@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use agent_isolator::keeper::checkpoint::{Checkpoint, Owner, lock, machine};
-use agent_isolator::keeper::deadman::{DEADLINE, Guard};
+use agent_isolator::keeper::deadman::{DEADLINE, DeadmanWatch};
 use agent_isolator::keeper::driver::DockerPlugins;
 use agent_isolator::keeper::log::BoundedLog;
 use agent_isolator::keeper::shared_memory::SharedMemory;
@@ -50,7 +50,7 @@ pub(crate) fn run(parameters: KeeperParameters) -> Result<(), String> {
     let store = EtcdStore::new(config).map_err(|error| sentence(&error))?;
     let keys = Keys::new(&parameters.etcd_prefix);
     let exchange = Exchange::new(store, keys, request, Some(parameters.naming.clone()));
-    let guard = Guard::new(Arc::clone(&memory), arguments(DEADMAN, &parameters));
+    let guard = DeadmanWatch::new(Arc::clone(&memory), arguments(DEADMAN, &parameters));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)

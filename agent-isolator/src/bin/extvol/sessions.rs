@@ -193,6 +193,8 @@ pub(crate) mod tests {
             agent: Some(Agent { id: Some("S1".into()), address: "slave(1)@10.0.0.1:5051".into() }),
             timing: Profile::Default.timing(),
             by_time: ByTime::Allowed,
+            means: Default::default(),
+            unproved: None,
             unsettled_through: Epoch(0),
             wants: Default::default(),
             reason: None,

@@ -5,6 +5,8 @@
 //! mod.rs           the process: its start, its loop
 //! predecessors.rs  the lock, and the end of older keepers
 //! beside.rs        the worker's side: ticks, and another deadman when this one dies
+//! guard.rs         the process that is left when all of these are killed at once
+//! keep_guard.rs    the deadman's side of that: starts it, replaces it, ends it
 //! watchdog.rs      a watchdog device, where there is one
 //! ```
 //!
@@ -23,6 +25,8 @@
 //! All processes of a keeper are in the session that its first deadman opens: that is how an older keeper's are found.
 
 mod beside;
+mod guard;
+mod keep_guard;
 mod predecessors;
 mod watchdog;
 
@@ -39,9 +43,13 @@ use shared::protocol::deadman::{Deadman, Input, Output, WORKER_SILENCE};
 use shared::protocol::holder::Deadline;
 use shared::protocol::{Now, Text};
 
-pub use self::beside::{DEADMAN_SILENCE, Guard};
+pub use self::beside::{DEADMAN_SILENCE, DeadmanWatch};
+pub use self::guard::{GUARD_LOG, GUARD_SILENCE, run_guard};
+use self::keep_guard::GuardKeeper;
 use self::predecessors::{lock, others};
-pub use self::watchdog::{Watchdog, check as check_watchdog, timeout_of as watchdog_timeout};
+pub use self::watchdog::{
+    Watchdog, check as check_watchdog, is_armed as watchdog_is_armed, timeout_of as watchdog_timeout,
+};
 use super::fence::{FenceRunner, Known, Policy, Progress};
 use super::process::{ProcessId, own_session};
 use super::shared_memory::{SharedMemory, SharedMemoryError};
@@ -72,6 +80,10 @@ pub struct Settings {
     pub directory: PathBuf,
     /// Arguments to start this program with as a worker.
     pub worker: Vec<OsString>,
+    /// Arguments to start this program with as a guard.
+    pub guard: Vec<OsString>,
+    /// The guard's cgroup in each hierarchy.
+    pub cgroup: String,
     /// What a fence may do.
     pub policy: Policy,
     /// K, where the table does not tell it.
@@ -112,7 +124,7 @@ pub fn run(settings: Settings) -> Result<(), DeadmanError> {
     let lock = take_lock(&settings)?
         .ok_or_else(|| DeadmanError::Running { directory: settings.directory.clone() })?;
     let shared = SharedMemory::create(&settings.directory.join(DEADLINE))?;
-    let mut guarding = Guarding::new(settings, shared, lock, false)?;
+    let mut guarding = Guarding::new(settings, shared, lock, Part::Keeper)?;
     // The old session's processes are found by the old session's number: only when all are gone is it forgotten.
     guarding.end_older_keeper();
     let own = ProcessId::own();
@@ -146,7 +158,7 @@ pub fn run_beside(settings: Settings) -> Result<(), DeadmanError> {
         }
     };
     shared.set_deadman(ProcessId::own());
-    let mut guarding = Guarding::new(settings, shared, lock, true)?;
+    let mut guarding = Guarding::new(settings, shared, lock, Part::Beside)?;
     guarding.guard();
     Ok(())
 }
@@ -156,8 +168,32 @@ fn take_lock(settings: &Settings) -> Result<Option<File>, DeadmanError> {
     lock(&settings.directory).map_err(|source| DeadmanError::File { what: what(), source })
 }
 
+/// As what a deadman's work is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// By a new keeper.
+    Keeper,
+    /// By one that a worker has started beside it.
+    Beside,
+    /// By the guard, until the fence is proved: no worker is started.
+    Guard,
+}
+
+/// Keeps this process from what an overloaded host does to it.
+fn undisturbed(name: &str) {
+    // What was paged out could not be read back when the disk hangs.
+    let flags = rustix::mm::MlockAllFlags::CURRENT | rustix::mm::MlockAllFlags::FUTURE;
+    if let Err(error) = rustix::mm::mlockall(flags) {
+        tracing::warn!("the {name}'s memory could not be locked: {error}");
+    }
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
+        tracing::warn!("the {name} could not be kept from the kernel's killing for want of memory: {error}");
+    }
+}
+
 struct Guarding {
     settings: Settings,
+    part: Part,
     shared: SharedMemory,
     _lock: File,
     core: Deadman,
@@ -178,29 +214,29 @@ struct Guarding {
     /// The generation whose fence is proved.
     proved: Option<u64>,
     said: Option<Text>,
+    guard: GuardKeeper,
+    /// The guard's part is done.
+    over: bool,
 }
 
 impl Guarding {
-    fn new(settings: Settings, shared: SharedMemory, lock: File, beside: bool) -> Result<Self, DeadmanError> {
-        // What was paged out could not be read back when the disk hangs.
-        let flags = rustix::mm::MlockAllFlags::CURRENT | rustix::mm::MlockAllFlags::FUTURE;
-        if let Err(error) = rustix::mm::mlockall(flags) {
-            tracing::warn!("the deadman's memory could not be locked: {error}");
-        }
-        if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
-            tracing::warn!(
-                "the deadman could not be kept from the kernel's killing for want of memory: {error}"
-            );
-        }
+    fn new(settings: Settings, shared: SharedMemory, lock: File, part: Part) -> Result<Self, DeadmanError> {
+        undisturbed("deadman");
         let open = |path: &PathBuf| {
             let what = format!("the watchdog {}", path.display());
             Watchdog::open(path).map_err(|source| DeadmanError::File { what, source })
         };
         let watchdog = settings.watchdog.as_ref().map(open).transpose()?;
         let now = Reading::take().holder();
-        let core = if beside { Deadman::beside_worker(now) } else { Deadman::new(now) };
+        let core = match part {
+            Part::Keeper => Deadman::new(now),
+            Part::Beside | Part::Guard => Deadman::beside_worker(now),
+        };
         Ok(Self {
+            guard: GuardKeeper::new(part == Part::Keeper),
+            over: false,
             settings,
+            part,
             shared,
             _lock: lock,
             core,
@@ -208,7 +244,7 @@ impl Guarding {
             watchdog,
             child: None,
             ticked: Now::ZERO,
-            ending: (!beside).then_some(now),
+            ending: (part == Part::Keeper).then_some(now),
             hanging: false,
             hung: Vec::new(),
             start_at: None,
@@ -254,6 +290,9 @@ impl Guarding {
         let reading = Reading::take();
         let now = reading.holder();
         self.shared.tick_deadman(now);
+        if self.part == Part::Guard {
+            self.shared.tick_guard(now);
+        }
         let deadline = self.shared.read();
         if let Some(slept) = self.suspends.observe(reading).filter(|_| deadline.fence_at.is_some()) {
             // It did not write meanwhile; but what it had handed to the block layer goes out now (L20).
@@ -290,6 +329,13 @@ impl Guarding {
             } else if is_due(self.shared.read(), now) {
                 self.shared.flag();
             }
+            if self.over {
+                return;
+            }
+            // While others of this session are killed, one that has yet to leave it would be killed with them.
+            if self.part != Part::Guard && self.ending.is_none() {
+                self.guard.keep(now, &self.shared, &self.settings.guard);
+            }
             self.start_worker(now);
             let busy = self.fence.is_some() || self.ending.is_some();
             std::thread::sleep(if busy { POLL_CLOSELY } else { POLL });
@@ -309,6 +355,7 @@ impl Guarding {
                     self.ending = Some(now);
                 }
                 Output::Fence => self.begin_fence(now),
+                Output::Start if self.part == Part::Guard => self.over = true,
                 Output::Start => {
                     let soonest = self.started.map_or(now, |started| started + BETWEEN_STARTS);
                     self.start_at = Some(soonest.max(now));
@@ -382,7 +429,9 @@ impl Guarding {
                     return self.begin_fence(now);
                 }
                 tracing::error!("this host is fenced: nothing of it writes to a volume any more");
-                self.proved = Some(self.shared.read().generation);
+                let generation = self.shared.read().generation;
+                self.proved = Some(generation);
+                self.shared.set_proved(generation);
                 self.tell(now, Input::Fenced);
             }
         }
@@ -414,13 +463,14 @@ impl Guarding {
         self.tell(now, Input::WorkerTicked);
     }
 
-    /// Nothing is held: the worker ends, the watchdog is disarmed.
+    /// Nothing is held: worker and guard end, the watchdog is disarmed.
     fn stop(&mut self) {
         tracing::info!("the keeper ends");
         while !self.kill_others().is_empty() {
             self.sense();
             std::thread::sleep(POLL_CLOSELY);
         }
+        self.guard.end(&self.shared, &self.settings.cgroup);
         if let Some(watchdog) = self.watchdog.take() {
             watchdog.disarm();
         }

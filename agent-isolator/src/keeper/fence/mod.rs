@@ -44,6 +44,7 @@ use self::child::Running;
 pub use self::job::run_helper;
 use self::job::{Job, Report};
 pub use self::reset::Reset;
+pub use self::shutdown::can_be_shut_down;
 
 /// What failed is tried again after this: a fence has seconds.
 const TRY_AGAIN: Duration = Duration::from_millis(100);

@@ -24,6 +24,13 @@ const NO_ATTRIBUTE: &str = "trusted.extvol-none";
 const XFS: u64 = 0x5846_5342;
 const EXT4: u64 = 0xEF53;
 
+/// Whether a file system of this type, as a mount table names it, can be shut down. Others may be written to until whoever writes
+/// is dead and gone, which takes as long as it takes.
+#[must_use]
+pub fn can_be_shut_down(file_system: &str) -> bool {
+    matches!(file_system, "ext4" | "xfs" | "f2fs")
+}
+
 /// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shutdown {

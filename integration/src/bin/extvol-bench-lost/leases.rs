@@ -169,6 +169,8 @@ fn session() -> Session {
         agent: None,
         timing: Profile::Fast.timing(),
         by_time: ByTime::Allowed,
+        means: Default::default(),
+        unproved: None,
         unsettled_through: Epoch(0),
         wants: BTreeSet::new(),
         reason: None,

@@ -70,6 +70,7 @@ impl Core {
         if !self.is_open() {
             return Err(format!("container {id} cannot start: {}", self.obstacle).into());
         }
+        let past_silence = self.is_past_silence();
         let Some(container) = self.containers.get_mut(id).filter(|container| container.is_of(agent)) else {
             return Err(
                 format!("the keeper does not know container {id}: its volumes are not mounted").into()
@@ -81,6 +82,16 @@ impl Core {
         };
         if let Some(gone) = container.volumes.iter().find(|wanted| !attached(wanted)) {
             return Err(format!("volume {} is no longer mounted for container {id}", gone.volume).into());
+        }
+        let untold = |wanted: &&Wanted| {
+            let mounted = self.volumes.get(&wanted.volume).and_then(Volume::mounted);
+            !past_silence
+                && mounted.is_some_and(|mounted| self.settings.leaves_unproved(&wanted.volume, mounted))
+        };
+        if let Some(untold) = container.volumes.iter().find(untold) {
+            return Err(
+                format!("container {id} cannot start: {} volume {}", not_told(), untold.volume).into()
+            );
         }
         container.pid = Some(pid);
         container.cgroup = cgroup;
@@ -187,10 +198,16 @@ impl Core {
                 Phase::Detaching { .. } => "its last use is not over for",
                 Phase::Attached { .. } if volume.gone => "somebody has unmounted, and others still use,",
                 Phase::Attached { .. } if !volume.seen => "it cannot be told whether it is still mounted:",
+                Phase::Attached { mounted, .. }
+                    if !self.is_past_silence() && self.settings.leaves_unproved(&wanted.volume, mounted) =>
+                {
+                    not_told()
+                }
                 Phase::Attached { .. } => return None,
             };
             let asking = matches!(volume.phase, Phase::Acquiring);
-            let fault = self.fault.as_ref().filter(|_| asking);
+            let untold = doing == not_told();
+            let fault = self.fault.as_ref().filter(|_| asking || untold);
             let trouble = volume.trouble.as_ref().or(fault).map(|t| format!(" ({t})")).unwrap_or_default();
             Some(format!("{doing} volume {}{trouble}", wanted.volume))
         });
@@ -203,6 +220,7 @@ impl Core {
         if self.waiting.get(id).is_some_and(|waiting| waiting.others.is_some()) {
             return;
         }
+        let past_silence = self.is_past_silence();
         let Some(container) = self.containers.get_mut(id) else { return };
         let mut missing: BTreeMap<_, Wanted> = BTreeMap::new();
         let mut mount_points = Vec::new();
@@ -219,6 +237,8 @@ impl Core {
                     }
                     if let Phase::Attached { mounted, .. } = &volume.phase
                         && volume.seen
+                        // Who takes a silent host's volumes must know before anybody writes to one that cannot be fenced in time.
+                        && (past_silence || !self.settings.leaves_unproved(&wanted.volume, mounted))
                     {
                         mount_points.push(mounted.mount_point.clone());
                     }
@@ -244,4 +264,9 @@ impl Core {
             self.jobs.push_back(Job::Acquire { volumes, container, agent_id, owners });
         }
     }
+}
+
+/// Why a volume whose file system cannot be shut down is not handed out yet.
+fn not_told() -> &'static str {
+    "etcd has not confirmed yet that silence does not end this host, as is due for a file system that cannot be shut down:"
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::table::{MountedVolume, Wanted};
-use crate::protocol::exchange::{Commit, Key, Outcome, Reading, View};
+use crate::protocol::exchange::{Commit, Key, Means, Outcome, Reading, View};
 use crate::protocol::{Now, Op, Request, Text};
 use crate::record::Token;
 use crate::volume::{ContainerId, VolumeId};
@@ -159,6 +159,13 @@ pub enum Input {
     Safe(Op, Result<(), Text>),
     /// Whether the deadman ticks (L16).
     Guarded(bool),
+    /// What a fence of this host rests on now, as it was established.
+    Means {
+        /// All of it.
+        means: BTreeSet<Means>,
+        /// Why there is no guard, if there is none.
+        lacking: Option<Text>,
+    },
     /// The sticky flag was found set.
     Flagged,
     /// Time has passed: see [`super::Core::next_deadline`].

@@ -233,7 +233,7 @@ impl Core {
                     let instance = self.settings.instance.clone();
                     let agent = self.agent.clone().or_else(|| mine.record.agent.clone());
                     let wants = self.wants();
-                    let record = Session { instance, agent, wants, ..mine.record.clone() };
+                    let record = self.with_word(Session { instance, agent, wants, ..mine.record.clone() });
                     let put = Record::Session(record.clone());
                     let commit = Commit::new(cluster).put(self.session_key(), mine.at, put);
                     self.lane_commit(commit, Doing::BarrierWrite(Box::new(record)));

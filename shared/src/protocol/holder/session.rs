@@ -113,6 +113,8 @@ fn session(settings: &Settings, epoch: Epoch) -> Session {
         agent: None,
         timing: settings.timing,
         by_time: settings.by_time,
+        means: settings.means.clone(),
+        unproved: None,
         unsettled_through: Epoch(0),
         wants: BTreeSet::new(),
         reason: None,
@@ -229,6 +231,7 @@ impl Core {
         let wants = self.wants();
         let record =
             Session { agent, unsettled_through, wants, ..session(&self.settings, Epoch(last.0 + 1)) };
+        let record = self.with_word(record);
         let key = Key::Session(me.clone());
         let mut commit = Commit::new(&view.cluster).put(key, at, Record::Session(record.clone()));
         if let Some(beat) = compared_beat {

@@ -34,6 +34,10 @@ pub struct MountedVolume {
     pub source: Text,
     /// The block device; `None` for a file system without one, such as NFS.
     pub device: Option<BlockDevice>,
+    /// Whether the kernel can end all writes to this file system at once, as a fence does; a row that does not tell is of before
+    /// it was looked at.
+    #[serde(default)]
+    pub can_be_shut_down: bool,
 }
 
 /// A disk, or a part of one.

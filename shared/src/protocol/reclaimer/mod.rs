@@ -433,6 +433,8 @@ fn tombstone(epoch: Epoch, settings: &Settings, reason: Option<Text>) -> Session
         agent: None,
         timing: settings.timing,
         by_time: ByTime::Allowed,
+        means: Default::default(),
+        unproved: None,
         unsettled_through: Epoch(0),
         wants: BTreeSet::new(),
         reason,
