@@ -290,7 +290,8 @@ impl Trial {
         Ok(found.stdout.split_whitespace().map(str::to_owned).collect())
     }
 
-    /// Kills the keeper of a host, both its processes at once; back when they are gone.
+    /// Kills the keeper of a host, deadman and worker at once; back when they are gone. Its guard is left: when no other keeper is
+    /// started before the fence time, it fences the host.
     ///
     /// # Errors
     /// When one is missing, or does not die.

@@ -165,10 +165,10 @@ fn nobody_notices(trial: &Trial, host: usize, break_it: impl FnOnce() -> Result<
 }
 
 #[test]
-fn mesos_a_worker_or_deadman_that_is_killed_or_stopped_is_replaced_and_nobody_notices() -> Result<()> {
+fn mesos_a_worker_deadman_or_guard_that_is_killed_or_stopped_is_replaced_and_nobody_notices() -> Result<()> {
     let trial = trial(SchedulerConfig::default(), |_| {})?;
     let host = writing(&trial)?;
-    for name in ["extvol-worker", "extvol-deadman"] {
+    for name in ["extvol-worker", "extvol-deadman", "extvol-guard"] {
         for signal in ["KILL", "STOP"] {
             let before = trial.processes(host, name)?;
             nobody_notices(&trial, host, || {

@@ -22,6 +22,7 @@ pub mod deadman;
 pub mod driver;
 mod etcd;
 pub mod fence;
+pub mod flock;
 pub mod log;
 pub mod means;
 mod mount_table;

@@ -1,4 +1,4 @@
-//! The keeper's two processes: what happens when one of them is killed, stopped or hung.
+//! The keeper's processes: what happens when one of them is killed, stopped or hung. What the guard is for is in `guards.rs`.
 
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
@@ -20,14 +20,14 @@ use crate::alone::{Alone, alone};
 use crate::host::{Host, KEEPER, eventually};
 
 /// A keeper: deadman and worker. The worker finds no etcd, and is none the worse for that.
-struct Keeper<'a> {
+pub(crate) struct Keeper<'a> {
     host: &'a Host<'a>,
-    run: PathBuf,
-    process: Child,
-    shared: SharedMemory,
+    pub(crate) run: PathBuf,
+    pub(crate) process: Child,
+    pub(crate) shared: SharedMemory,
 }
 
-fn command(host: &Host<'_>, options: &[&str]) -> Command {
+pub(crate) fn command(host: &Host<'_>, options: &[&str]) -> Command {
     let alone: &Alone = host.alone;
     let at = |name: &str, path: PathBuf| format!("--{name}={}", path.display());
     let mut command = Command::new(KEEPER);
@@ -49,14 +49,18 @@ fn stored(table: &Table) -> Vec<u8> {
     stored.to_string().into_bytes()
 }
 
-fn kill(process: ProcessId, signal: Signal) {
+pub(crate) fn kill(process: ProcessId, signal: Signal) {
     kill_process(Pid::from_raw(process.pid.try_into().unwrap()).unwrap(), signal).unwrap();
 }
 
 impl<'a> Keeper<'a> {
-    fn start(host: &'a Host<'a>, options: &[&str]) -> Self {
+    pub(crate) fn start(host: &'a Host<'a>, options: &[&str]) -> Self {
+        Self::started(host, command(host, options).spawn().unwrap())
+    }
+
+    /// That of a process which was started otherwise.
+    pub(crate) fn started(host: &'a Host<'a>, process: Child) -> Self {
         let run = host.alone.directory.join("run");
-        let process = command(host, options).spawn().unwrap();
         let path = run.join(DEADLINE);
         eventually("the keeper starts", || path.exists());
         let shared = SharedMemory::open(&path).unwrap();
@@ -64,7 +68,7 @@ impl<'a> Keeper<'a> {
     }
 
     /// The running worker, once it ticks.
-    fn worker(&self) -> ProcessId {
+    pub(crate) fn worker(&self) -> ProcessId {
         let ticks = || {
             let worker = self.shared.worker().filter(|worker| worker.runs())?;
             (holder_now() < self.shared.worker_tick() + Duration::from_millis(300)).then_some(worker)
@@ -73,7 +77,7 @@ impl<'a> Keeper<'a> {
         self.shared.worker().unwrap()
     }
 
-    fn deadman(&self) -> ProcessId {
+    pub(crate) fn deadman(&self) -> ProcessId {
         let ticks = || {
             let lately = holder_now() < self.shared.deadman_tick() + Duration::from_millis(300);
             lately && self.shared.deadman().is_some_and(ProcessId::runs)
@@ -82,24 +86,34 @@ impl<'a> Keeper<'a> {
         self.shared.deadman().unwrap()
     }
 
-    fn store(&self, table: &Table) {
+    /// The running guard, once it ticks.
+    pub(crate) fn guard(&self) -> ProcessId {
+        let ticks = || {
+            let lately = holder_now() < self.shared.guard_tick() + Duration::from_millis(300);
+            lately && self.shared.guard().is_some_and(ProcessId::runs)
+        };
+        eventually("a guard ticks", ticks);
+        self.shared.guard().unwrap()
+    }
+
+    pub(crate) fn store(&self, table: &Table) {
         fs::write(self.run.join(TABLE), stored(table)).unwrap();
     }
 
-    fn fence_in(&self, time: Duration) {
+    pub(crate) fn fence_in(&self, time: Duration) {
         self.shared.extend(Some(holder_now() + time)).unwrap();
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.run.join("deadman.log")).unwrap()
     }
 
-    fn fences_proved(&self) -> usize {
+    pub(crate) fn fences_proved(&self) -> usize {
         self.log().matches("this host is fenced: nothing").count()
     }
 
     /// All processes of the keeper's program that run in this test's namespace.
-    fn processes(&self) -> Vec<ProcessId> {
+    pub(crate) fn processes(&self) -> Vec<ProcessId> {
         let is_keeper = |pid: &u32| {
             fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|program| program == Path::new(KEEPER))
         };
@@ -276,11 +290,13 @@ fn root_a_directory_has_one_keeper_and_a_new_one_ends_all_processes_of_a_dead_on
             });
             assert!(!worker.runs() && !deadman.runs());
             next.worker();
-            let mut expected = [next.worker(), next.deadman()];
-            expected.sort_unstable();
-            let mut found = next.processes();
-            found.sort_unstable();
-            assert_eq!(found, expected);
+            eventually("three processes, and no more", || {
+                let mut expected = [next.worker(), next.deadman(), next.guard()];
+                expected.sort_unstable();
+                let mut found = next.processes();
+                found.sort_unstable();
+                found == expected
+            });
         },
     );
 }

@@ -5,6 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use agent_isolator::keeper::deadman::{DEADLINE, LOCK};
+use agent_isolator::keeper::shared_memory::SharedMemory;
 use agent_isolator::wire::{Call, CallLine, LINE_BYTES_MAX};
 use shared::testing::wait_until;
 
@@ -74,6 +76,29 @@ fn what_a_keeper_program_says_when_it_fails_reaches_the_user() {
     let error = answer.unwrap_err();
     assert!(error.contains("could not be started: exit status: 3: the disk is full"), "{error}");
     assert_about(elapsed, PREPARE);
+}
+
+#[test]
+fn where_a_keeper_runs_that_does_not_answer_yet_none_is_started_and_it_is_said() {
+    if !programs_are_started() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let shared = SharedMemory::create(&directory.path().join(DEADLINE)).unwrap();
+    let lock = std::fs::File::create(directory.path().join(LOCK)).unwrap();
+    lock.try_lock().unwrap();
+    let agent = agent_with_program(directory, "echo >> started; exit 1");
+    let error = agent.prepare(&id("c"), &config(&VOLUME, &[])).answer().unwrap_err();
+    let runs = format!("the keeper on this host, process {}, has not begun to listen", std::process::id());
+    assert!(error.contains(&runs), "{error}");
+    shared.flag();
+    let error = agent.prepare(&id("d"), &config(&VOLUME, &[])).answer().unwrap_err();
+    assert!(error.contains("this host is being fenced by its keeper"), "{error}");
+    let started = agent.directory.path().join("started");
+    assert!(!started.exists());
+    // Nobody holds the lock any more: then one is.
+    drop(lock);
+    wait_until("a keeper is started", || started.exists());
 }
 
 #[test]

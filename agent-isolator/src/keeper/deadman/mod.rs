@@ -46,6 +46,7 @@ use shared::protocol::{Now, Text};
 pub use self::beside::{DEADMAN_SILENCE, DeadmanWatch};
 pub use self::guard::{GUARD_LOG, GUARD_SILENCE, run_guard};
 use self::keep_guard::GuardKeeper;
+pub use self::predecessors::LOCK;
 use self::predecessors::{lock, others};
 pub use self::watchdog::{
     Watchdog, check as check_watchdog, is_armed as watchdog_is_armed, timeout_of as watchdog_timeout,

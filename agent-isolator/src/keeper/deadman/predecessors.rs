@@ -11,7 +11,7 @@ use crate::keeper::process::{ProcessId, members};
 use crate::keeper::shared_memory::SharedMemory;
 
 /// In the run directory. Another than the worker's own `keeper.lock`: the two are held at once.
-const LOCK: &str = "deadman.lock";
+pub const LOCK: &str = "deadman.lock";
 
 /// Takes the lock of a run directory's deadman, and makes the directory; none while another one holds it. Held until the file is
 /// dropped, or the process ends; no child inherits it.

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
-use std::os::linux::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use agent_isolator::keeper::driver::DockerPlugins;
+use agent_isolator::keeper::flock::holder_of;
 use agent_isolator::keeper::mounts::check_root;
 use agent_isolator::wire::{self, Call, CallLine, KeeperLine};
 use shared::protocol::exchange::SessionState;
@@ -200,11 +200,7 @@ fn keeper(host: &Host<'_>) -> Check {
 /// Whether a keeper that does not answer runs at all, by its lock.
 fn no_answer(host: &Host<'_>, what: &str) -> Check {
     let lock = host.parameters.run_directory.join("keeper.lock");
-    let held = std::fs::metadata(&lock).ok().and_then(|file| {
-        let locks = std::fs::read_to_string("/proc/locks").ok()?;
-        locked_by(&locks, file.st_dev(), file.st_ino())
-    });
-    match held {
+    match holder_of(&lock) {
         Some(pid) => Check::fail(
             format!("{what}; process {pid} holds {}", lock.display()),
             "a keeper starts or hangs: see its log",
@@ -214,20 +210,6 @@ fn no_answer(host: &Host<'_>, what: &str) -> Check {
             "start it: `systemctl start extvol-keeper`, or start the agent, whose module starts one",
         ),
     }
-}
-
-/// The process that holds an exclusive flock(2) on a file, as `/proc/locks` tells.
-fn locked_by(locks: &str, device: u64, inode: u64) -> Option<String> {
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    let file = format!("{major:02x}:{minor:02x}:{inode}");
-    locks.lines().find_map(|line| {
-        let fields: Vec<_> = line.split_whitespace().collect();
-        // 1: FLOCK ADVISORY WRITE <pid> <file> 0 EOF; who waits for it has an arrow behind the number.
-        match fields[..] {
-            [_, "FLOCK", _, "WRITE", pid, on, ..] if on == file => Some(pid.to_owned()),
-            _ => None,
-        }
-    })
 }
 
 /// Greets the keeper; `Some` is its refusal.
@@ -313,14 +295,6 @@ mod tests {
         let own = format!("process {} holds", std::process::id());
         assert!(check.level == Level::Fail && check.what.contains(&own), "{check:?}");
         drop(lock);
-    }
-
-    #[test]
-    fn one_who_waits_for_a_lock_does_not_hold_it() {
-        let locks =
-            "1: -> FLOCK  ADVISORY  WRITE 7 08:01:42 0 EOF\n2: FLOCK  ADVISORY  WRITE 9 08:01:42 0 EOF\n";
-        assert_eq!(locked_by(locks, rustix::fs::makedev(8, 1), 42).as_deref(), Some("9"));
-        assert_eq!(locked_by(locks, rustix::fs::makedev(8, 2), 42), None);
     }
 
     #[test]
