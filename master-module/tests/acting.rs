@@ -210,7 +210,7 @@ fn etcd_one_that_beats_is_not_touched_and_one_that_stops_is_declared_dead_after_
     let text = event.value["text"].as_str().unwrap();
     assert!(text.contains("declared dead, with time as the proof: it sent no heartbeat"), "{text}");
     assert!(text.contains("(ttl 3000 ms)"), "{text}");
-    scene.log.wait_for("agent-2 is silent, and its session was opened to never end by silence");
+    scene.log.wait_for("agent-2 is silent, and its session is never ended by silence");
 }
 
 #[test]

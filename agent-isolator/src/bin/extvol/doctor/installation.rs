@@ -82,7 +82,10 @@ fn times(everything: &Everything) -> Vec<Check> {
         match record.by_time {
             ByTime::Allowed => {}
             ByTime::Never => never.push(holder),
-            ByTime::Unproved => unproved.push(holder),
+            ByTime::Unproved => unproved.push(match &record.unproved {
+                Some(why) => format!("{holder} ({why})"),
+                None => holder.to_string(),
+            }),
         }
         elections.insert(record.timing.election);
         match record.timing.check() {
@@ -123,9 +126,9 @@ fn times(everything: &Everything) -> Vec<Check> {
         checks.push(Check::warning(
             format!(
                 "the keepers of {} cannot prove their fence: they are never reclaimed by time alone",
-                of(&unproved)
+                names(unproved.into_iter())
             ),
-            "see the log of each of them for what is missing",
+            "see the log of each of them for what is missing, and docs/operating.md for what ends one that is lost",
         ));
     }
     checks
@@ -252,9 +255,13 @@ mod tests {
         let old = StoredSession { without_beats: true, ..stored(session()) };
         assert_says(&with(old), Level::Note, "the keepers of a do not beat");
         assert_says(
-            &with(stored(Session { by_time: ByTime::Unproved, ..session() })),
+            &with(stored(Session {
+                by_time: ByTime::Unproved,
+                unproved: Some("no guard".into()),
+                ..session()
+            })),
             Level::Warning,
-            "cannot prove",
+            "the keepers of a (no guard) cannot prove",
         );
         assert_says(
             &with(stored(Session { by_time: ByTime::Never, ..session() })),
