@@ -50,6 +50,8 @@ pub struct MeansWatch {
     guard: Option<(ProcessId, Now, Result<(), Text>)>,
     /// When a guard was last seen to be one.
     guarded: Option<Now>,
+    /// When this was first asked: the deadman starts worker and guard at once.
+    since: Option<Now>,
     told: Option<Found>,
 }
 
@@ -78,6 +80,7 @@ impl MeansWatch {
             supervisor,
             guard: None,
             guarded: None,
+            since: None,
             told: None,
         }
     }
@@ -85,6 +88,7 @@ impl MeansWatch {
     /// What is found now, if that is not what it was.
     pub fn look(&mut self, now: Now) -> Option<Found> {
         let guard = self.guard(now);
+        let begins = now < *self.since.get_or_insert(now) + LOOK_AGAIN;
         if guard.is_ok() {
             self.guarded = Some(now);
         }
@@ -97,7 +101,7 @@ impl MeansWatch {
             (self.storage, Means::Storage),
         ];
         let means = found.into_iter().filter_map(|(is_there, means)| is_there.then_some(means)).collect();
-        let found = Found { means, lacking: guard.err().filter(|_| !guarded) };
+        let found = Found { means, lacking: guard.err().filter(|_| !guarded && !begins) };
         if self.told.as_ref() == Some(&found) {
             return None;
         }
@@ -223,10 +227,12 @@ mod tests {
         // A test's own process ticks as a guard, in the session of the keeper that it plays, too.
         shared.replace_guard(ProcessId::own());
         shared.tick_guard(now);
-        let found = watch.look(now).unwrap();
-        assert_eq!(found.means, [].into());
-        assert!(found.lacking.is_some());
-        assert_eq!(watch.look(now), None, "told once");
+        assert_eq!(watch.look(now).unwrap(), Found::default(), "it may have yet to begin");
+        let later = now + LOOK_AGAIN;
+        shared.tick_guard(later);
+        let found = watch.look(later).unwrap();
+        assert!(found.means.is_empty() && found.lacking.unwrap().contains("session"));
+        assert_eq!(watch.look(later), None, "told once");
     }
 
     #[test]

@@ -236,8 +236,13 @@ pub(crate) mod tests {
         let holder = |name: &str| Holder::new(name).unwrap();
         let beat = Beat { at: Revision(99), time: Some("2026-01-02T03:05:06Z".into()) };
         Everything {
-            sessions: [(holder("a"), stored(session())), (holder("b"), stored(dead)), (holder("c"), old), (holder("d"), stored(unproved))]
-                .into(),
+            sessions: [
+                (holder("a"), stored(session())),
+                (holder("b"), stored(dead)),
+                (holder("c"), old),
+                (holder("d"), stored(unproved)),
+            ]
+            .into(),
             beats: [(holder("a"), beat)].into(),
             ..Everything::default()
         }

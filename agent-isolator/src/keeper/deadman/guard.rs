@@ -27,6 +27,7 @@ use super::{
 };
 use crate::keeper::cgroups;
 use crate::keeper::process::ProcessId;
+use crate::keeper::sentence;
 use crate::keeper::shared_memory::SharedMemory;
 
 /// The guard's log in the run directory.
@@ -89,7 +90,7 @@ pub fn run_guard(settings: Settings) -> Result<(), DeadmanError> {
     shared.tick_guard(now);
     let older = shared.replace_guard(ProcessId::own());
     older.filter(|older| older.pid != std::process::id()).into_iter().for_each(ProcessId::kill);
-    let mut guard = Guard { settings, shared, id, due_since: None, last_keeper: now };
+    let mut guard = Guard { settings, shared, id, due_since: None, kept_out: false, last_keeper: now };
     guard.watch();
     // So that they can be removed.
     if let Err(why) = cgroups::leave() {
@@ -108,6 +109,8 @@ struct Guard {
     shared: SharedMemory,
     id: (u64, u64),
     due_since: Option<Now>,
+    /// It had to fence, and somebody else had the lock.
+    kept_out: bool,
     /// When a keeper was last seen, or something was held.
     last_keeper: Now,
 }
@@ -123,7 +126,12 @@ impl Guard {
                 );
             }
             let deadline = self.shared.read();
-            let due = is_due(deadline, now) && self.shared.proved() != Some(deadline.generation);
+            let held = self.shared.proved() != Some(deadline.generation);
+            let due = held && is_due(deadline, now);
+            let replaced = identity(&self.settings.directory.join(DEADLINE)).is_ok_and(|id| id != self.id);
+            if replaced && (!due || self.kept_out) {
+                return tracing::warn!("another keeper's page is in the run directory: the guard ends");
+            }
             self.due_since = if due { self.due_since.or(Some(now)) } else { None };
             let deadman = self.shared.deadman().filter(|deadman| deadman.runs());
             let ticked = self.shared.deadman_tick();
@@ -135,15 +143,14 @@ impl Guard {
             }
             let ticks = now < ticked + DEADMAN_SILENCE;
             let worker_ticks = now < self.shared.worker_tick() + DEADMAN_SILENCE;
-            if ticks || worker_ticks || due || deadline.fence_at.is_some() {
+            if ticks || worker_ticks || held && (due || deadline.fence_at.is_some()) {
                 self.last_keeper = now;
             }
             if let Some(deadman) = deadman.filter(|_| now >= ticked + HUNG && !worker_ticks && !due) {
                 tracing::warn!("the deadman hangs, and no worker runs that would replace it: it is killed");
                 deadman.kill();
             }
-            let replaced = identity(&self.settings.directory.join(DEADLINE)).is_ok_and(|id| id != self.id);
-            if replaced || now >= self.last_keeper + DESERTED {
+            if now >= self.last_keeper + DESERTED {
                 return tracing::info!("nothing is left to guard: the guard ends");
             }
             std::thread::sleep(POLL);
@@ -156,18 +163,21 @@ impl Guard {
         self.shared.flag();
         let began = Reading::take().holder();
         let older = self.shared.deadman().filter(|older| older.pid != std::process::id());
+        let mut fault = None;
         let lock = loop {
             older.into_iter().for_each(ProcessId::kill);
             match take_lock(&self.settings) {
                 Ok(Some(lock)) if older.is_none_or(|older| !older.runs()) => break lock,
                 Ok(_) => {}
-                Err(error) => tracing::error!("{}", crate::keeper::sentence(&error)),
+                Err(error) => fault = Some(sentence(&error)),
             }
             let now = Reading::take().holder();
             self.shared.tick_guard(now);
             if now >= began + TAKE_OVER {
                 // Somebody else has it by now, or has hung in the kernel: all is looked at again.
-                return;
+                self.kept_out = true;
+                let why = fault.unwrap_or_else(|| "another process holds it".to_owned());
+                return tracing::error!("the guard cannot take the deadman's lock: {why}");
             }
             std::thread::sleep(POLL_CLOSELY);
         };
@@ -181,10 +191,10 @@ impl Guard {
             .and_then(|shared| Guarding::new(settings, shared, lock, Part::Guard))
         {
             Ok(mut guarding) => guarding.guard(),
-            Err(error) => tracing::error!("{}", crate::keeper::sentence(&error)),
+            Err(error) => tracing::error!("{}", sentence(&error)),
         }
         self.shared.set_deadman(None);
-        self.due_since = None;
+        (self.due_since, self.kept_out) = (None, false);
     }
 }
 
