@@ -191,8 +191,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "want_not_told",
         "what prepares wait for is not told in the session",
         "holder/mod.rs",
-        "told.is_some_and(|told| *told != self.wants())",
-        "told.is_some_and(|told| *told != self.wants() && told.len() > 40)",
+        "told.wants != self.wants() || !self.has_said(told)",
+        "told.wants != self.wants() && told.wants.len() > 40 || !self.has_said(told)",
     ),
     mutant(
         "late_mount_not_swept",
