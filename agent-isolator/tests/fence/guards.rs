@@ -22,7 +22,7 @@ use crate::host::{Host, KEEPER, eventually};
 use crate::keeper::{Keeper, command, kill};
 
 /// Time enough to break things before the fence.
-const TIME: Duration = Duration::from_millis(1_500);
+const TIME: Duration = Duration::from_secs(3);
 
 fn guards_log(keeper: &Keeper<'_>) -> String {
     fs::read_to_string(keeper.run.join(GUARD_LOG)).unwrap_or_default()

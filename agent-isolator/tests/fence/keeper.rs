@@ -21,7 +21,7 @@ use crate::host::{Host, KEEPER, eventually};
 
 /// A keeper: deadman and worker. The worker finds no etcd, and is none the worse for that.
 pub(crate) struct Keeper<'a> {
-    host: &'a Host<'a>,
+    pub(crate) host: &'a Host<'a>,
     pub(crate) run: PathBuf,
     pub(crate) process: Child,
     pub(crate) shared: SharedMemory,
