@@ -81,6 +81,7 @@ fn lease(n: usize) -> Record {
         mount_point: None,
         unsettled: false,
         calls: false,
+        owed: None,
         revoked: None,
         since: Some("then".into()),
     }))

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::keys::Keys;
 use crate::protocol::Text;
 use crate::protocol::exchange::{
-    Agent, ByTime, Commit, Held, Instance, Key, Lease, Proof, Record, Session, SessionState, Stage, Storm,
+    Agent, ByTime, Commit, Held, Instance, Key, Lease, Owed, Proof, Record, Session, SessionState, Stage,
+    Storm,
 };
 use crate::protocol::timing::{Profile, Timing};
 use crate::record::{self, Epoch, HeldLease, LeaseRecord, RecordError, SessionRecord, decode, encode};
@@ -48,6 +49,8 @@ struct StoredLease {
     unsettled: bool,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     calls: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    owed: Option<Owed>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     revoked: Option<Text>,
 }
@@ -122,9 +125,9 @@ fn since(since: Option<&Text>, now: &str) -> String {
 
 fn stored_lease(lease: &Lease, now: &str) -> StoredLease {
     let held = match lease {
-        Lease::Free { last_holder } => {
+        Lease::Free { last_holder, owed } => {
             let record = LeaseRecord::Free { last_holder: last_holder.clone(), since: now.to_owned() };
-            return StoredLease { record, unsettled: false, calls: false, revoked: None };
+            return StoredLease { record, unsettled: false, calls: false, owed: owed.clone(), revoked: None };
         }
         Lease::Held(held) => held,
     };
@@ -142,13 +145,14 @@ fn stored_lease(lease: &Lease, now: &str) -> StoredLease {
         Stage::Attached => LeaseRecord::Attached(record),
         Stage::Detaching => LeaseRecord::Detaching(record),
     };
-    StoredLease { record, unsettled: held.unsettled, calls: held.calls, revoked: held.revoked.clone() }
+    let (owed, revoked) = (held.owed.clone(), held.revoked.clone());
+    StoredLease { record, unsettled: held.unsettled, calls: held.calls, owed, revoked }
 }
 
 fn lease(stored: StoredLease) -> Lease {
-    let StoredLease { record, unsettled, calls, revoked } = stored;
+    let StoredLease { record, unsettled, calls, owed, revoked } = stored;
     let (stage, held) = match record {
-        LeaseRecord::Free { last_holder, .. } => return Lease::Free { last_holder },
+        LeaseRecord::Free { last_holder, .. } => return Lease::Free { last_holder, owed },
         LeaseRecord::Attaching(held) => (Stage::Attaching, held),
         LeaseRecord::Attached(held) => (Stage::Attached, held),
         LeaseRecord::Detaching(held) => (Stage::Detaching, held),
@@ -163,6 +167,7 @@ fn lease(stored: StoredLease) -> Lease {
         mount_point: held.mount_point.map(Text::from),
         unsettled,
         calls,
+        owed,
         revoked,
         since: Some(held.since.into()),
     })
@@ -262,9 +267,15 @@ mod tests {
             mount_point: Some("/m".into()),
             unsettled: true,
             calls: true,
+            owed: Some(owed()),
             revoked: Some("asked for".into()),
             since: Some("then".into()),
         }
+    }
+
+    fn owed() -> Owed {
+        let from = BTreeSet::from([Holder::new("agent-0").unwrap()]);
+        Owed { from, since: Some("before".into()), by_time: true }
     }
 
     fn volume() -> Key {
@@ -280,7 +291,8 @@ mod tests {
             (Key::Session(me()), Record::Session(dead)),
             (volume(), Record::Lease(Lease::Held(held()))),
             (volume(), Record::Lease(Lease::Held(Held { stage: Stage::Detaching, revoked: None, ..held() }))),
-            (volume(), Record::Lease(Lease::Free { last_holder: Some(me()) })),
+            (volume(), Record::Lease(Lease::Free { last_holder: Some(me()), owed: None })),
+            (volume(), Record::Lease(Lease::Free { last_holder: Some(me()), owed: Some(owed()) })),
             (Key::Beat(me()), Record::Beat),
             (Key::Storm, Record::Storm(Storm::Raised)),
         ] {

@@ -58,6 +58,7 @@ fn lease() -> Record {
         mount_point: None,
         unsettled: false,
         calls: false,
+        owed: None,
         revoked: None,
         since: Some("then".into()),
     }))

@@ -108,6 +108,8 @@ pub(crate) struct Host {
     calls: BTreeMap<String, (Op, Step)>,
     steps: Vec<Step>,
     requests: u64,
+    /// The fence under way.
+    fence: Option<Op>,
 }
 
 impl Host {
@@ -156,6 +158,7 @@ impl Host {
             calls: BTreeMap::new(),
             steps: Vec::new(),
             requests: 0,
+            fence: None,
         };
         host.give(Input::Tick);
         // A lease is taken under a beat of its own, and the last one was sent just now.
@@ -186,6 +189,12 @@ impl Host {
         self.back.clear();
         self.steps.clear();
         self.give(Input::Tick);
+    }
+
+    /// The fence that the worker runs itself, without a deadman, is proved.
+    pub(crate) fn fence_is_proved(&mut self) {
+        let op = self.fence.take().unwrap();
+        self.give(Input::Safe(op, Ok(())));
     }
 
     pub(crate) fn stored(&self) -> Table {
@@ -249,8 +258,9 @@ impl Host {
             Output::Extend(fence_at) => self.deadline.fence_at = fence_at,
             Output::Reset => self.deadline = self.deadline.next(),
             Output::MakeSafe { op } => self.core.handle(self.now, Input::Safe(op, Ok(()))),
-            Output::Fence { why, .. } => {
+            Output::Fence { op, why } => {
                 self.deadline.fenced = true;
+                self.fence = Some(op);
                 self.calls.clear();
                 self.steps.push(Step::Fence(why.to_string()));
             }

@@ -8,6 +8,7 @@ mod etcd;
 mod host;
 mod lives;
 mod mounts;
+mod owed;
 mod reclaimers;
 mod releases;
 mod revokes;

@@ -24,6 +24,9 @@ impl Core {
         let Some((id, volume)) = self.by_op(op) else { return };
         let Phase::Settling { token } = volume.phase else { return };
         volume.answered();
+        if !matches!(result, Err(MountFault::Unreachable(_))) {
+            volume.attached = true;
+        }
         match result {
             Ok(()) => {
                 volume.settle();
@@ -48,9 +51,13 @@ impl Core {
 
     pub(super) fn mounted(&mut self, now: Now, op: Op, result: Result<MountedVolume, MountFault>) {
         let (bounds, settled_at) = (self.settings.retry, now + self.settings.settle);
+        let where_it_is = matches!(result, Err(MountFault::Refused(_))).then(|| self.where_it_may_be(op));
         let Some((id, volume)) = self.by_op(op) else { return };
         let Phase::Mounting { token } = volume.phase else { return };
         volume.answered();
+        if !matches!(result, Err(MountFault::Unreachable(_))) {
+            volume.attached = true;
+        }
         let (why, undo) = match result {
             Ok(mounted) => {
                 volume.settle();
@@ -81,13 +88,35 @@ impl Core {
         };
         let users = std::mem::take(&mut volume.users);
         self.table_changed = true;
-        let why = format!("volume {id} could not be mounted: {why}");
+        let where_it_is = where_it_is.flatten().unwrap_or_default();
+        let why = format!("volume {id} could not be mounted: {why}{where_it_is}");
         if users.is_empty() && worth_a_line {
             self.outputs.push_back(Output::Warn(why.as_str().into()));
         }
         for user in users {
             self.end(&user, &why);
         }
+    }
+
+    /// For a task whose Mount the driver refused: which other hosts may have the volume, and what to do.
+    fn where_it_may_be(&self, op: Op) -> Option<String> {
+        let (id, _) = self.volumes.iter().find(|(_, volume)| volume.awaits == Some(op))?;
+        let owed = self.leases.get(id)?.0.owed.as_ref()?;
+        let others: Vec<_> = owed.from.iter().filter(|from| **from != self.settings.holder).collect();
+        let first = others.first()?;
+        let since = owed.since.as_deref().map(|since| format!(" since {since}")).unwrap_or_default();
+        let or = match self.can_take_away(id) {
+            true => String::new(),
+            false => format!(
+                "; or name a plugin in preempt_plugins that takes volumes of driver {} away by itself",
+                id.driver
+            ),
+        };
+        Some(format!(
+            "; it was held by {}{since}, never released there, and may still be attached there: detach it at the \
+             storage, then run `extvol free {id} --detached {first}`{or}",
+            owed.hosts()
+        ))
     }
 
     /// The lease was rewritten, and so confirmed.
@@ -119,9 +148,15 @@ impl Core {
         volume.answered();
         // Whatever the driver says, the mount tables decide: RexRay's second Unmount is an error.
         volume.trouble = match result {
-            Ok(()) => None,
+            Ok(()) => {
+                volume.attached = false;
+                None
+            }
             Err(UnmountFault::Refused(why)) => {
                 volume.refusals += 1;
+                // A refused Mount may have attached it, so that the driver is asked to undo that (EBS, a file system that
+                // cannot be mounted). RexRay refuses when there is nothing to undo.
+                volume.attached &= mounted.is_some() || volume.unresolved;
                 Some(why)
             }
             Err(UnmountFault::Unreachable(why)) => Some(why),
@@ -203,7 +238,15 @@ impl Core {
                 (Step::Announce, Some(format!("it is idle, but still attached to this host{driver}")))
             }
             Idleness::Proved | Idleness::ProvedAttached => {
-                line = said.map(|_| format!("volume {id} is idle, and its lease is released{driver}"));
+                // Its disk is gone from this host.
+                volume.attached &= mounted.is_none() || idleness == Idleness::ProvedAttached;
+                line = said.filter(|_| mounted.is_some() || volume.attached).map(|_| match volume.attached {
+                    true => format!(
+                        "volume {id} is idle, and its lease is released, though the storage may still have it attached \
+                         to this host{driver}"
+                    ),
+                    false => format!("volume {id} is idle, and its lease is released{driver}"),
+                });
                 (Step::Release, None)
             }
             Idleness::Mounted => (Step::Announce, Some(format!("the driver has not unmounted it{driver}"))),

@@ -24,11 +24,8 @@ pub enum Life {
     },
     /// An epoch is open, live or revoking.
     Open,
-    /// Its end is being written. Whatever the answer, it is over.
-    Dying {
-        /// How it is known that nothing can write.
-        proof: Proof,
-    },
+    /// It was revoked and has released everything, and its end is being written. Whatever the answer, it is over.
+    Dying,
     /// The host is being fenced; no number while a failed fence waits to be tried again.
     Fencing {
         /// The effect.
@@ -150,7 +147,7 @@ impl Core {
                 self.life = Life::Fencing { op: Some(op) };
                 self.outputs.push_back(Output::MakeSafe { op });
             }
-            Life::Dying { proof } => self.die(proof),
+            Life::Dying => self.die(),
             Life::Open => self.step(now),
         }
     }
@@ -256,11 +253,11 @@ impl Core {
 
     /// Everything of an older life has ended, or could not be proved to have.
     pub(super) fn safe(&mut self, now: Now, op: Op, result: Result<(), Text>) {
-        let fenced = match &self.life {
-            Life::Closed { safety: Safety::Making(making), .. } if *making == op => false,
-            Life::Fencing { op: Some(fencing) } if *fencing == op => true,
+        match &self.life {
+            Life::Closed { safety: Safety::Making(making), .. } if *making == op => {}
+            Life::Fencing { op: Some(fencing) } if *fencing == op => {}
             _ => return,
-        };
+        }
         if let Err(why) = result {
             let why: Text = format!("this host cannot be made safe, and gets no session: {why}").into();
             self.outputs.push_back(Output::Warn(why.clone()));
@@ -280,12 +277,12 @@ impl Core {
         self.table_changed = true;
         match &mut self.life {
             Life::Closed { safety, .. } => *safety = Safety::Proved,
+            life if self.refused.is_some() => *life = Life::Refused,
+            // The next epoch says that this one was made safe, and gives its volumes back through their drivers. To be
+            // dead instead would leave them attached here, and to others.
             life => {
-                *life = match (&self.refused, &self.mine) {
-                    (Some(_), _) => Life::Refused,
-                    (None, Some(_)) if fenced => Life::Dying { proof: Proof::Fenced },
-                    _ => Life::CLOSED,
-                }
+                self.mine = None;
+                *life = Life::Closed { silence: None, safety: Safety::Proved };
             }
         }
     }
@@ -404,12 +401,12 @@ impl Core {
 
     // --- the end ---------------------------------------------------------------------------------
 
-    fn die(&mut self, proof: Proof) {
+    fn die(&mut self) {
         let (Some(mine), Some(cluster)) = (&self.mine, &self.cluster) else {
             self.life = Life::CLOSED;
             return;
         };
-        let record = Session { state: SessionState::Dead(proof), ..mine.record.clone() };
+        let record = Session { state: SessionState::Dead(Proof::Unmounted), ..mine.record.clone() };
         let key = Key::Session(self.settings.holder.clone());
         let commit = Commit::new(cluster).put(key, mine.at, Record::Session(record));
         self.lane_commit(commit, Doing::Die);

@@ -96,6 +96,8 @@ pub struct Volume {
     pub(super) gone: bool,
     /// Whether a Mount may have been done that nobody has heard of.
     pub(super) unresolved: bool,
+    /// Whether the storage may have it attached to this host because of what the driver was asked.
+    pub(super) attached: bool,
     /// How often the driver refused to unmount or detach it, while its device was idle.
     pub(super) refusals: u32,
     /// Whether it alone was revoked: nobody may join.
@@ -104,7 +106,8 @@ pub struct Volume {
     pub(super) doubts: BTreeMap<ContainerId, Text>,
     /// A driver call of this life has not ended.
     calling: bool,
-    /// Until when a driver call that had no answer may still happen: the lease is not released before.
+    /// Until when a driver call that had no answer may still happen: the driver is not asked to unmount before, and the
+    /// lease not released.
     pub(in crate::protocol) settled_at: Option<Now>,
     /// An older life's note of such a call; its time begins when the lease is taken in.
     unsettled_before: bool,
@@ -134,6 +137,7 @@ impl Volume {
             seen: false,
             gone: false,
             unresolved: false,
+            attached: false,
             refusals: 0,
             revoked: false,
             asked: notes.asked,
@@ -167,12 +171,13 @@ impl Volume {
     pub(super) fn adopt(&mut self, lease: &FoundLease, settled_at: Now) {
         let token = lease.token;
         self.unresolved = self.asked;
+        self.attached = self.asked;
         if std::mem::take(&mut self.unsettled_before) || lease.unsettled {
             self.settled_at = Some(settled_at);
         }
         let phase = match &self.phase {
             Phase::Attached { mounted, .. } => Phase::Attached { token, mounted: mounted.clone() },
-            Phase::Detaching { mounted, .. } if !lease.unsettled => {
+            Phase::Detaching { mounted, .. } => {
                 Phase::Detaching { token, mounted: mounted.clone(), step: Step::Announce }
             }
             _ if lease.unsettled => Phase::Settling { token },
@@ -220,15 +225,11 @@ impl Volume {
         self.settled_at = self.settled_at.max(Some(settled_at));
     }
 
-    /// Notes that no call without an answer can be under way any more; answers whether that is new. What
-    /// was proved before, such a call may have undone: it is proved again (L10).
+    /// Notes that no call without an answer can be under way any more; answers whether that is new.
     pub(super) fn settles(&mut self, now: Now) -> bool {
         let settles = self.settled_at.take_if(|at| *at <= now).is_some();
         // The lease may say `attached` now.
         self.recorded &= !settles;
-        if settles && let Phase::Detaching { token, mounted, step: Step::Release } = self.phase.clone() {
-            self.enter(Phase::Detaching { token, mounted, step: Step::Announce });
-        }
         settles
     }
 

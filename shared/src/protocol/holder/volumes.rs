@@ -93,6 +93,14 @@ impl Core {
                 Some(Output::Look { op, mounted: mounted.clone() })
             }
             Phase::Attached { .. } if volume.recorded => return,
+            // A call without an answer is not to be seen at the device. An Unmount beside it would be a second one under
+            // way (L9); and whoever mounts next would lose the volume to a late unmount, or share it with a late mount
+            // (L10). The lease says `attaching` or `detaching` all the while.
+            Phase::Detaching { step: Step::Announce, .. } if volume.settled_at.is_some() => {
+                volume.trouble = Some("a driver call without an answer may still be under way".into());
+                volume.retry_at = volume.settled_at;
+                return;
+            }
             Phase::Mounting { .. }
             | Phase::Attached { .. }
             | Phase::Detaching { step: Step::Announce, .. } => {
@@ -106,13 +114,6 @@ impl Core {
                 Some(Output::ProveIdle { op, asked, mounted: mounted.clone() })
             }
             Phase::Detaching { step: Step::Release, .. } => {
-                // A call without an answer is not to be seen at the device. Whoever mounts next would lose the
-                // volume to a late unmount, or share it with a late mount (L10).
-                if let Some(at) = volume.settled_at {
-                    volume.trouble = Some("a driver call without an answer may still be under way".into());
-                    volume.retry_at = Some(at);
-                    return;
-                }
                 self.jobs.push_back(Job::Release { op, volume: id.clone() });
                 None
             }
