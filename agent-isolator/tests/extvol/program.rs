@@ -75,6 +75,7 @@ pub(crate) fn granted(name: &str) -> Held {
         mount_point: None,
         unsettled: true,
         calls: false,
+        owed: None,
         revoked: None,
         since: Some("2026-01-02T03:04:05Z".into()),
     }

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use serde::Serialize;
-use shared::protocol::exchange::{Held, Lease, Proof, SessionState, Stage};
+use shared::protocol::exchange::{Held, Lease, Owed, Proof, SessionState, Stage};
 use shared::record::Token;
 use shared::store::LeaseStore;
 use shared::volume::VolumeId;
@@ -34,6 +34,9 @@ struct Row {
     /// `dead-time`, `over` (a later epoch is open), `missing`, or `older` than the lease.
     session: Option<&'static str>,
     unsettled: bool,
+    /// Who lost it without having given it back, if nobody has mounted it since.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owed: Option<Owed>,
     revoked: Option<String>,
 }
 
@@ -73,7 +76,9 @@ pub(crate) fn unreadable(everything: &Everything, prefix: &str) -> Result<(), Fa
 }
 
 fn rows(everything: &Everything, all: bool) -> Vec<Row> {
-    let leases = everything.leases.iter().filter(|(_, lease)| all || lease.record.held().is_some());
+    // A free one that a lost host has not given back wants a person, or a storage that takes it away.
+    let shown = |lease: &Lease| lease.held().is_some() || matches!(lease, Lease::Free { owed: Some(_), .. });
+    let leases = everything.leases.iter().filter(|(_, lease)| all || shown(&lease.record));
     leases.map(|(volume, lease)| row(volume, lease, everything)).collect()
 }
 
@@ -93,10 +98,13 @@ fn row(volume: &VolumeId, lease: &Stored<Lease>, everything: &Everything) -> Row
         revision: lease.at.0,
         session: None,
         unsettled: false,
+        owed: None,
         revoked: None,
     };
     match &lease.record {
-        Lease::Free { last_holder } => Row { holder: last_holder.as_ref().map(ToString::to_string), ..free },
+        Lease::Free { last_holder, owed } => {
+            Row { holder: last_holder.as_ref().map(ToString::to_string), owed: owed.clone(), ..free }
+        }
         Lease::Held(held) => Row {
             state: stage(held.stage),
             holder: Some(held.holder.to_string()),
@@ -108,6 +116,7 @@ fn row(volume: &VolumeId, lease: &Stored<Lease>, everything: &Everything) -> Row
             mount_point: held.mount_point.as_deref().map(str::to_owned),
             session: Some(standing(held, everything.sessions.get(&held.holder))),
             unsettled: held.unsettled,
+            owed: held.owed.clone(),
             revoked: held.revoked.as_deref().map(str::to_owned),
             ..free
         },
@@ -147,8 +156,9 @@ fn notes(row: &Row) -> String {
         None => format!("session {how}"),
     });
     let unsettled = row.unsettled.then(|| "unsettled".to_owned());
+    let owed = row.owed.as_ref().map(|owed| format!("may still be attached to {}", owed.hosts()));
     let revoked = row.revoked.as_ref().map(|why| format!("revoked: {why}"));
-    [session, unsettled, revoked].into_iter().flatten().collect::<Vec<_>>().join("; ")
+    [session, unsettled, owed, revoked].into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 fn render(out: &mut dyn Write, output: Output, rows: &[Row]) -> Result<(), Failure> {
@@ -220,6 +230,7 @@ mod tests {
             mount_point: Some("/m/a".into()),
             unsettled: false,
             calls: false,
+            owed: None,
             revoked: None,
             since: Some("2026-01-02T03:04:05Z".into()),
         }
@@ -239,9 +250,11 @@ mod tests {
             mount_point: None,
             unsettled: true,
             calls: false,
+            owed: None,
             ..held("h-live", 3)
         };
         let alone = Held { revoked: Some("asked for".into()), ..held("h-live", 3) };
+        let owed = Owed::and(None, &Holder::new("h-dead").unwrap(), None, true);
         let leases = [
             ("a", lease(Lease::Held(held("h-live", 3)), 9)),
             ("b", lease(Lease::Held(new), 12)),
@@ -250,7 +263,11 @@ mod tests {
             ("e", lease(Lease::Held(held("h-dead", 3)), 9)),
             ("f", lease(Lease::Held(held("h-live", 2)), 9)),
             ("g", lease(Lease::Held(held("h-none", 3)), 9)),
-            ("h", lease(Lease::Free { last_holder: Some(Holder::new("h-live").unwrap()) }, 9)),
+            ("h", lease(Lease::Free { last_holder: Some(Holder::new("h-live").unwrap()), owed: None }, 9)),
+            (
+                "i",
+                lease(Lease::Free { last_holder: Some(Holder::new("h-live").unwrap()), owed: Some(owed) }, 9),
+            ),
         ];
         Everything {
             leases: leases.into_iter().map(|(name, lease)| (volume(name), lease)).collect(),
@@ -273,9 +290,10 @@ ebs/e   attached   h-dead         3      7      2026-01-02T03:04:05Z  c1,c2     
 ebs/f   attached   h-live         2      7      2026-01-02T03:04:05Z  c1,c2       /m/a         session over
 ebs/g   attached   h-none         3      7      2026-01-02T03:04:05Z  c1,c2       /m/a         session missing
 ebs/h   free       (last h-live)  -      -      2026-01-02T03:04:05Z  -           -            -
+ebs/i   free       (last h-live)  -      -      2026-01-02T03:04:05Z  -           -            may still be attached to h-dead
 ";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
-        assert_eq!(rows(&everything(), false).len(), 7);
+        assert_eq!(rows(&everything(), false).len(), 8);
     }
 
     #[test]

@@ -153,7 +153,7 @@ fn of_volume(reading: &Reading, volume: &VolumeId, reason: &str, meant: &Meant<W
     let view = &reading.view;
     let (held, lease_at) = match view.lease(volume) {
         Some((Lease::Held(held), at)) => (held, at),
-        Some((Lease::Free { last_holder }, _)) => {
+        Some((Lease::Free { last_holder, .. }, _)) => {
             let last = last_holder.as_ref().map(|last| format!("; {last} held it last")).unwrap_or_default();
             return Decision::Refuse(format!("volume {volume} is not held by anybody{last}"));
         }
@@ -368,7 +368,7 @@ mod tests {
         missing.delete(&Key::Session(holder("a")));
         let old = Fixture::holding();
         old.put_old_session("a", "live");
-        let free = Lease::Free { last_holder: Some(holder("a")) };
+        let free = Lease::Free { last_holder: Some(holder("a")), owed: None };
         let alone = Lease::Held(Held { revoked: Some("so".into()), ..held() });
         for (fixture, subject, words) in [
             (put(dead(Proof::Time)), all(), "is dead (proof: time): what it held can be taken over already"),
