@@ -124,6 +124,13 @@ impl ClusterConfig {
         set(self.modules.as_mut().and_then(|modules| modules.isolator.as_mut()), name, value);
     }
 
+    /// Takes a parameter away from the agents' module.
+    pub fn drop_agent_parameter(&mut self, name: &str) {
+        if let Some(isolator) = self.modules.as_mut().and_then(|modules| modules.isolator.as_mut()) {
+            isolator.parameters.retain(|(given, _)| given != name);
+        }
+    }
+
     /// Adds a parameter to the master's module, in place of one of that name.
     pub fn set_master_parameter(&mut self, name: &str, value: &str) {
         set(self.modules.as_mut().and_then(|modules| modules.master.as_mut()), name, value);
