@@ -26,6 +26,7 @@ pub(super) fn check() -> Result<(), &'static str> {
     another_agent()?;
     told_wants()?;
     calls_of_the_last_host()?;
+    never_started()?;
     kill_first()
 }
 
@@ -163,6 +164,23 @@ fn calls_of_the_last_host() -> Result<(), &'static str> {
     }
     story.later(settle + Duration::from_secs(1));
     if taken_away(&story) { Ok(()) } else { Err("scenario: a volume was not taken away from its last host") }
+}
+
+/// The agent died between a container's preparation and its start, and is given up: there is nothing to kill or to wait for.
+fn never_started() -> Result<(), &'static str> {
+    let mut story = with_volume();
+    let key = Key::Session(holder(0));
+    let Some((Record::Session(session), at)) = story.etcd.entries.get(&key).cloned() else {
+        return Err("scenario: a host that has a volume has no session");
+    };
+    let session = Session { state: SessionState::Revoking, ..session };
+    story.etcd.commit(&Commit::new(&ClusterId("c1".into())).put(key, at, Record::Session(session)));
+    story.later(Duration::from_secs(1));
+    let killed = story.told.iter().any(|effect| matches!(effect, Effect::Kill(_)));
+    if killed || story.host.shared.fenced || !story.host.mounts.is_empty() {
+        return Err("scenario: a container that was never started kept its volume after a revoke");
+    }
+    Ok(())
 }
 
 /// A fence takes no file system away before every container is dead.

@@ -89,6 +89,7 @@ pub(super) fn attached(host: usize) -> Held {
         mount_point: None,
         unsettled: false,
         calls: false,
+        owed: None,
         revoked: None,
         since: None,
     }

@@ -161,7 +161,7 @@ impl Model for Machine {
                 }
                 // The second host is asked when it can take the volume: before, it would say no.
                 if s.prepares[host] > 0
-                    && (host == 0 || s.etcd.is_takeable(&id()))
+                    && (host == 0 || s.etcd.is_takeable(&id(), bounds.storage))
                     && core.epoch().is_some()
                     && !it.processes.contains_key(&user(host))
                     && !core.users().contains(&user(host))

@@ -237,13 +237,6 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "",
     ),
     mutant(
-        "proved_once",
-        "what was proved before a call settled is not proved again",
-        "holder/volume.rs",
-        "        if settles && let Phase::Detaching",
-        "        if self.calling && let Phase::Detaching",
-    ),
-    mutant(
         "unmount_without_announce",
         "an unmount is sent without the lease having been confirmed",
         "holder/volume.rs",
@@ -322,10 +315,10 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     ),
     mutant(
         "unmount_not_settled",
-        "a lease is released under a driver call that had no answer",
+        "a driver is asked to unmount, and the lease released, under a call that had no answer",
         "holder/volumes.rs",
-        "if let Some(at) = volume.settled_at {\n                    volume.trouble = Some(\"a driver call without",
-        "if let Some(at) = volume.settled_at.filter(|_| false) {\n                    volume.trouble = Some(\"a driver call without",
+        "Phase::Detaching { step: Step::Announce, .. } if volume.settled_at.is_some() => {",
+        "Phase::Detaching { step: Step::Announce, .. } if volume.settled_at.is_some() && volume.is_called() => {",
     ),
     mutant(
         "acquire_without_a_beat",
@@ -396,5 +389,33 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "holder/lane.rs",
         "                mount_point: None,\n                unsettled,\n",
         "                mount_point: None,\n                unsettled: false,\n",
+    ),
+    mutant(
+        "owed_forgotten",
+        "a taker that could not mount the volume frees the lease as if nobody owed it",
+        "holder/lane.rs",
+        "let owed = self.owed_after_release(&volume);",
+        "let owed = None.filter(|_: &Owed| self.leases.is_empty());",
+    ),
+    mutant(
+        "own_mount_not_owed",
+        "a host whose Mount came to no known end owes nothing",
+        "holder/lane.rs",
+        "        match volume.attached {\n            true =>",
+        "        match volume.attached && volume.mounted().is_some() {\n            true =>",
+    ),
+    mutant(
+        "taken_from_the_living",
+        "a lease is taken of a host that was fenced, lives, and is about to give the volume back",
+        "holder/claim.rs",
+        "                if owner.epoch > held.epoch\n                    && held.epoch > owner.unsettled_through",
+        "                if owner.epoch > held.epoch && owner.epoch < held.epoch\n                    && held.epoch > owner.unsettled_through",
+    ),
+    mutant(
+        "never_started_is_waited_for",
+        "a revoke waits for the end of a container that was never started",
+        "holder/revoke.rs",
+        "if !container.is_isolated() {",
+        "if !container.is_isolated() && container.killed {",
     ),
 ];
