@@ -40,8 +40,11 @@ fn segment(text: &str) -> String {
     utf8_percent_encode(text, SEGMENT).to_string()
 }
 
+/// What a segment stands for; `None` for one that [`segment`] does not write (`zz%zz`, `%61`): two spellings would be
+/// two records of one name.
 fn decode(text: &str) -> Option<String> {
-    percent_decode_str(text).decode_utf8().ok().map(|s| s.into_owned())
+    let decoded = percent_decode_str(text).decode_utf8().ok()?;
+    (segment(&decoded) == text).then(|| decoded.into_owned())
 }
 
 impl Keys {

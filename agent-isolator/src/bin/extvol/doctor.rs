@@ -13,6 +13,7 @@ use std::time::Duration;
 use agent_isolator::parameters::KeeperParameters;
 use serde::Serialize;
 use shared::etcd::EtcdStore;
+use shared::quote;
 use shared::volume::Driver;
 
 use crate::arguments::Output;
@@ -131,8 +132,7 @@ fn print(out: &mut dyn Write, output: Output, checks: &[Check]) -> Result<(), Fa
             Level::Fail => "FAIL",
         };
         let advice = advice.as_ref().map(|advice| format!(" - {advice}")).unwrap_or_default();
-        let text = format!("{what}{advice}").replace(char::is_control, " ");
-        writeln!(out, "{level:<8} {text}")?;
+        writeln!(out, "{level:<8} {}", quote::line(&format!("{what}{advice}")))?;
     }
     Ok(())
 }
@@ -147,7 +147,7 @@ mod tests {
             [Check::ok("a"), Check::note("b"), Check::warning("c", "mend c"), Check::fail("d\ne", "mend d")];
         let mut out = Vec::new();
         print(&mut out, Output::Table, &checks).unwrap();
-        let expected = "ok       a\nnote     b\nwarning  c - mend c\nFAIL     d e - mend d\n";
+        let expected = "ok       a\nnote     b\nwarning  c - mend c\nFAIL     d\\ne - mend d\n";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
         let mut out = Vec::new();
         print(&mut out, Output::Json, &checks[2..3]).unwrap();

@@ -10,6 +10,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use shared::protocol::exchange::{Commit, Key, Lease, Proof, Record, SessionState};
+use shared::quote;
 use shared::record::{Epoch, Token};
 use shared::store::LeaseStore;
 use shared::volume::{Holder, VolumeId};
@@ -58,6 +59,7 @@ pub(crate) async fn run<S: LeaseStore>(
             format!("volume {volume} is free; the write had no answer, and a read at revision {at} shows it")
         }
     };
+    let known = quote::line(&known);
     Ok(writeln!(out, "{known}: the next task that names it can start on any host")?)
 }
 

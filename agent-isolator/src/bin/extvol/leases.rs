@@ -4,6 +4,7 @@ use std::io::Write;
 
 use serde::Serialize;
 use shared::protocol::exchange::{Held, Lease, Proof, SessionState, Stage};
+use shared::quote;
 use shared::record::Token;
 use shared::store::LeaseStore;
 use shared::volume::VolumeId;
@@ -170,7 +171,7 @@ fn render(out: &mut dyn Write, output: Output, rows: &[Row]) -> Result<(), Failu
                 text(row.epoch.map(|epoch| epoch.to_string())),
                 text(row.token.map(|token| token.to_string())),
                 text(row.since.clone()),
-                row.containers.join(","),
+                table::listed(&row.containers),
                 text(row.mount_point.clone()),
                 notes(row),
             ]
@@ -187,7 +188,7 @@ fn render(out: &mut dyn Write, output: Output, rows: &[Row]) -> Result<(), Failu
 /// When it cannot be written.
 pub(crate) fn json(out: &mut dyn Write, value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(std::io::Error::from)?;
-    Ok(writeln!(out, "{text}")?)
+    Ok(writeln!(out, "{}", quote::json(&text))?)
 }
 
 #[cfg(test)]

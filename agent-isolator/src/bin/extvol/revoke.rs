@@ -5,6 +5,7 @@ use std::io::Write;
 
 use shared::protocol::exchange::{Commit, Held, Key, Lease, Record, Session, SessionState};
 use shared::protocol::timing::Timing;
+use shared::quote;
 use shared::record::{Epoch, Token};
 use shared::store::{LeaseStore, Revision};
 use shared::volume::{ContainerId, Holder, VolumeId};
@@ -64,7 +65,7 @@ pub(crate) async fn run<S: LeaseStore>(
         (_, Err(failure)) => format!("What it concerns could not be read any more: {failure}"),
         (None, Ok(_)) => String::new(),
     };
-    Ok(writeln!(out, "{known}. {told}")?)
+    Ok(writeln!(out, "{known}. {}", quote::line(&told))?)
 }
 
 /// What is revoked: a holder's epoch, and of one volume its token.
