@@ -2,6 +2,7 @@
 //! fenced. It lives where a reboot empties it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,11 +10,12 @@ use super::volume::{Notes, Phase, Volume};
 use crate::protocol::exchange::{ByTime, ClusterId};
 use crate::protocol::timing::Timing;
 use crate::protocol::{Now, Text};
+use crate::quote;
 use crate::record::Epoch;
 use crate::volume::{ContainerId, VolumeId};
 
 /// A volume as a container asks for it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Wanted {
     /// The canonical name, under which it is leased.
     pub volume: VolumeId,
@@ -21,6 +23,18 @@ pub struct Wanted {
     pub asked: VolumeId,
     /// Options for the driver to create it with when it does not exist; `None`: it must exist.
     pub create: Option<BTreeMap<String, String>>,
+}
+
+impl fmt::Debug for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { volume, asked, create } = self;
+        let create = quote::options(create.as_ref());
+        f.debug_struct("Wanted")
+            .field("volume", volume)
+            .field("asked", asked)
+            .field("create", &create)
+            .finish()
+    }
 }
 
 /// A volume's mount on this host, with what is needed to prove later that it is gone.
