@@ -73,6 +73,8 @@ pub struct Exchange<S> {
     request: Duration,
     naming: Option<NamingRules>,
     cluster: Mutex<Option<Cluster>>,
+    /// Why the last commit had no answer of etcd's.
+    fault: Mutex<Option<Text>>,
 }
 
 impl<S: LeaseStore> Exchange<S> {
@@ -80,7 +82,7 @@ impl<S: LeaseStore> Exchange<S> {
     /// refused by every read; a master module, which names no volumes, has none.
     #[must_use]
     pub fn new(store: S, keys: Keys, request: Duration, naming: Option<NamingRules>) -> Self {
-        Self { store, keys, request, naming, cluster: Mutex::new(None) }
+        Self { store, keys, request, naming, cluster: Mutex::new(None), fault: Mutex::new(None) }
     }
 
     /// The store.
@@ -181,7 +183,7 @@ impl<S: LeaseStore> Exchange<S> {
     }
 
     /// What became of a commit. Sent once; [`Outcome::Unknown`] whenever it may have been sent and its answer is
-    /// not known.
+    /// not known. Why it is not is told by [`Exchange::fault`].
     pub async fn commit(&self, commit: &Commit) -> Outcome {
         let Some(cluster) = self.cluster().clone() else {
             // Nothing was read yet, so that it cannot have been decided on anything.
@@ -193,7 +195,13 @@ impl<S: LeaseStore> Exchange<S> {
         }
         let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         let transaction = exchange::transaction(&self.keys, &cluster.bytes, commit, &now);
-        match timeout(self.request, self.store.commit(transaction)).await {
+        let answer = timeout(self.request, self.store.commit(transaction)).await;
+        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = match &answer {
+            Ok(Ok(_) | Err(StoreError::Conflict)) => None,
+            Ok(Err(error)) => Some(sentence(error).into()),
+            Err(_) => Some(ReadError::Late { after: self.request }.to_string().into()),
+        };
+        match answer {
             Ok(Ok(revision)) => Outcome::Done(revision),
             Ok(Err(StoreError::Conflict)) => Outcome::Conflict,
             Ok(Err(StoreError::Unavailable(_))) => Outcome::NotSent,
@@ -201,6 +209,12 @@ impl<S: LeaseStore> Exchange<S> {
             Ok(Err(StoreError::Unknown(_) | StoreError::Corrupt { .. } | StoreError::Compacted { .. }))
             | Err(_) => Outcome::Unknown,
         }
+    }
+
+    /// Why the last commit had no answer of etcd's, in words; `None` when it had one.
+    #[must_use]
+    pub fn fault(&self) -> Option<Text> {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn cluster(&self) -> MutexGuard<'_, Option<Cluster>> {
