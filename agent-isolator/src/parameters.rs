@@ -48,6 +48,10 @@ pub struct KeeperParameters {
     /// `settle_time`: for how long a driver's call without an answer may still be under way; default
     /// 2 min. A lease is not released before.
     pub settle_time: Duration,
+    /// `prepares_max`: how many containers' volumes are prepared at once; a further launch is refused; default 256.
+    pub prepares_max: usize,
+    /// `driver_calls_max`: how many calls of one driver are under way at once; the others wait; default 16.
+    pub driver_calls_max: usize,
     /// `mount_roots`: the directories below which drivers mount; default
     /// `/var/lib/rexray/volumes`.
     pub mount_roots: Vec<PathBuf>,
@@ -185,6 +189,8 @@ impl KeeperParameters {
                 seconds(1)..=seconds(3600),
             )?,
             settle_time: parameters.duration("settle_time", SETTLE_TIME, Duration::ZERO..=seconds(3600))?,
+            prepares_max: parameters.count("prepares_max", 256, 1..=10_000)?,
+            driver_calls_max: parameters.count("driver_calls_max", 16, 1..=1_000)?,
             mount_roots: parameters
                 .parsed("mount_roots", mount_roots)?
                 .unwrap_or_else(|| vec!["/var/lib/rexray/volumes".into()]),

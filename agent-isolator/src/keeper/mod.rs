@@ -8,6 +8,7 @@
 //! probe.rs     looks at mounts and devices, each in a helper process
 //! mounts.rs    what those looks are; mount_table.rs: the kernel's tables
 //! deadman.rs   the other process; fence/ what it does; shared_memory.rs what the two share
+//! limits.rs    what tenants can have of it at once
 //! checkpoint.rs, server.rs, alive.rs, log.rs, process.rs
 //! ```
 //!
@@ -20,8 +21,9 @@ pub mod deadman;
 pub mod driver;
 mod etcd;
 pub mod fence;
+pub mod limits;
 pub mod log;
-mod mount_table;
+pub(crate) mod mount_table;
 pub mod mounts;
 pub mod probe;
 pub mod process;
@@ -30,6 +32,7 @@ pub mod shared_memory;
 pub mod stored_table;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,7 +43,7 @@ use shared::protocol::holder::{Answer, Container, Core, Input, Life, Output, Set
 use shared::protocol::timing::LEAD;
 use shared::protocol::{Now, Op, Request, Text};
 use shared::store::LeaseStore;
-use shared::volume::{ContainerId, NameError};
+use shared::volume::{ContainerId, Driver, NameError, VolumeId};
 use tokio::sync::mpsc;
 
 use self::checkpoint::{Checkpoint, Machine, StartError};
@@ -48,6 +51,7 @@ use self::deadman::Guard;
 use self::driver::VolumeDriver;
 use self::etcd::Etcd;
 use self::fence::{FenceRunner, Known, Policy};
+use self::limits::DriverCalls;
 use self::probe::Prober;
 use self::server::{ConnectionId, Lines};
 use self::shared_memory::SharedMemory;
@@ -111,6 +115,8 @@ pub enum Event {
     Call(ConnectionId, u64, Call),
     /// An effect has ended.
     Core(Input),
+    /// A driver has ended a call, whatever its answer is.
+    CallEnded(Driver),
 }
 
 /// The running worker.
@@ -124,6 +130,7 @@ pub struct Worker<S, D> {
     guarded: bool,
     etcd: Etcd<S>,
     driver: D,
+    calls: DriverCalls,
     prober: Prober,
     /// Whether the table has to be stored before what depends on it is carried out.
     unstored: bool,
@@ -180,7 +187,8 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             guarded: true,
             etcd: Etcd::new(exchange, events.clone()),
             driver,
-            prober: Prober::new(parameters.mount_roots.clone()),
+            calls: DriverCalls::new(parameters.driver_calls_max),
+            prober: Prober::new(parameters.mount_roots.clone(), parameters.policy().program),
             // That it was lost has to be known to the next one, too.
             unstored: lost,
             store_fault: None,
@@ -199,6 +207,14 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             limits: BTreeMap::new(),
             parameters,
         })
+    }
+
+    /// With another program than this one for the helpers, where this one is no keeper.
+    #[must_use]
+    pub fn with_helpers(mut self, program: PathBuf) -> Self {
+        self.prober = Prober::new(self.parameters.mount_roots.clone(), program.clone());
+        self.policy.program = program;
+        self
     }
 
     /// Where connections send their events.
@@ -273,6 +289,10 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                 self.hear(&input);
                 self.core.handle(holder_now(), input);
             }
+            Event::CallEnded(driver) => {
+                self.calls.ended(&driver);
+                self.call_drivers();
+            }
             Event::Connected(id, lines) => {
                 for (container, message) in &self.limits {
                     let limit = Limit { container: container.clone(), message: message.to_string() };
@@ -300,6 +320,10 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             Call::Hello { .. } => return,
             Call::Prepare { container, agent, agent_id, volumes } => {
                 if let Some(why) = self.store_fault.clone() {
+                    self.requests.remove(&request);
+                    return self.answer(connection, call_id, Err(why));
+                }
+                if let Some(why) = self.has_too_many(&container) {
                     self.requests.remove(&request);
                     return self.answer(connection, call_id, Err(why));
                 }
@@ -345,6 +369,19 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             }
         };
         self.core.handle(holder_now(), input);
+    }
+
+    /// Why another prepare has to wait for its next try. One that is asked again, over another connection, does not.
+    fn has_too_many(&self, container: &ContainerId) -> Option<Text> {
+        let (preparing, this_one) = self.core.preparing(container);
+        let max = self.parameters.prepares_max;
+        (preparing >= max && !this_one).then(|| {
+            format!(
+                "this host is already preparing the volumes of {preparing} containers, the most that its keeper does at \
+                 once (prepares_max): start it again when some of them have started or failed"
+            )
+            .into()
+        })
     }
 
     /// The volumes by their canonical names.
@@ -454,6 +491,13 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             Input::Read(_, Ok(_)) | Input::Committed(..) => None,
             _ => return,
         };
+        let silent = silent.map(|why: Text| match self.etcd.fault() {
+            Some(fault) if matches!(input, Input::Committed(..)) => format!("{why}: {fault}").into(),
+            _ => why,
+        });
+        if let Some(why) = silent.clone().filter(|_| matches!(input, Input::Committed(..))) {
+            self.core.handle(holder_now(), Input::Silent(why));
+        }
         match silent {
             Some(why) if !self.etcd_silent => tracing::warn!("etcd does not answer: {why}"),
             None if self.etcd_silent => tracing::info!("etcd answers again"),
@@ -507,34 +551,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                 }
             }
             Output::Reset => self.memory.reset(),
-            Output::Settle { op, token, asked } => {
-                if !self.may_call(op) {
-                    return;
-                }
-                let driver = self.driver.clone();
-                tokio::spawn(async move { tell(Input::Settled(op, driver.take_away(&asked, token).await)) });
-            }
-            Output::Mount { op, token, wanted } => {
-                if !self.may_call(op) {
-                    return;
-                }
-                let (driver, prober) = (self.driver.clone(), self.prober.clone());
-                tokio::spawn(async move {
-                    let mounted = driver.mount(&wanted.asked, wanted.create.as_ref(), token).await;
-                    let result = match mounted {
-                        Ok(path) => prober.identify(path).await,
-                        Err(fault) => Err(fault),
-                    };
-                    tell(Input::Mounted(op, result));
-                });
-            }
-            Output::Unmount { op, token, asked } => {
-                if !self.may_call(op) {
-                    return;
-                }
-                let driver = self.driver.clone();
-                tokio::spawn(async move { tell(Input::Unmounted(op, driver.unmount(&asked, token).await)) });
-            }
+            Output::Settle { .. } | Output::Mount { .. } | Output::Unmount { .. } => self.queue_call(output),
             Output::Look { op, mounted } => {
                 let prober = self.prober.clone();
                 tokio::spawn(async move { tell(Input::Seen(op, prober.look(mounted).await)) });
@@ -568,7 +585,69 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         }
     }
 
-    /// The last look before a driver is called: time passed while the table was stored.
+    /// A call of a driver: it is made at once, or when that driver has ended others.
+    fn queue_call(&mut self, call: Output) {
+        let asked = match &call {
+            Output::Mount { wanted, .. } => &wanted.asked,
+            Output::Settle { asked, .. } | Output::Unmount { asked, .. } => asked,
+            _ => return,
+        };
+        let (driver, caller) = self.parameters.naming.canonical(asked).map_or_else(
+            |_| (asked.driver.clone(), None),
+            |volume| (volume.driver.clone(), self.user_of(&volume)),
+        );
+        self.calls.add(driver, caller, call);
+        self.call_drivers();
+    }
+
+    fn user_of(&self, volume: &VolumeId) -> Option<ContainerId> {
+        self.core.volumes().get(volume)?.users.first().cloned()
+    }
+
+    fn call_drivers(&mut self) {
+        while let Some((driver, call)) = self.calls.next() {
+            self.call_driver(driver, call);
+        }
+    }
+
+    fn call_driver(&mut self, named: Driver, call: Output) {
+        let (Output::Settle { op, .. } | Output::Mount { op, .. } | Output::Unmount { op, .. }) = call else {
+            return;
+        };
+        if !self.may_call(op) {
+            return self.calls.ended(&named);
+        }
+        let (tell, events) = (self.tell(), self.events.clone());
+        let (driver, prober) = (self.driver.clone(), self.prober.clone());
+        // The receiver lives as long as the worker runs.
+        let ended = move || drop(events.send(Event::CallEnded(named)));
+        tokio::spawn(async move {
+            match call {
+                Output::Settle { token, asked, .. } => {
+                    let result = driver.take_away(&asked, token).await;
+                    ended();
+                    tell(Input::Settled(op, result));
+                }
+                Output::Mount { token, wanted, .. } => {
+                    let mounted = driver.mount(&wanted.asked, wanted.create.as_ref(), token).await;
+                    ended();
+                    let result = match mounted {
+                        Ok(path) => prober.identify(path).await,
+                        Err(fault) => Err(fault),
+                    };
+                    tell(Input::Mounted(op, result));
+                }
+                Output::Unmount { token, asked, .. } => {
+                    let result = driver.unmount(&asked, token).await;
+                    ended();
+                    tell(Input::Unmounted(op, result));
+                }
+                _ => {}
+            }
+        });
+    }
+
+    /// The last look before a driver is called: time passed while the table was stored, and while others were called.
     fn may_call(&self, op: Op) -> bool {
         !self.memory.read().fenced && self.core.may_call_driver(holder_now(), op)
     }
@@ -606,6 +685,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
 
     /// What waited for the table is of an epoch that is over.
     fn drop_held(&mut self) {
+        self.calls.forget();
         for output in std::mem::take(&mut self.held) {
             if let Output::Reply(request, _) = output {
                 self.reply(request, Err("this host is being fenced".into()));

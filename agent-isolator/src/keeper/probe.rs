@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,9 @@ use shared::protocol::holder::{Idleness, MountFault, MountedVolume, Sight};
 use shared::volume::VolumeId;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
+use tokio::sync::Semaphore;
 
+use super::limits::LOOKS_MAX;
 use super::mounts;
 
 /// The argument that makes the keeper's program a helper.
@@ -65,21 +68,27 @@ pub fn run_probe() -> ExitCode {
     }
 }
 
-/// Asks helpers.
+/// Asks helpers. There are never more than [`LOOKS_MAX`] at once for launches, and as many for releases: what many
+/// volumes leave to be proved delays no launch.
 #[derive(Clone, Debug)]
 pub struct Prober {
     roots: Vec<PathBuf>,
+    /// This program.
+    program: PathBuf,
+    launches: Arc<Semaphore>,
+    releases: Arc<Semaphore>,
 }
 
 impl Prober {
-    pub(super) fn new(roots: Vec<PathBuf>) -> Self {
-        Self { roots }
+    pub(super) fn new(roots: Vec<PathBuf>, program: PathBuf) -> Self {
+        let looks = || Arc::new(Semaphore::new(LOOKS_MAX));
+        Self { roots, program, launches: looks(), releases: looks() }
     }
 
     /// What is mounted where a driver said.
     pub(super) async fn identify(&self, mount_point: String) -> Result<MountedVolume, MountFault> {
         let question = Question::Identify { mount_point, roots: self.roots.clone() };
-        match ask(&question).await {
+        match self.ask(&question, &self.launches).await {
             Ok(Answer::Identified(Ok(mounted))) => Ok(mounted),
             Ok(Answer::Identified(Err((why, mounted)))) => {
                 Err(MountFault::Unusable { why: why.into(), mounted })
@@ -92,7 +101,7 @@ impl Prober {
 
     /// Whether a volume is still mounted where it was, and who else sees it.
     pub(super) async fn look(&self, mounted: MountedVolume) -> Sight {
-        match ask(&Question::Look { mounted }).await {
+        match self.ask(&Question::Look { mounted }, &self.launches).await {
             Ok(Answer::Sight(sight)) => sight,
             Ok(other) => Sight::Unknown(mismatch(&other)),
             Err(why) => Sight::Unknown(why),
@@ -101,36 +110,39 @@ impl Prober {
 
     /// Whether a volume's device is idle.
     pub(super) async fn prove_idle(&self, asked: VolumeId, mounted: Option<MountedVolume>) -> Idleness {
-        match ask(&Question::ProveIdle { asked, mounted, roots: self.roots.clone() }).await {
+        let question = Question::ProveIdle { asked, mounted, roots: self.roots.clone() };
+        match self.ask(&question, &self.releases).await {
             Ok(Answer::Idleness(idleness)) => idleness,
             Ok(other) => Idleness::Unknown(mismatch(&other)),
             Err(why) => Idleness::Unknown(why),
+        }
+    }
+
+    async fn ask(&self, question: &Question, turns: &Semaphore) -> Result<Answer, Text> {
+        // Nobody closes it. The patience begins with the look.
+        let _turn = turns.acquire().await;
+        let asked = async {
+            let mut helper = Command::new(&self.program)
+                .arg(PROBE_MODE)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                // It may hang where no kill reaches it: it is left alone then.
+                .kill_on_drop(true)
+                .spawn()?;
+            if let Some(mut input) = helper.stdin.take() {
+                input.write_all(&serde_json::to_vec(question)?).await?;
+            }
+            let output = helper.wait_with_output().await?;
+            Ok::<Answer, std::io::Error>(serde_json::from_slice(&output.stdout)?)
+        };
+        match tokio::time::timeout(PATIENCE, asked).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(format!("the mounts could not be looked at: {error}").into()),
+            Err(_) => Err(format!("no answer from the mounts within {} s", PATIENCE.as_secs()).into()),
         }
     }
 }
 
 fn mismatch(answer: &Answer) -> Text {
     format!("a helper answered another question: {answer:?}").into()
-}
-
-async fn ask(question: &Question) -> Result<Answer, Text> {
-    let asked = async {
-        let mut helper = Command::new("/proc/self/exe")
-            .arg(PROBE_MODE)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            // It may hang where no kill reaches it: it is left alone then.
-            .kill_on_drop(true)
-            .spawn()?;
-        if let Some(mut input) = helper.stdin.take() {
-            input.write_all(&serde_json::to_vec(question)?).await?;
-        }
-        let output = helper.wait_with_output().await?;
-        Ok::<Answer, std::io::Error>(serde_json::from_slice(&output.stdout)?)
-    };
-    match tokio::time::timeout(PATIENCE, asked).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(format!("the mounts could not be looked at: {error}").into()),
-        Err(_) => Err(format!("no answer from the mounts within {} s", PATIENCE.as_secs()).into()),
-    }
 }

@@ -5,6 +5,7 @@
 
 mod containers;
 mod etcd;
+mod fairness;
 mod host;
 mod lives;
 mod mounts;

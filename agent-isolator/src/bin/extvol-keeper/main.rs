@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use agent_isolator::keeper::deadman;
 use agent_isolator::keeper::fence::{HELPER_MODE, run_helper};
+use agent_isolator::keeper::limits::raise_descriptors;
 use agent_isolator::keeper::probe::{PROBE_MODE, run_probe};
 use agent_isolator::keeper::sentence;
 use agent_isolator::parameters::KeeperParameters;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             // Nothing can be done about a standard error that is closed.
+            // The usage has lines of its own; what is quoted of the command line is escaped there.
             let _ = writeln!(std::io::stderr(), "extvol-keeper: {why}");
             ExitCode::FAILURE
         }
@@ -67,6 +69,7 @@ fn run(role: Role, given: Vec<String>) -> Result<(), String> {
         Role::Worker => worker::run(parameters),
         Role::DeadmanBeside => {
             start::name_deadman();
+            raise_descriptors();
             start::log(&parameters)?;
             deadman::run_beside(start::settings(&parameters)).map_err(|error| sentence(&error))
         }

@@ -3,10 +3,12 @@
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use agent_isolator::keeper::checkpoint::private_directory;
 use agent_isolator::keeper::deadman::{self, Settings, check_watchdog, watchdog_timeout};
-use agent_isolator::keeper::log::BoundedLog;
+use agent_isolator::keeper::limits::raise_descriptors;
+use agent_isolator::keeper::log::{BoundedLog, OneLine};
 use agent_isolator::keeper::sentence;
 use agent_isolator::parameters::KeeperParameters;
 
@@ -66,6 +68,7 @@ pub(crate) fn name_deadman() {
 /// The whole life of a keeper's first process.
 pub(crate) fn deadman(parameters: &KeeperParameters) -> Result<(), String> {
     name_deadman();
+    raise_descriptors();
     if let Some(path) = &parameters.watchdog
         && let Some(timeout) = watchdog_timeout(path)
     {
@@ -97,7 +100,11 @@ pub(crate) fn log(parameters: &KeeperParameters) -> Result<(), String> {
     private_directory(&parameters.run_directory).map_err(|error| sentence(&error))?;
     let path = parameters.run_directory.join(DEADMAN_LOG);
     let log = BoundedLog::open(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-    tracing_subscriber::fmt().with_ansi(false).log_internal_errors(false).with_writer(log).init();
+    tracing_subscriber::fmt()
+        .with_ansi(false)
+        .log_internal_errors(false)
+        .with_writer(OneLine(Arc::new(log)))
+        .init();
     Ok(())
 }
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use agent_isolator::keeper::checkpoint::{Checkpoint, Owner, lock, machine};
 use agent_isolator::keeper::deadman::{DEADLINE, Guard};
 use agent_isolator::keeper::driver::DockerPlugins;
-use agent_isolator::keeper::log::BoundedLog;
+use agent_isolator::keeper::limits::raise_descriptors;
+use agent_isolator::keeper::log::{BoundedLog, OneLine};
 use agent_isolator::keeper::shared_memory::SharedMemory;
 use agent_isolator::keeper::{Worker, mounts, sentence, server};
 use agent_isolator::parameters::KeeperParameters;
@@ -14,6 +15,7 @@ use shared::clock::holder_now;
 use shared::etcd::{EtcdConfig, EtcdStore};
 use shared::exchange_io::Exchange;
 use shared::keys::Keys;
+use shared::quote;
 
 use crate::start::{DEADMAN, DETACHED, LOG, arguments};
 
@@ -22,6 +24,7 @@ const BLOCKING_THREADS: usize = 24;
 
 pub(crate) fn run(parameters: KeeperParameters) -> Result<(), String> {
     let _name_is_for_people = rustix::thread::set_name(c"extvol-worker");
+    raise_descriptors();
     let memory = SharedMemory::open(&parameters.run_directory.join(DEADLINE));
     let memory = Arc::new(memory.map_err(|error| sentence(&error))?);
     // Before anything that takes its time: the deadman counts.
@@ -29,7 +32,7 @@ pub(crate) fn run(parameters: KeeperParameters) -> Result<(), String> {
     log(&parameters);
     // A worker with a part missing would go on half: better none, until it is started again.
     std::panic::set_hook(Box::new(|panic| {
-        let _ = writeln!(std::io::stderr(), "extvol-keeper: a bug: {panic}");
+        let _ = writeln!(std::io::stderr(), "extvol-keeper: a bug: {}", quote::line(&panic.to_string()));
         std::process::abort();
     }));
     let _locks = [&parameters.run_directory, &parameters.state_directory]
@@ -81,7 +84,7 @@ fn log(parameters: &KeeperParameters) {
     // A log that cannot be written is no reason to end.
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).log_internal_errors(false);
     match BoundedLog::open(&parameters.run_directory.join(LOG)).ok().filter(|_| detached) {
-        Some(bounded) => log.with_writer(bounded).init(),
-        None => log.with_writer(std::io::stderr).init(),
+        Some(bounded) => log.with_writer(OneLine(Arc::new(bounded))).init(),
+        None => log.with_writer(OneLine(std::io::stderr)).init(),
     }
 }

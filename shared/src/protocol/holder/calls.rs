@@ -176,9 +176,16 @@ impl Core {
         let wanted = self.containers.get(container).map(|entry| entry.volumes.as_slice()).unwrap_or_default();
         let each = wanted.iter().filter_map(|wanted| {
             let volume = self.volumes.get(&wanted.volume)?;
+            let queued;
             let doing = match &volume.phase {
                 _ if volume.revoked => "an operator has revoked",
-                Phase::Acquiring => "etcd has not answered for the lease of",
+                Phase::Acquiring => match self.before_acquire(&wanted.volume) {
+                    None | Some(0) => "etcd has not answered for the lease of",
+                    Some(before) => {
+                        queued = format!("{before} other lease operations of this host come before that of");
+                        &queued
+                    }
+                },
                 Phase::Mounting { .. } if !volume.confirmed && !volume.is_called() => {
                     "etcd has not yet confirmed the lease of"
                 }
@@ -241,7 +248,7 @@ impl Core {
             }
             self.table_changed = true;
             let (container, owners) = (id.clone(), BTreeSet::new());
-            self.jobs.push_back(Job::Acquire { volumes, container, agent_id, owners });
+            self.queue_acquire(Job::Acquire { volumes, container, agent_id, owners });
         }
     }
 }

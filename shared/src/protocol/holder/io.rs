@@ -141,6 +141,8 @@ pub enum Input {
         /// Containers that it will kill and clean up.
         orphans: BTreeSet<ContainerId>,
     },
+    /// Why etcd did not take a write, or did not answer: told before its [`Input::Committed`], for the texts alone.
+    Silent(Text),
     /// The result of [`Output::Read`]: what was read, or why nothing was. It comes within R.
     Read(Op, Result<View, Text>),
     /// The result of [`Output::Commit`]. It comes within R.

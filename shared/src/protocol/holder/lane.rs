@@ -83,6 +83,21 @@ impl Core {
         Key::Session(self.settings.holder.clone())
     }
 
+    /// Puts an acquire into the queue: behind the other acquires, with at most one other job between two. What volumes
+    /// of some containers leave to be written and released, which may be much, delays no launch of another; and
+    /// launches delay it by no more than their own number.
+    pub(super) fn queue_acquire(&mut self, acquire: Job) {
+        let last = self.jobs.iter().rposition(|job| matches!(job, Job::Acquire { .. }));
+        // The first one may be with etcd.
+        let place = last.map_or(1, |last| last + 2).min(self.jobs.len());
+        self.jobs.insert(place, acquire);
+    }
+
+    /// How many jobs are carried out before the acquire of this volume; none when it is not in the queue.
+    pub(super) fn before_acquire(&self, id: &VolumeId) -> Option<usize> {
+        self.jobs.iter().position(|job| matches!(job, Job::Acquire { volumes, .. } if volumes.contains(id)))
+    }
+
     /// Reads session and leases again, when something changed under us.
     pub(super) fn start_check(&mut self, now: Now) {
         let due = self.check.is_some_and(|at| at <= now) && self.checking.is_none() && self.is_open();

@@ -142,7 +142,7 @@ pub struct Core {
     /// A write's outcome is unknown, or the session is adopted: the session is rewritten before anything
     /// is concluded (L2).
     pub(super) barrier: bool,
-    /// Why etcd could not be read, the last time.
+    /// Why etcd did not answer, the last time.
     pub(super) fault: Option<Text>,
     /// Something changed under us: from this time on session and leases are read, before the next write.
     pub(super) check: Option<Now>,
@@ -278,6 +278,12 @@ impl Core {
         self.ready
     }
 
+    /// How many prepares wait for their answer, and whether this container's is one of them.
+    #[must_use]
+    pub fn preparing(&self, container: &ContainerId) -> (usize, bool) {
+        (self.waiting.len(), self.waiting.contains_key(container))
+    }
+
     /// Why there is no session, in words.
     #[must_use]
     pub fn obstacle(&self) -> &str {
@@ -335,6 +341,7 @@ impl Core {
                 self.recover(&agent, &known, &orphans);
                 self.outputs.push_back(Output::Reply(request, Ok(Answer::Done)));
             }
+            Input::Silent(why) => self.fault = Some(why),
             Input::Read(op, result) => self.read(now, op, result),
             Input::Committed(op, outcome) => self.committed(now, op, outcome),
             Input::Settled(op, result) => self.settled(now, op, result),
@@ -359,7 +366,8 @@ impl Core {
     fn progress(&mut self, now: Now) {
         self.expire(now);
         if self.fence_at().is_some_and(|at| at <= now) {
-            self.fence("no heartbeat got through to etcd in time");
+            let fault = self.fault.as_ref().map(|fault| format!(": {fault}")).unwrap_or_default();
+            self.fence(&format!("no heartbeat got through to etcd in time{fault}"));
         }
         if self.is_open() {
             self.wind_down(now);

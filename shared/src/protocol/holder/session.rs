@@ -318,6 +318,7 @@ impl Core {
                 // Counted from the sending: a reclaimer may have read it right after (L12).
                 self.beaten = self.beaten.max(Some(beat.sent));
                 self.next_beat = beat.sent + timing.beat;
+                self.fault = None;
                 self.saw(at, beat.seen);
             }
             // This holder has rewritten its session since: the beat goes out again against that.
