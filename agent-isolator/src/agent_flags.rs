@@ -68,7 +68,7 @@ fn check_times(given_up: Duration, parameters: &KeeperParameters) -> Result<(), 
 }
 
 /// A value that cannot be read here (one in a file) is taken for the default.
-fn registration_timeout(arguments: &[u8], environment: Option<&str>) -> Duration {
+pub(crate) fn registration_timeout(arguments: &[u8], environment: Option<&str>) -> Duration {
     given(TIMEOUT, arguments, environment).and_then(|text| duration(text).ok()).unwrap_or(DEFAULT_TIMEOUT)
 }
 

@@ -7,6 +7,8 @@
 //! - [`wire`] is what they say to each other.
 
 mod agent_flags;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod isolator;
 pub mod keeper;
 pub mod kernel;

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use reqwest::StatusCode;
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
+use reqwest::redirect::Policy;
 use serde_json::{Value, json};
 use shared::protocol::holder::{MountFault, UnmountFault};
 use shared::record::Token;
@@ -157,7 +159,8 @@ impl Default for DockerPlugins {
     }
 }
 
-enum Endpoint {
+#[derive(Debug)]
+pub(crate) enum Endpoint {
     Unix(PathBuf),
     Tcp(String),
 }
@@ -237,7 +240,7 @@ impl DockerPlugins {
     ) -> Result<Value, DriverError> {
         let endpoint = self.find(driver)?;
         let began = Instant::now();
-        let builder = reqwest::Client::builder().timeout(timeout).no_proxy();
+        let builder = reqwest::Client::builder().timeout(timeout).no_proxy().redirect(Policy::none());
         let (builder, base, shown) = match endpoint {
             Endpoint::Unix(path) => {
                 let shown = path.display().to_string();
@@ -273,26 +276,10 @@ impl DockerPlugins {
                 Err(error) => return Err(no_answer(format!("it broke off ({error})"))),
             }
         }
-        let parsed: Option<Value> = serde_json::from_slice(&answer).ok();
-        let said = ["Err", "Error"].iter().find_map(|key| parsed.as_ref()?.get(key)?.as_str());
-        let text = match said {
-            Some(text) if !text.is_empty() => words(text.as_bytes()),
-            _ if !status.is_success() => {
-                format!("status {}, {:?}", status.as_u16(), words(answer.trim_ascii()))
-            }
-            _ => {
-                return match parsed {
-                    Some(parsed @ Value::Object(_)) => Ok(parsed),
-                    _ => Err(no_answer(format!("{:?} is no JSON object", words(&answer)))),
-                };
-            }
-        };
-        // A server that gave up waiting, and a proxy that never heard, do not speak for the work itself.
-        let gave_up = matches!(status.as_u16(), 408 | 502 | 503 | 504) || said.is_some_and(str::is_empty);
-        if gave_up || !prompt {
-            return Err(no_answer(format!("it may go on behind the error {text}")));
-        }
-        Err(DriverError::Refused { driver: driver.clone(), call, text })
+        understood(&answer, status, prompt).map_err(|said| match said {
+            Said::No(text) => DriverError::Refused { driver: driver.clone(), call, text },
+            Said::Nothing(fault) => no_answer(fault),
+        })
     }
 
     async fn ensure_exists(
@@ -313,6 +300,39 @@ impl DockerPlugins {
     }
 }
 
+/// What a plugin says that is no good answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Said {
+    /// No, in its words: it is done with the call.
+    No(String),
+    /// Nothing that means an end.
+    Nothing(String),
+}
+
+/// What a whole answer means. `prompt`: it came so soon that an error is the end of the call.
+pub(crate) fn understood(answer: &[u8], status: StatusCode, prompt: bool) -> Result<Value, Said> {
+    let parsed: Option<Value> = serde_json::from_slice(answer).ok();
+    let said = ["Err", "Error"].iter().find_map(|key| parsed.as_ref()?.get(key)?.as_str());
+    let text = match said {
+        Some(text) if !text.is_empty() => words(text.as_bytes()),
+        _ if !status.is_success() => {
+            format!("status {}, {:?}", status.as_u16(), words(answer.trim_ascii()))
+        }
+        _ => {
+            return match parsed {
+                Some(parsed @ Value::Object(_)) => Ok(parsed),
+                _ => Err(Said::Nothing(format!("{:?} is no JSON object", words(answer)))),
+            };
+        }
+    };
+    // A server that gave up waiting, and a proxy that never heard, do not speak for the work itself.
+    let gave_up = matches!(status.as_u16(), 408 | 502 | 503 | 504) || said.is_some_and(str::is_empty);
+    match gave_up || !prompt {
+        true => Err(Said::Nothing(format!("it may go on behind the error {text}"))),
+        false => Err(Said::No(text)),
+    }
+}
+
 /// A plugin's words, cut where they are too many for an error's text.
 fn words(bytes: &[u8]) -> String {
     let mut text = String::from_utf8_lossy(bytes).into_owned();
@@ -320,7 +340,7 @@ fn words(bytes: &[u8]) -> String {
     text
 }
 
-fn specified(file: &Path, text: &str) -> Result<Endpoint, DriverError> {
+pub(crate) fn specified(file: &Path, text: &str) -> Result<Endpoint, DriverError> {
     let fault = |fault: &str| DriverError::Specification { file: file.to_owned(), fault: fault.to_owned() };
     let address = if file.extension().is_some_and(|ending| ending == "json") {
         let parsed: Value = serde_json::from_str(text).map_err(|error| fault(&error.to_string()))?;
@@ -456,6 +476,11 @@ mod tests {
             ),
             (http("500 Internal Server Error", r#"{"Error":"old words"}"#), "refused: old words"),
             (http("404 Not Found", "404 page not found\n"), "refused: status 404, \"404 page not found\""),
+            // Wherever it points to, that is no plugin.
+            (
+                http("302 Found\r\nLocation: http://127.0.0.1:1/", r#"{"Mountpoint":"/m"}"#),
+                "refused: status 302, \"{\\\"Mountpoint",
+            ),
             (http("504 Gateway Timeout", "x"), "unresolved: may go on behind the error status 504"),
             (
                 http("500 Internal Server Error", r#"{"Err":""}"#),
