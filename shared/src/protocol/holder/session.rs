@@ -227,8 +227,11 @@ impl Core {
         };
         let agent = self.agent.clone();
         let wants = self.wants();
-        let record =
-            Session { agent, unsettled_through, wants, ..session(&self.settings, Epoch(last.0 + 1)) };
+        let Some(epoch) = last.0.checked_add(1).map(Epoch) else {
+            return self
+                .obstruct(now, format!("etcd has epoch {last} of holder {me}, after which there is none"));
+        };
+        let record = Session { agent, unsettled_through, wants, ..session(&self.settings, epoch) };
         let key = Key::Session(me.clone());
         let mut commit = Commit::new(&view.cluster).put(key, at, Record::Session(record.clone()));
         if let Some(beat) = compared_beat {
