@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
+use std::io;
 
 /// `text` as one line: what is no letter, digit, sign or space is shown as Rust writes it in a literal (`\n`,
 /// `\u{202e}`). A backslash stays as it is, so that doing this twice changes nothing more.
@@ -58,6 +59,26 @@ pub fn cut(text: &str, max: usize) -> Cow<'_, str> {
             let more = text[end..].chars().count();
             Cow::Owned(format!("{}... ({more} characters more)", &text[..end]))
         }
+    }
+}
+
+/// Where each write is one event of a log, with a line feed at its end, as `tracing` gives it: what stands in it cannot
+/// make another line of it.
+#[derive(Debug)]
+pub struct LineWriter<W>(pub W);
+
+impl<W: io::Write> io::Write for LineWriter<W> {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        let mut shown = line(text.strip_suffix('\n').unwrap_or(&text)).into_owned();
+        shown.push('\n');
+        // In one piece: other processes write to the same log.
+        self.0.write_all(shown.as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }
 

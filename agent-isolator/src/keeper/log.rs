@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use shared::quote;
+use shared::quote::LineWriter;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Small beside the memory of any host, also twice.
@@ -70,40 +70,23 @@ impl<'a> MakeWriter<'a> for BoundedLog {
 }
 
 /// A log in which every event is one line: names and sentences of tasks, plugins and records cannot forge another, nor
-/// reach a terminal that shows it ([`quote::line`]). Around every log of these programs.
+/// reach a terminal that shows it ([`LineWriter`]). Around every log of these programs.
 #[derive(Clone, Debug)]
 pub struct OneLine<M>(pub M);
 
-/// Writes one event, as `tracing` gives it: whole, with a line feed at its end.
-#[derive(Debug)]
-pub struct Escaping<W>(W);
-
 impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for OneLine<M> {
-    type Writer = Escaping<M::Writer>;
+    type Writer = LineWriter<M::Writer>;
 
     fn make_writer(&'a self) -> Self::Writer {
-        Escaping(self.0.make_writer())
-    }
-}
-
-impl<W: Write> Write for Escaping<W> {
-    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        let text = String::from_utf8_lossy(event);
-        let mut line = quote::line(text.strip_suffix('\n').unwrap_or(&text)).into_owned();
-        line.push('\n');
-        // In one piece: other processes write to the same log.
-        self.0.write_all(line.as_bytes())?;
-        Ok(event.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
+        LineWriter(self.0.make_writer())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+
+    use shared::quote;
 
     use super::*;
 
