@@ -68,7 +68,7 @@ pub fn run_probe() -> ExitCode {
     }
 }
 
-/// Asks helpers. There are never more than [`LOOKS_MAX`] at once for launches, and as many for releases: what many
+/// Asks helpers. There are never more than `LOOKS_MAX` at once for launches, and as many for releases: what many
 /// volumes leave to be proved delays no launch.
 #[derive(Clone, Debug)]
 pub struct Prober {

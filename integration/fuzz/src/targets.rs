@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use shared::event::{EventRecord, StandingRecord, TrimmedRecord};
-use shared::exchange::{self, from_bytes, to_bytes};
+use shared::exchange::{from_bytes, to_bytes};
 use shared::keys::Keys;
-use shared::protocol::exchange::{ClusterId, Instance, Key, Reading, View};
+use shared::protocol::exchange::{ByTime, ClusterId, Instance, Key, Outcome, Reading, View};
 use shared::protocol::holder::{Core, Deadline, Input, Output, Settings, Table};
 use shared::protocol::timing::Profile;
 use shared::record::{ClusterRecord, decode};
@@ -135,7 +135,7 @@ fn settings() -> Settings {
         machine: "m1".into(),
         boot: "b1".into(),
         timing: Profile::Default.timing(),
-        by_time: shared::protocol::exchange::ByTime::Allowed,
+        by_time: ByTime::Allowed,
         grace: Duration::from_secs(10),
         prepare_timeout: Duration::from_secs(45),
         wait_timeout: Duration::from_secs(15),
@@ -182,35 +182,45 @@ fn view(bytes: &[u8]) {
             entries.insert(key, (record, at));
         }
     }
-    let view = View { cluster: ClusterId("c1".into()), revision: Revision(100), entries };
-    for (name, _) in &view.entries {
-        let _key = exchange::key(&Keys::new("/x"), name);
-    }
+    let mut view = View { cluster: ClusterId("c1".into()), revision: Revision(100), entries };
     let mut now = Duration::from_secs(1_000);
     let mut core = Core::new(now, settings(), Table::default(), Deadline::default());
-    let mut revision = view.revision;
     for _ in 0..200 {
         core.handle(now, Input::Tick);
-        while let Some(output) = core.poll_output() {
-            match output {
-                Output::Read { op, reading } => {
-                    let mut read = View { revision, ..view.clone() };
-                    if let Reading::Keys(keys) = reading {
-                        read.entries.retain(|key, _| keys.contains(key));
-                    }
-                    core.handle(now, Input::Read(op, Ok(read)));
-                }
-                Output::Commit { op, .. } => {
-                    revision.0 += 1;
-                    core.handle(
-                        now,
-                        Input::Committed(op, shared::protocol::exchange::Outcome::Done(revision)),
-                    );
-                }
-                Output::MakeSafe { op } => core.handle(now, Input::Safe(op, Ok(()))),
-                _ => {}
-            }
+        // It comes to rest: what it writes, it finds.
+        for steps in 0.. {
+            assert!(steps < 2_000, "it does not come to rest");
+            let Some(output) = core.poll_output() else { break };
+            carry_out(&mut core, now, &mut view, output);
         }
         now += Duration::from_millis(500);
+    }
+}
+
+/// What a shell and etcd do with an output of the core.
+fn carry_out(core: &mut Core, now: Duration, view: &mut View, output: Output) {
+    match output {
+        Output::Read { op, reading } => {
+            let mut read = view.clone();
+            if let Reading::Keys(keys) = reading {
+                read.entries.retain(|key, _| keys.contains(key));
+            }
+            core.handle(now, Input::Read(op, Ok(read)));
+        }
+        Output::Commit { op, commit } => {
+            let at = |key: &Key| view.entries.get(key).map_or(Revision::ABSENT, |(_, at)| *at);
+            let outcome = match commit.compares.iter().all(|(key, expected)| at(key) == *expected) {
+                true => {
+                    view.revision.0 += 1;
+                    let puts = commit.puts.into_iter().map(|(key, record)| (key, (record, view.revision)));
+                    view.entries.extend(puts.collect::<Vec<_>>());
+                    Outcome::Done(view.revision)
+                }
+                false => Outcome::Conflict,
+            };
+            core.handle(now, Input::Committed(op, outcome));
+        }
+        Output::MakeSafe { op } => core.handle(now, Input::Safe(op, Ok(()))),
+        _ => {}
     }
 }
