@@ -212,8 +212,10 @@ fn carry_out(core: &mut Core, now: Duration, view: &mut View, output: Output) {
             let outcome = match commit.compares.iter().all(|(key, expected)| at(key) == *expected) {
                 true => {
                     view.revision.0 += 1;
-                    let puts = commit.puts.into_iter().map(|(key, record)| (key, (record, view.revision)));
-                    view.entries.extend(puts.collect::<Vec<_>>());
+                    let written = view.revision;
+                    for (key, record) in commit.puts {
+                        view.entries.insert(key, (record, written));
+                    }
                     Outcome::Done(view.revision)
                 }
                 false => Outcome::Conflict,
