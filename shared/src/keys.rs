@@ -270,6 +270,17 @@ mod tests {
     }
 
     #[test]
+    fn a_key_of_another_spelling_is_nobodys() {
+        let keys = Keys::new("/x");
+        for key in ["/x/leases/evil/zz%zz", "/x/leases/ebs/%61", "/x/leases/ebs/%c3%bc", "/x/leases/ebs/a b"]
+        {
+            assert_eq!(keys.volume_of(key), None, "{key}");
+        }
+        assert_eq!(keys.holder_of("/x/sessions/%61"), None);
+        assert_eq!(keys.holder_of_beat("/x/beats/a%"), None);
+    }
+
+    #[test]
     fn a_drivers_slash_does_not_make_a_segment() {
         let volume = VolumeId { driver: Driver::new("a/b").unwrap(), name: VolumeName::new("c").unwrap() };
         assert_eq!(Keys::default().lease(&volume), "/extvol/v1/leases/a%2Fb/c");

@@ -202,6 +202,7 @@ mod tests {
 
     use super::*;
     use crate::sessions::tests::{session, stored};
+    use crate::table::listed;
 
     fn volume(name: &str) -> VolumeId {
         VolumeId {
@@ -316,5 +317,38 @@ ebs/h   free       (last h-live)  -      -      2026-01-02T03:04:05Z  -         
         assert!(unreadable(&everything, "/x/sessions/").is_ok());
         let error = unreadable(&everything, "/x/leases/").unwrap_err();
         assert!(error.to_string().contains("/x/leases/ebs/z is not a valid record"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_record_under_a_key_that_nobody_writes_is_unreadable_and_not_held() {
+        let fixture = crate::fixture::Fixture::holding();
+        let lease = fixture.store.get(&["/x/leases/ebs/v".to_owned()]).await.unwrap();
+        let record = lease.entries.into_values().next().unwrap().value;
+        fixture.store.plant("/x/leases/evil/zz%zz", record.clone());
+        fixture.store.plant("/x/leases/ebs/\u{1b}[2J\n", record);
+        let mut out = Vec::new();
+        let ended = run(&mut out, Output::Table, &fixture.records, true).await.unwrap_err();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.lines().count() == 2 && text.contains("ebs/v ") && !text.contains("zz"), "{text}");
+        assert!(ended.to_string().contains("leases/evil/zz%zz is no key of this software"), "{ended}");
+    }
+
+    #[test]
+    fn two_thousand_containers_are_a_line_and_all_of_them_json() {
+        let containers =
+            (0..2_000).map(|n| ContainerId::new(format!("container-{n:04}-{}", "x".repeat(30))).unwrap());
+        let held = Held { containers: containers.collect(), ..held("h-live", 3) };
+        let leases = [(volume("a"), lease(Lease::Held(held), 9))].into();
+        let everything = Everything { leases, ..everything() };
+        let print = |output| {
+            let mut out = Vec::new();
+            render(&mut out, output, &rows(&everything, true)).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let table = print(Output::Table);
+        assert!(table.lines().all(|line| line.chars().count() < 500), "{table}");
+        let listed = listed(&rows(&everything, true)[0].containers);
+        assert!(listed.ends_with(" and 1992 more"), "{listed}");
+        assert_eq!(print(Output::Json).matches("container-").count(), 2_000);
     }
 }
