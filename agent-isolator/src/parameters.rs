@@ -1,7 +1,9 @@
 //! The parameters of the isolator module and of the keeper. Both read the same names: the module
 //! hands the keeper's on when it starts one, and compares them with those of a keeper that runs.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod drivers;
+
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,7 +11,9 @@ use crate::keeper::fence::{Policy, Reset};
 use shared::parameters::{ParameterError, Parameters};
 use shared::protocol::exchange::ByTime;
 use shared::protocol::timing::Timing;
-use shared::volume::{Driver, Holder, NamingRules};
+use shared::volume::{Driver, Holder};
+
+pub use self::drivers::Drivers;
 
 /// An agent's `executor_registration_timeout` is 1 min by default, and prepare counts in it.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(45);
@@ -36,9 +40,9 @@ pub struct KeeperParameters {
     pub grace: Duration,
     /// `wait_timeout`: for how long a prepare waits for a lease that another host has; default `ttl` and 5 s.
     pub wait_timeout: Duration,
-    /// `preempt_plugins` (`ebs=ebs-preempt,...`): by driver, the plugin that takes a volume away from another host
-    /// when it mounts it.
-    pub preempt_plugins: BTreeMap<Driver, Driver>,
+    /// `drivers`, `preempt_plugins`, `shared_storage`, `driver_aliases`, `case_sensitive_drivers`, `volume_names`: which
+    /// drivers this host serves, and what their names mean.
+    pub drivers: Drivers,
     /// `fencing` = `required`: a volume of a host that is dead by time alone is taken only where the storage takes
     /// it away from there.
     pub fencing_required: bool,
@@ -65,8 +69,6 @@ pub struct KeeperParameters {
     pub reset: Option<Reset>,
     /// `watchdog`: a watchdog device.
     pub watchdog: Option<PathBuf>,
-    /// `driver_aliases` (`rexray=ebs,...`) and `case_sensitive_drivers` (comma list).
-    pub naming: NamingRules,
     /// All that was given, by name.
     pub given: BTreeMap<String, String>,
 }
@@ -114,20 +116,6 @@ fn reset(text: &str) -> Result<Option<Reset>, &'static str> {
     }
 }
 
-fn aliases(text: &str) -> Result<BTreeMap<Driver, Driver>, String> {
-    let mut aliases = BTreeMap::new();
-    for pair in text.split(',').filter(|pair| !pair.is_empty()) {
-        let (alias, driver) =
-            pair.split_once('=').ok_or_else(|| format!("holds {pair:?}, which is not alias=driver"))?;
-        let driver_name = |name: &str| Driver::new(name).map_err(|e| format!("holds a driver name that {e}"));
-        aliases.insert(driver_name(alias)?, driver_name(driver)?);
-    }
-    match aliases.values().find(|driver| aliases.contains_key(*driver)) {
-        Some(driver) => Err(format!("makes {driver} both an alias and what an alias stands for")),
-        None => Ok(aliases),
-    }
-}
-
 fn by_time(text: &str) -> Result<ByTime, &'static str> {
     match text {
         "allowed" => Ok(ByTime::Allowed),
@@ -142,11 +130,6 @@ fn required(text: &str) -> Result<bool, &'static str> {
         "optional" => Ok(false),
         _ => Err("is neither required nor optional"),
     }
-}
-
-fn drivers(text: &str) -> Result<BTreeSet<Driver>, String> {
-    let names = text.split(',').filter(|name| !name.is_empty());
-    names.map(|name| Driver::new(name).map_err(|e| format!("holds a driver name that {e}"))).collect()
 }
 
 impl KeeperParameters {
@@ -177,7 +160,7 @@ impl KeeperParameters {
                 timing.ttl + seconds(5),
                 Duration::ZERO..=seconds(3600),
             )?,
-            preempt_plugins: parameters.parsed("preempt_plugins", aliases)?.unwrap_or_default(),
+            drivers: Drivers::take(parameters)?,
             fencing_required: parameters.parsed("fencing", required)?.unwrap_or(false),
             prepare_timeout: parameters.duration(
                 "prepare_timeout",
@@ -194,12 +177,6 @@ impl KeeperParameters {
             hosts_own: parameters.parsed("hosts_own", directories)?.unwrap_or_default(),
             reset: parameters.parsed("reset", reset)?.flatten(),
             watchdog: parameters.parsed("watchdog", absolute)?,
-            naming: NamingRules {
-                driver_aliases: parameters.parsed("driver_aliases", aliases)?.unwrap_or_default(),
-                case_sensitive_drivers: parameters
-                    .parsed("case_sensitive_drivers", drivers)?
-                    .unwrap_or_default(),
-            },
             given,
         })
     }
@@ -213,6 +190,13 @@ impl KeeperParameters {
         let read = Self::take(&mut parameters, pairs.iter().cloned().collect())?;
         parameters.finish()?;
         Ok(read)
+    }
+
+    /// Whether this host serves a driver, by whatever name of it: `drivers` lists it. Any other is refused before
+    /// anything is leased.
+    #[must_use]
+    pub fn serves(&self, driver: &Driver) -> bool {
+        self.drivers.serves(driver)
     }
 
     /// What a fence may do here.
@@ -280,6 +264,7 @@ mod tests {
             (&[("etcd_endpoints", "h:1"), ("mount_roots", "a")], "which is not an absolute path"),
             (&[("etcd_endpoints", "h:1"), ("mount_roots", "/")], "below which everything is"),
             (&[("etcd_endpoints", "h:1"), ("driver_aliases", "a=b,b=c")], "makes b both an alias"),
+            (&[("etcd_endpoints", "h:1"), ("preempt_plugins", "rexray=rexray")], "`drivers` lists rexray"),
             (&[("etcd_endpoints", "h:1"), ("prepare_timeout", "1")], "`prepare_timeout` has the value `1`"),
         ];
         for (pairs, expected) in table {

@@ -359,7 +359,10 @@ mod tests {
             (&[("extvol.0.name", "a")], "label extvol.0.name is unknown"),
             (&[("extvol.driver", "ebs")], "label extvol.name is missing"),
             (&[("extvol.3.mode", "rw")], "label extvol.3.name is missing"),
-            (&[("extvol.name", "../x")], "label extvol.name=\"../x\": the volume name holds '/'"),
+            (
+                &[("extvol.name", "../x")],
+                "label extvol.name=\"../x\": the volume name must not be or contain the path segment",
+            ),
             (&[("extvol.name", "..")], "label extvol.name=\"..\""),
             (&[("extvol.name", "")], "label extvol.name=\"\": the volume name is empty"),
             (
@@ -476,8 +479,8 @@ mod tests {
                 "error: variable DVDI_VOLUME_NAME0 is given twice, with and without the digit 0",
             ),
             (
-                &[("DVDI_VOLUME_NAME", "a;rm"), ("DVDI_VOLUME_NAME2", "b/c")],
-                "error: variable DVDI_VOLUME_NAME2=\"b/c\": the volume name holds '/', which is not allowed there",
+                &[("DVDI_VOLUME_NAME", "a;rm"), ("DVDI_VOLUME_NAME2", "b//c")],
+                "error: variable DVDI_VOLUME_NAME2=\"b//c\": the volume name must not be or contain the path segment \"\"",
             ),
         ];
         for (pairs, expected) in table {

@@ -254,7 +254,9 @@ mod tests {
     #[test]
     fn a_key_gives_back_the_volume_it_was_made_of() {
         let keys = Keys::new("/x/");
-        for (driver, name) in [("ebs", "vol-7b"), ("rexray/ebs:latest", "a b%2f"), ("d", "ä.~")] {
+        for (driver, name) in
+            [("ebs", "vol-7b"), ("rexray/ebs:latest", "a b%2f"), ("d", "ä.~"), ("rbd", "pool/image")]
+        {
             let volume =
                 VolumeId { driver: Driver::new(driver).unwrap(), name: VolumeName::new(name).unwrap() };
             assert_eq!(keys.volume_of(&keys.lease(&volume)), Some(volume));

@@ -13,6 +13,9 @@ use shared::protocol::holder::{MountFault, UnmountFault};
 use shared::record::Token;
 use shared::volume::{Driver, VolumeId};
 
+use super::endpoints::{Endpoint, Plugins};
+use crate::parameters::Drivers;
+
 const MEDIA_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
 
 /// Docker waits this long for Create and Mount; attaching a cloud volume takes most of a minute.
@@ -40,6 +43,19 @@ pub enum DriverError {
         driver: Driver,
         /// The files that would name it.
         looked_for: String,
+    },
+    /// It listens where another plugin does that is no other name of it: whose storage is behind both cannot be told, and
+    /// neither is called.
+    #[error(
+        "the plugin {driver} at {endpoint} is the plugin {other} as well, and `driver_aliases` does not say so"
+    )]
+    Coincides {
+        /// The name.
+        driver: Driver,
+        /// The other.
+        other: Driver,
+        /// Where both listen.
+        endpoint: String,
     },
     /// The file that tells where the plugin listens says nothing usable.
     #[error("{} does not say where the plugin listens: {fault}", file.display())]
@@ -130,19 +146,21 @@ pub struct DockerPlugins {
     aliases: BTreeMap<Driver, Driver>,
     /// By driver, aliases too: the plugin that mounts with preemption.
     preempt: BTreeMap<Driver, Driver>,
+    /// All that are known by name.
+    known: Plugins,
 }
 
 impl DockerPlugins {
-    /// As they are found on this host; `aliases` are other names of them, `preempt` the plugins that take a volume
-    /// away from another host when they mount it.
+    /// As they are found on this host.
     #[must_use]
-    pub fn new(aliases: BTreeMap<Driver, Driver>, mut preempt: BTreeMap<Driver, Driver>) -> Self {
+    pub fn new(drivers: &Drivers) -> Self {
+        let (aliases, mut preempt) = (drivers.naming.driver_aliases.clone(), drivers.preempt.clone());
         for (alias, driver) in &aliases {
             if let Some(plugin) = preempt.get(driver).cloned() {
                 preempt.insert(alias.clone(), plugin);
             }
         }
-        Self { aliases, preempt, ..Self::default() }
+        Self { aliases, preempt, known: Plugins::new(drivers), ..Self::default() }
     }
 }
 
@@ -153,25 +171,33 @@ impl Default for DockerPlugins {
             specifications: vec!["/etc/docker/plugins".into(), "/usr/lib/docker/plugins".into()],
             aliases: BTreeMap::new(),
             preempt: BTreeMap::new(),
+            known: Plugins::default(),
         }
     }
 }
 
-enum Endpoint {
-    Unix(PathBuf),
-    Tcp(String),
-}
-
 impl DockerPlugins {
-    /// Where a plugin listens, under its own name or else under another one of it.
+    /// Where a plugin listens, under its own name or else under another one of it. Looked at for each call: a plugin that
+    /// was restarted, or a link that was turned, may lead elsewhere than before.
     fn find(&self, driver: &Driver) -> Result<Endpoint, DriverError> {
-        let found = self.find_named(driver);
-        if !matches!(found, Err(DriverError::NotFound { .. })) {
-            return found;
+        let mut found = self.find_named(driver);
+        if matches!(found, Err(DriverError::NotFound { .. })) {
+            let canonical = self.aliases.get(driver).unwrap_or(driver);
+            let aliases = self.aliases.iter().filter(|(_, of)| *of == canonical).map(|(alias, _)| alias);
+            let mut others = std::iter::once(canonical).chain(aliases);
+            found = others.find_map(|other| self.find_named(other).ok()).map_or(found, Ok);
         }
-        let others = self.aliases.iter().filter(|(_, of)| *of == driver);
-        let mut others = others.filter_map(|(alias, _)| self.find_named(alias).ok());
-        others.next().map_or(found, Ok)
+        let endpoint = found?;
+        let place = endpoint.place();
+        let is_there = |other: &&Driver| self.find_named(other).is_ok_and(|other| other.place() == place);
+        match self.known.apart_from(driver).find(is_there) {
+            None => Ok(endpoint),
+            Some(other) => Err(DriverError::Coincides {
+                driver: driver.clone(),
+                other: other.clone(),
+                endpoint: endpoint.shown(),
+            }),
+        }
     }
 
     /// By Docker's own rules of discovery.
@@ -217,6 +243,22 @@ impl DockerPlugins {
         Err(DriverError::NoAnswer { driver: driver.clone(), call: "Activate", fault })
     }
 
+    /// The scope of a plugin's volumes: `global`, or `local` also for a plugin that knows no Capabilities, as Docker takes
+    /// it. Changes nothing.
+    ///
+    /// # Errors
+    /// See [`DriverError`].
+    pub async fn scope(&self, driver: &Driver, timeout: Duration) -> Result<String, DriverError> {
+        match self.call(driver, "Capabilities", &json!({}), timeout).await {
+            Ok(answer) => {
+                let scope = answer.pointer("/Capabilities/Scope").and_then(Value::as_str);
+                Ok(words(scope.filter(|scope| !scope.is_empty()).unwrap_or("local").as_bytes()))
+            }
+            Err(DriverError::Refused { .. }) => Ok("local".into()),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn call(
         &self,
         driver: &Driver,
@@ -238,12 +280,10 @@ impl DockerPlugins {
         let endpoint = self.find(driver)?;
         let began = Instant::now();
         let builder = reqwest::Client::builder().timeout(timeout).no_proxy();
-        let (builder, base, shown) = match endpoint {
-            Endpoint::Unix(path) => {
-                let shown = path.display().to_string();
-                (builder.unix_socket(path), "http://plugin".to_owned(), shown)
-            }
-            Endpoint::Tcp(base) => (builder, base.clone(), base),
+        let shown = endpoint.shown();
+        let (builder, base) = match endpoint {
+            Endpoint::Unix(path) => (builder.unix_socket(path), "http://plugin".to_owned()),
+            Endpoint::Tcp(base) => (builder, base),
         };
         let unreachable =
             |source| DriverError::Unreachable { driver: driver.clone(), endpoint: shown.clone(), source };
@@ -347,7 +387,9 @@ fn mount_fault(error: DriverError) -> MountFault {
     let why = error.sentence().into();
     match error {
         DriverError::NoAnswer { .. } => MountFault::Unresolved(why),
-        DriverError::NotFound { .. } | DriverError::Unreachable { .. } => MountFault::Unreachable(why),
+        DriverError::NotFound { .. } | DriverError::Coincides { .. } | DriverError::Unreachable { .. } => {
+            MountFault::Unreachable(why)
+        }
         _ => MountFault::Refused(why),
     }
 }
@@ -392,9 +434,9 @@ impl VolumeDriver for DockerPlugins {
         let answer = self.call(&asked.driver, "Unmount", &body, UNMOUNT_TIMEOUT).await;
         answer.map(drop).map_err(|error| match error {
             DriverError::NoAnswer { .. } => UnmountFault::Unresolved(error.sentence().into()),
-            DriverError::NotFound { .. } | DriverError::Unreachable { .. } => {
-                UnmountFault::Unreachable(error.sentence().into())
-            }
+            DriverError::NotFound { .. }
+            | DriverError::Coincides { .. }
+            | DriverError::Unreachable { .. } => UnmountFault::Unreachable(error.sentence().into()),
             _ => UnmountFault::Refused(error.sentence().into()),
         })
     }
@@ -430,7 +472,7 @@ mod tests {
             sockets: directory.path().to_owned(),
             specifications: vec![],
             aliases,
-            preempt: BTreeMap::new(),
+            ..DockerPlugins::default()
         };
         (directory, plugins)
     }
@@ -546,6 +588,81 @@ mod tests {
             panic!()
         };
         assert!(why.contains("could not be reached"), "{why}");
+    }
+
+    /// A host that serves ebs, also called rexray, and scaleio, with a preempting plugin of ebs.
+    fn two_drivers() -> (tempfile::TempDir, DockerPlugins) {
+        let name = |name: &str| Driver::new(name).unwrap();
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let read = crate::parameters::KeeperParameters::read(&[
+            pair("etcd_endpoints", "h:1"),
+            pair("drivers", "ebs,scaleio"),
+            pair("driver_aliases", "rexray=ebs"),
+            pair("preempt_plugins", "ebs=ebs-preempt"),
+        ]);
+        let directory = tempfile::tempdir().unwrap();
+        let plugins = DockerPlugins {
+            sockets: directory.path().to_owned(),
+            specifications: vec![directory.path().to_owned()],
+            ..DockerPlugins::new(&read.unwrap().drivers)
+        };
+        assert_eq!(plugins.preempt.get(&name("rexray")), Some(&name("ebs-preempt")));
+        (directory, plugins)
+    }
+
+    #[tokio::test]
+    async fn a_plugin_that_two_drivers_lead_to_is_not_called_for_either() {
+        let (directory, plugins) = two_drivers();
+        let at = |name: &str| directory.path().join(name);
+        let _listeners = ["real.sock", "another.sock"].map(|name| UnixListener::bind(at(name)).unwrap());
+        std::os::unix::fs::symlink(at("real.sock"), at("ebs.sock")).unwrap();
+        let found = |driver: &str| {
+            let found = plugins.find(&Driver::new(driver).unwrap());
+            found.map(|endpoint| endpoint.shown()).map_err(|error| error.to_string())
+        };
+        assert_eq!(found("ebs"), Ok(at("ebs.sock").display().to_string()));
+        // An alias is another name of it, with a socket of its own or without one.
+        assert_eq!(found("rexray"), found("ebs"));
+        std::os::unix::fs::symlink(at("ebs.sock"), at("rexray.sock")).unwrap();
+        assert_eq!(found("rexray"), Ok(at("rexray.sock").display().to_string()));
+        // A second driver at the same socket; a moment ago it was not.
+        std::fs::write(at("scaleio.spec"), format!("unix://{}", at("real.sock").display())).unwrap();
+        for (driver, other) in [("ebs", "scaleio"), ("rexray", "scaleio"), ("scaleio", "ebs")] {
+            let error = found(driver).unwrap_err();
+            assert!(error.contains(&format!("the plugin {driver} at ")), "{error}");
+            assert!(error.contains(&format!("is the plugin {other} as well")), "{error}");
+        }
+        let volume = |driver: &str| VolumeId { driver: Driver::new(driver).unwrap(), ..volume() };
+        let token = Token(Revision(7));
+        let mount = plugins.mount(&volume("ebs"), None, token).await;
+        assert!(matches!(mount, Err(MountFault::Unreachable(_))), "{mount:?}");
+        let unmount = plugins.unmount(&volume("rexray"), token).await;
+        assert!(matches!(unmount, Err(UnmountFault::Unreachable(_))), "{unmount:?}");
+        std::fs::write(at("scaleio.spec"), format!("unix://{}", at("another.sock").display())).unwrap();
+        assert!(found("ebs").is_ok() && found("scaleio").is_ok());
+        // The plugin that takes volumes away, at the driver's own socket.
+        std::os::unix::fs::symlink(at("ebs.sock"), at("ebs-preempt.sock")).unwrap();
+        for driver in ["ebs", "rexray", "ebs-preempt"] {
+            assert!(found(driver).unwrap_err().contains("is the plugin "), "{driver}");
+        }
+        let taken = plugins.take_away(&volume("ebs"), token).await;
+        assert!(matches!(taken, Err(MountFault::Unreachable(_))), "{taken:?}");
+        assert!(found("scaleio").is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_plugin_without_capabilities_is_of_local_scope_as_docker_takes_it() {
+        for (answer, scope) in [
+            (http("200 OK", r#"{"Capabilities":{"Scope":"global"}}"#), "global"),
+            (http("200 OK", r#"{"Capabilities":{"Scope":"local"}}"#), "local"),
+            (http("200 OK", "{}"), "local"),
+            (http("404 Not Found", "404 page not found\n"), "local"),
+        ] {
+            let (_directory, plugins) = plugin(vec![answer]);
+            assert_eq!(plugins.scope(&volume().driver, UNMOUNT_TIMEOUT).await.unwrap(), scope);
+        }
+        let (_directory, plugins) = plugin(vec![None]);
+        assert!(plugins.scope(&volume().driver, UNMOUNT_TIMEOUT).await.is_err());
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! ```text
 //! mod.rs       the worker: the shell around shared::protocol::holder
 //! etcd.rs      its reads, commits and watches
-//! driver.rs    the plugins' protocol
+//! driver.rs    the plugins' protocol; endpoints.rs where they listen, and which of them must not be one
+//! survey.rs    whether they do what the parameters say of them
 //! probe.rs     looks at mounts and devices, each in a helper process
 //! mounts.rs    what those looks are; mount_table.rs: the kernel's tables
 //! deadman.rs   the other process; fence/ what it does; shared_memory.rs what the two share
@@ -18,6 +19,7 @@ pub mod alive;
 pub mod checkpoint;
 pub mod deadman;
 pub mod driver;
+mod endpoints;
 mod etcd;
 pub mod fence;
 pub mod log;
@@ -28,6 +30,7 @@ pub mod process;
 pub mod server;
 pub mod shared_memory;
 pub mod stored_table;
+pub mod survey;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -40,7 +43,7 @@ use shared::protocol::holder::{Answer, Container, Core, Input, Life, Output, Set
 use shared::protocol::timing::LEAD;
 use shared::protocol::{Now, Op, Request, Text};
 use shared::store::LeaseStore;
-use shared::volume::{ContainerId, NameError};
+use shared::volume::ContainerId;
 use tokio::sync::mpsc;
 
 use self::checkpoint::{Checkpoint, Machine, StartError};
@@ -350,10 +353,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
     /// The volumes by their canonical names.
     fn wanted(&self, volumes: Vec<wire::VolumeCall>) -> Result<Vec<Wanted>, String> {
         let wanted = |call: wire::VolumeCall| {
-            let volume = self.parameters.naming.canonical(&call.volume).map_err(|fault| match fault {
-                NameError::LongDriver { .. } => format!("the driver name {} {fault}", call.volume.driver),
-                _ => format!("the volume name {:?} {fault}", call.volume.name.as_str()),
-            })?;
+            let volume = self.parameters.drivers.canonical(&call.volume)?;
             let mut asked = call.volume;
             // A plugin's long name stands in no socket's name.
             if asked.driver.as_str().contains('/') {
@@ -646,7 +646,7 @@ fn settings(parameters: &KeeperParameters, machine: Machine) -> Settings {
         lead: LEAD,
         retry: RETRY,
         settle: parameters.settle_time,
-        storage_fencing: parameters.preempt_plugins.keys().cloned().collect(),
+        storage_fencing: parameters.drivers.preempt.keys().cloned().collect(),
         fencing_required: parameters.fencing_required,
     }
 }

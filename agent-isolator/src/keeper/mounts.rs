@@ -276,10 +276,9 @@ fn prove_unseen(mounted: &MountedVolume, table: &[Mount]) -> Idleness {
 /// For a Mount that the driver refused: whatever it may have done, no mount below the roots bears the
 /// volume's name.
 fn prove_never_mounted(asked: &VolumeId, table: &[Mount], roots: &[PathBuf]) -> Idleness {
-    let name = asked.name.as_str().to_lowercase();
     let bears_name = |mount: &&Mount| {
         let below = roots.iter().find_map(|root| mount.mount_point.strip_prefix(root).ok());
-        below.is_some_and(|below| below.iter().any(|part| part.to_string_lossy().to_lowercase() == name))
+        below.is_some_and(|below| asked.name.is_in(below))
     };
     match table.iter().find(bears_name) {
         None => Idleness::Proved,

@@ -3,6 +3,7 @@
 //! It changes nothing, neither in etcd nor on the host. What cannot be told from here is a note that says
 //! with what to compare it, and never counts as good.
 
+mod drivers;
 mod etcd;
 mod host;
 mod installation;
@@ -71,8 +72,8 @@ pub(crate) struct Host<'p> {
     pub(crate) compare: bool,
     /// Whether this is an agent's host even though no keeper was ever started on it.
     pub(crate) agent: bool,
-    /// Drivers that have to work here, beside those that leases name.
-    pub(crate) drivers: &'p [Driver],
+    /// Plugins that have to work here, beside those of the drivers that it serves.
+    pub(crate) plugins: &'p [Driver],
 }
 
 /// Checks everything, and prints what was found.
@@ -106,7 +107,8 @@ pub(crate) async fn run(
     if let Some(everything) = &everything {
         checks.extend(installation::checks(everything, host.parameters, is_agent));
     }
-    checks.extend(host::checks(host, is_agent, everything.as_ref()).await);
+    checks.extend(host::checks(host, is_agent, everything.as_ref()));
+    checks.extend(drivers::checks(host, is_agent, everything.as_ref()).await);
     print(out, output, &checks)?;
     let count = |level| checks.iter().filter(|check| check.level == level).count();
     match count(Level::Fail) {

@@ -82,10 +82,10 @@ async fn carry_out(
             free::run(out, &records, volume, detached_from.as_ref(), parameters.settle_time).await
         }
         Action::Storm { lift } => storm::run(out, output, &records, *lift).await,
-        Action::Doctor { agent, drivers } => {
+        Action::Doctor { agent, plugins } => {
             // A file is meant for the keeper too; what is on the command line may be of this call alone.
             let compare = arguments.config.is_some() && arguments.parameters.is_empty();
-            let host = doctor::Host { parameters: &parameters, from: &from, compare, agent: *agent, drivers };
+            let host = doctor::Host { parameters: &parameters, from: &from, compare, agent: *agent, plugins };
             doctor::run(out, output, records, &host).await
         }
     }

@@ -87,11 +87,10 @@ fn make_idle(
     if let Some(mounted) = mounted {
         return idle::make_idle(mounted, &own);
     }
-    let name = volume.name.as_str().to_lowercase();
     let table = mount_table::own().map_err(|error| format!("the mount table: {error}"))?;
     let bears_name = |mount: &&mount_table::Mount| {
         let below = roots.iter().find_map(|root| mount.mount_point.strip_prefix(root).ok());
-        below.is_some_and(|below| below.iter().any(|part| part.to_string_lossy().to_lowercase() == name))
+        below.is_some_and(|below| volume.name.is_in(below))
     };
     for mount in table.iter().filter(bears_name) {
         idle::make_idle(&super::device::describe(mount), &own)?;
