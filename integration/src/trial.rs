@@ -425,7 +425,7 @@ impl Trial {
 /// # Errors
 /// When that is no volume.
 pub fn lease_key(volume: &str) -> Result<String> {
-    let parsed = volume.rsplit_once('/').and_then(|(driver, name)| {
+    let parsed = volume.split_once('/').and_then(|(driver, name)| {
         Some(VolumeId { driver: Driver::new(driver).ok()?, name: VolumeName::new(name).ok()? })
     });
     let volume = parsed.ok_or_else(|| TrialError::Unexpected(format!("{volume} is no driver/name")))?;
