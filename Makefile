@@ -3,13 +3,14 @@
 LIBRARY := target/extvol/libextvol.so
 MESOS := target/mesos/libmesos.so
 
-.PHONY: help demo demo-host-death demo-partition demo-agent-restart demo-etl test cluster cluster-down build setup sanitize check bench simulate model model-large mutants
+.PHONY: help demo demo-host-death demo-partition demo-agent-restart demo-etl test cluster cluster-down build setup sanitize check bench simulate model model-large mutants fuzz
 
 RUNS := 20000
 SEED := 1
 FAULT := agent
 ROWS := 1000000
 PERCENT := 40
+SECONDS := 60
 
 help:
 	@echo "make demo          the main job, on a cluster of real Mesos hosts on this machine"
@@ -22,6 +23,7 @@ help:
 	@echo "make simulate      RUNS=20000 simulated schedules of the protocol core, from SEED=1"
 	@echo "make model         all orders of events of a small cluster; make model-large tries larger ones (NAME: some)"
 	@echo "make mutants       seeded mistakes in copies of the core must be found; writes docs/mutants.md"
+	@echo "make fuzz          every parser of foreign bytes, SECONDS=60 for all of them; the first time it compiles for some minutes"
 	@echo "make build         target/extvol/libextvol.so and target/release/extvol-keeper; the image of demo-etl"
 	@echo "make sanitize      the same library with sanitizers, target/extvol-sanitized, which the tests run"
 
@@ -55,6 +57,7 @@ bench: build
 	@target/release/extvol-bench-agent $(BENCH)
 	@target/release/extvol-bench-master $(BENCH)
 	@target/release/extvol-bench-lost $(BENCH)
+	@target/release/extvol-bench-fence $(BENCH)
 
 simulate:
 	@cargo run --quiet --release -p integration --bin extvol-simulate -- $(RUNS) $(SEED)
@@ -67,6 +70,9 @@ model-large:
 
 mutants:
 	@cargo run --quiet --release -p integration --bin extvol-mutants
+
+fuzz:
+	@integration/fuzz/run $(SECONDS)
 
 setup:
 	@integration/setup

@@ -6,12 +6,15 @@
 
 mod calls;
 mod connection;
+mod executors;
 mod link;
+mod mounts;
 mod starter;
 mod targets;
 mod watches;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -20,17 +23,16 @@ use shared::volume::ContainerId;
 use tokio::sync::mpsc;
 
 use self::connection::Command;
-use self::targets::{Make, Targets, targets};
-use crate::agent_flags;
+use self::mounts::Hidden;
+use self::targets::{Make, Plan, targets};
+use crate::agent_flags::{self, Beside};
 use crate::kernel;
 use crate::mesos::container_config::ContainerClass;
-use crate::mesos::{
-    ContainerConfig, ContainerLaunchInfo, ContainerMountInfo, ContainerState, NEW_MOUNT_NAMESPACE,
-    RawContainerId,
-};
+use crate::mesos::{ContainerConfig, ContainerState, RawContainerId};
 use crate::parameters::IsolatorParameters;
+use crate::rules::{self, Declared};
 use crate::task::{self, TaskVolume};
-use crate::wire::{Answer, Call, VolumeCall};
+use crate::wire::{Call, VolumeCall};
 
 /// Completes what Mesos waits for: called once, from any thread.
 pub type Done<T> = Box<dyn FnOnce(Result<T, String>) + Send>;
@@ -39,7 +41,8 @@ pub type Done<T> = Box<dyn FnOnce(Result<T, String>) + Send>;
 pub struct Isolator {
     commands: mpsc::UnboundedSender<Command>,
     agent_address: fn() -> Option<String>,
-    sandbox_directory: String,
+    parameters: IsolatorParameters,
+    beside: Beside,
     containers: Mutex<Containers>,
 }
 
@@ -48,6 +51,8 @@ pub struct Isolator {
 struct Containers {
     with_volumes: BTreeSet<ContainerId>,
     without_volumes: BTreeSet<ContainerId>,
+    /// Those of command tasks, whose only task the isolator was shown when they were prepared.
+    of_command_tasks: BTreeSet<ContainerId>,
     /// The watches of containers whose ids are no names, and which therefore have no volumes: nothing
     /// ends them here, and an answer, even a failed one, would have Mesos kill them.
     unnamed: BTreeMap<RawContainerId, Done<Vec<u8>>>,
@@ -65,11 +70,10 @@ impl Isolator {
     ) -> Result<Self, String> {
         kernel::check()?;
         let parameters = IsolatorParameters::read(parameters).map_err(|error| error.to_string())?;
-        agent_flags::check(&parameters.keeper).map_err(|error| error.to_string())?;
-        let sandbox_directory = parameters.sandbox_directory.clone();
+        let beside = agent_flags::check(&parameters)?;
         starter::check(&parameters)?;
-        let commands = connection::start(parameters)?;
-        Ok(Self { commands, agent_address, sandbox_directory, containers: Mutex::default() })
+        let commands = connection::start(parameters.clone(), beside.docker_volume)?;
+        Ok(Self { commands, agent_address, parameters, beside, containers: Mutex::default() })
     }
 
     fn containers(&self) -> std::sync::MutexGuard<'_, Containers> {
@@ -118,26 +122,35 @@ impl Isolator {
         let read = RawContainerId::decode(container).and_then(|container| {
             let config =
                 ContainerConfig::decode(config).map_err(|error| format!("not a ContainerConfig: {error}"))?;
+            self.declared().check(&config)?;
             // A debug container lives in its parent's mount namespace, and sees its volumes.
             let debug = config.container_class == Some(ContainerClass::Debug.into());
             let volumes = if debug { Vec::new() } else { task::volumes(&config)? };
             match container.name() {
                 Err(fault) if !volumes.is_empty() => Err(fault),
-                name => Ok((name.ok(), config, volumes)),
+                name => Ok((name.ok(), config, debug, volumes)),
             }
         });
-        let (container, config, volumes) = match read {
+        let (container, config, debug, volumes) = match read {
             Ok(read) => read,
             Err(fault) => return done(Err(fault)),
         };
-        let Some(container) = container else { return done(Ok(None)) };
+        let hidden = if debug { Vec::new() } else { self.hidden(&config) };
         if volumes.is_empty() {
-            self.containers().without_volumes.insert(container);
-            return done(Ok(None));
+            self.note(container.as_ref(), &config, false);
+            if hidden.is_empty() {
+                return done(Ok(None));
+            }
+            return self.send(Command::Hide { roots: hidden, done: timed(done) });
         }
-        self.containers().with_volumes.insert(container.clone());
-        let asked =
-            |volume: &TaskVolume| VolumeCall { volume: volume.volume.clone(), create: volume.create.clone() };
+        self.note(container.as_ref(), &config, true);
+        // A container with volumes has a name.
+        let Some(container) = container else { return done(Ok(None)) };
+        let asked = |volume: &TaskVolume| VolumeCall {
+            volume: volume.volume.clone(),
+            create: volume.create.clone(),
+            read_only: volume.read_only,
+        };
         let call = Call::Prepare {
             container,
             agent: self.agent(),
@@ -145,12 +158,61 @@ impl Isolator {
             volumes: volumes.iter().map(asked).collect(),
         };
         // Before anything is leased: a path that cannot be needs no undoing.
-        let targets = container_paths(&volumes).map(|what| {
-            let sandbox_directory = self.sandbox_directory.clone();
-            let make: Make = Box::new(move || targets(&config, &volumes, &sandbox_directory));
+        let targets = container_paths(&volumes, &hidden).map(|what| {
+            let plan = Plan {
+                volumes,
+                sandbox_directory: self.parameters.sandbox_directory.clone(),
+                host_paths: self.parameters.rules.host_paths.clone(),
+                hidden,
+                aside: self.parameters.keeper.run_directory.to_string_lossy().into_owned(),
+            };
+            let make: Make = Box::new(move || targets(&config, &plan));
             (what, make)
         });
         self.send(Command::Prepare { call, targets, done: timed(done) });
+    }
+
+    /// Which directories of the host the container is not to see; with an image it sees none.
+    fn hidden(&self, config: &ContainerConfig) -> Vec<PathBuf> {
+        let sees_host = config.rootfs.is_none() && !rules::shares_mounts_with_the_host(config);
+        let hide = self.parameters.rules.hide_volumes && self.beside.filesystem_linux && sees_host;
+        if hide { self.parameters.keeper.mount_roots.clone() } else { Vec::new() }
+    }
+
+    fn declared(&self) -> Declared<'_> {
+        Declared {
+            rules: &self.parameters.rules,
+            keeper: &self.parameters.keeper,
+            docker_volume_isolator: self.beside.docker_volume,
+        }
+    }
+
+    fn note(&self, container: Option<&ContainerId>, config: &ContainerConfig, has_volumes: bool) {
+        // One whose id is no name has no volumes, and no place in these sets.
+        let Some(container) = container else { return };
+        let mut containers = self.containers();
+        if config.task_info.is_some() {
+            containers.of_command_tasks.insert(container.clone());
+        }
+        let set = if has_volumes { &mut containers.with_volumes } else { &mut containers.without_volumes };
+        set.insert(container.clone());
+    }
+
+    /// Whether an executor's container may be handed the tasks that wait for it: Mesos asks before each is. It ends
+    /// the container on a refusal.
+    pub fn update(&self, container: &[u8], done: Done<()>) {
+        if !self.parameters.rules.look_at_executors {
+            return done(Ok(()));
+        }
+        match RawContainerId::decode(container) {
+            Ok(raw) if raw.name().is_ok_and(|name| self.containers().of_command_tasks.contains(&name)) => {
+                done(Ok(()));
+            }
+            Ok(raw) => {
+                self.send(Command::Look { agent: self.agent(), container: raw.to_string(), done });
+            }
+            Err(fault) => done(Err(fault)),
+        }
     }
 
     /// The container's first process exists: may it go on?
@@ -202,6 +264,7 @@ impl Isolator {
         self.send(Command::Unwatch { container: container.clone() });
         let mut containers = self.containers();
         containers.with_volumes.remove(&container);
+        containers.of_command_tasks.remove(&container);
         if containers.without_volumes.remove(&container) {
             drop(containers);
             return done(Ok(()));
@@ -232,27 +295,18 @@ fn named(containers: &[RawContainerId]) -> BTreeSet<ContainerId> {
     containers.iter().filter_map(name).collect()
 }
 
-/// What targets are to be made, for a sentence; none when no volume has a container path.
-fn container_paths(volumes: &[TaskVolume]) -> Option<String> {
+/// What is to be looked at on the host, for a sentence; none when there is nothing.
+fn container_paths(volumes: &[TaskVolume], hidden: &[PathBuf]) -> Option<String> {
     let paths = volumes.iter().filter_map(|v| Some((&v.volume, v.container_path.as_deref()?)));
-    let paths: Vec<_> =
-        paths.map(|(volume, path)| format!("container path {path:?} of volume {volume}")).collect();
-    (!paths.is_empty()).then(|| paths.join(", "))
+    let paths = paths.map(|(volume, path)| format!("container path {path:?} of volume {volume}"));
+    let roots = hidden.iter().map(|root| format!("the look at {}", root.display()));
+    let all: Vec<_> = paths.chain(roots).collect();
+    (!all.is_empty()).then(|| all.join(", "))
 }
 
-/// The answer to Mesos, from the keeper's.
-fn launch_info(answer: Answer, targets: Targets) -> Result<Option<Vec<u8>>, String> {
-    let Answer::Prepared { mount_points } = answer else {
-        return Err("the keeper's answer is not one to prepare".into());
-    };
-    if mount_points.len() != targets.len() {
-        return Err("the keeper's answer has another number of volumes than were asked for".into());
-    }
-    let mounts = mount_points.into_iter().zip(targets);
-    let mounts =
-        mounts.filter_map(|(source, target)| Some(ContainerMountInfo { source: Some(source), ..target? }));
-    let info = ContainerLaunchInfo { clone_namespaces: vec![NEW_MOUNT_NAMESPACE], mounts: mounts.collect() };
-    Ok(Some(info.encode_to_vec()))
+/// The answer for a container without volumes, from a look at the mount roots; in doubt it sees them. May block.
+fn hide(roots: &[PathBuf]) -> Option<Vec<u8>> {
+    mounts::without_volumes(&Hidden { roots: mounts::present(roots), aside: String::new() })
 }
 
 /// The agent's id in a task's sandbox path, `<work>/slaves/<agent id>/frameworks/...`; a standalone
@@ -266,23 +320,11 @@ fn agent_id(sandbox: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mesos::BIND;
 
     #[test]
     fn a_tasks_sandbox_tells_the_agents_id() {
         let sandbox = "/w/agents/0/work/slaves/1f-S0/frameworks/1f-0000/executors/e/runs/c";
         assert_eq!(agent_id(sandbox).as_deref(), Some("1f-S0"));
         assert_eq!(agent_id("/w/agents/0/work/containers/c"), None);
-    }
-
-    #[test]
-    fn the_launch_info_mounts_each_volume_where_it_goes() {
-        let target = ContainerMountInfo { target: "/s/data".into(), source: None, flags: Some(BIND) };
-        let answer = Answer::Prepared { mount_points: vec!["/m/a".into(), "/m/b".into()] };
-        let bytes = launch_info(answer, vec![None, Some(target)]).unwrap().unwrap();
-        let info = ContainerLaunchInfo::decode(bytes.as_slice()).unwrap();
-        assert_eq!(info.mounts.len(), 1);
-        assert_eq!(info.mounts[0].source.as_deref(), Some("/m/b"));
-        assert!(launch_info(Answer::Done, vec![]).is_err());
     }
 }

@@ -7,11 +7,14 @@
 //! - [`wire`] is what they say to each other.
 
 mod agent_flags;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod isolator;
 pub mod keeper;
 pub mod kernel;
 pub mod mesos;
 pub mod parameters;
+pub mod rules;
 pub mod target;
 pub mod task;
 pub mod wire;

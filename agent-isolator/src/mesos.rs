@@ -17,6 +17,14 @@ pub use generated::*;
 pub const BIND: u32 = 0x1000 | 0x4000;
 /// `MS_RDONLY`.
 pub const READ_ONLY: u32 = 0x1;
+/// `MS_NOSUID`.
+pub const NOSUID: u32 = 0x2;
+/// `MS_NODEV`.
+pub const NODEV: u32 = 0x4;
+/// `MS_NOEXEC`.
+pub const NOEXEC: u32 = 0x8;
+/// `MS_REMOUNT | MS_BIND`: other flags for this mount alone, not for its file system.
+pub const REMOUNT_BIND: u32 = 0x20 | 0x1000;
 /// `CLONE_NEWNS`.
 pub const NEW_MOUNT_NAMESPACE: i32 = 0x0002_0000;
 

@@ -1,15 +1,21 @@
 //! The parameters of the isolator module and of the keeper. Both read the same names: the module
 //! hands the keeper's on when it starts one, and compares them with those of a keeper that runs.
 
+mod drivers;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::keeper::fence::{Policy, Reset};
+use crate::keeper::mounts::Places;
+use crate::rules::Rules;
 use shared::parameters::{ParameterError, Parameters};
 use shared::protocol::exchange::ByTime;
 use shared::protocol::timing::Timing;
-use shared::volume::{Driver, Holder, NamingRules};
+use shared::volume::{Driver, Holder};
+
+pub use self::drivers::Drivers;
 
 /// An agent's `executor_registration_timeout` is 1 min by default, and prepare counts in it.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(45);
@@ -36,9 +42,9 @@ pub struct KeeperParameters {
     pub grace: Duration,
     /// `wait_timeout`: for how long a prepare waits for a lease that another host has; default `ttl` and 5 s.
     pub wait_timeout: Duration,
-    /// `preempt_plugins` (`ebs=ebs-preempt,...`): by driver, the plugin that takes a volume away from another host
-    /// when it mounts it.
-    pub preempt_plugins: BTreeMap<Driver, Driver>,
+    /// `drivers`, `preempt_plugins`, `shared_storage`, `driver_aliases`, `case_sensitive_drivers`, `volume_names`: which
+    /// drivers this host serves, and what their names mean.
+    pub drivers: Drivers,
     /// `fencing` = `required`: a volume of a host that is dead by time alone is taken only where the storage takes
     /// it away from there.
     pub fencing_required: bool,
@@ -48,6 +54,10 @@ pub struct KeeperParameters {
     /// `settle_time`: for how long a driver's call without an answer may still be under way; default
     /// 2 min. A lease is not released before.
     pub settle_time: Duration,
+    /// `prepares_max`: how many containers' volumes are prepared at once; a further launch is refused; default 256.
+    pub prepares_max: usize,
+    /// `driver_calls_max`: how many calls of one driver are under way at once; the others wait; default 16.
+    pub driver_calls_max: usize,
     /// `mount_roots`: the directories below which drivers mount; default
     /// `/var/lib/rexray/volumes`.
     pub mount_roots: Vec<PathBuf>,
@@ -61,12 +71,13 @@ pub struct KeeperParameters {
     /// `hosts_own` (comma list of paths): file systems that are never fenced, beside `/`, `/run` and the directories
     /// above; the agent's work directory, where it has a file system of its own.
     pub hosts_own: Vec<PathBuf>,
+    /// `allow_suid_dev` (comma list of drivers): on their volumes set-user-id programs and device files work; by default they
+    /// are mounted `nosuid,nodev`.
+    pub allow_suid_dev: BTreeSet<Driver>,
     /// `reset` (`never`, `sysrq`, `reboot`): how this host is reset when a fence is not proved in time; default never.
     pub reset: Option<Reset>,
     /// `watchdog`: a watchdog device.
     pub watchdog: Option<PathBuf>,
-    /// `driver_aliases` (`rexray=ebs,...`) and `case_sensitive_drivers` (comma list).
-    pub naming: NamingRules,
     /// All that was given, by name.
     pub given: BTreeMap<String, String>,
 }
@@ -80,6 +91,8 @@ pub struct IsolatorParameters {
     pub program: Option<PathBuf>,
     /// `sandbox_directory`: the agent's flag of that name; default `/mnt/mesos/sandbox`.
     pub sandbox_directory: String,
+    /// What tasks may do.
+    pub rules: Rules,
 }
 
 fn host_name(_: &str) -> Result<Holder, String> {
@@ -114,20 +127,6 @@ fn reset(text: &str) -> Result<Option<Reset>, &'static str> {
     }
 }
 
-fn aliases(text: &str) -> Result<BTreeMap<Driver, Driver>, String> {
-    let mut aliases = BTreeMap::new();
-    for pair in text.split(',').filter(|pair| !pair.is_empty()) {
-        let (alias, driver) =
-            pair.split_once('=').ok_or_else(|| format!("holds {pair:?}, which is not alias=driver"))?;
-        let driver_name = |name: &str| Driver::new(name).map_err(|e| format!("holds a driver name that {e}"));
-        aliases.insert(driver_name(alias)?, driver_name(driver)?);
-    }
-    match aliases.values().find(|driver| aliases.contains_key(*driver)) {
-        Some(driver) => Err(format!("makes {driver} both an alias and what an alias stands for")),
-        None => Ok(aliases),
-    }
-}
-
 fn by_time(text: &str) -> Result<ByTime, &'static str> {
     match text {
         "allowed" => Ok(ByTime::Allowed),
@@ -142,11 +141,6 @@ fn required(text: &str) -> Result<bool, &'static str> {
         "optional" => Ok(false),
         _ => Err("is neither required nor optional"),
     }
-}
-
-fn drivers(text: &str) -> Result<BTreeSet<Driver>, String> {
-    let names = text.split(',').filter(|name| !name.is_empty());
-    names.map(|name| Driver::new(name).map_err(|e| format!("holds a driver name that {e}"))).collect()
 }
 
 impl KeeperParameters {
@@ -165,6 +159,9 @@ impl KeeperParameters {
             })?,
         };
         let timing = parameters.timing()?;
+        let drivers = Drivers::take(parameters)?;
+        let suid_dev = |text: &str| drivers::list(text, &drivers.naming);
+        let allow_suid_dev = parameters.parsed("allow_suid_dev", suid_dev)?.unwrap_or_default();
         Ok(Self {
             holder,
             etcd_endpoints: parameters.endpoints("etcd_endpoints")?,
@@ -177,7 +174,7 @@ impl KeeperParameters {
                 timing.ttl + seconds(5),
                 Duration::ZERO..=seconds(3600),
             )?,
-            preempt_plugins: parameters.parsed("preempt_plugins", aliases)?.unwrap_or_default(),
+            drivers,
             fencing_required: parameters.parsed("fencing", required)?.unwrap_or(false),
             prepare_timeout: parameters.duration(
                 "prepare_timeout",
@@ -185,6 +182,8 @@ impl KeeperParameters {
                 seconds(1)..=seconds(3600),
             )?,
             settle_time: parameters.duration("settle_time", SETTLE_TIME, Duration::ZERO..=seconds(3600))?,
+            prepares_max: parameters.count("prepares_max", 256, 1..=10_000)?,
+            driver_calls_max: parameters.count("driver_calls_max", 16, 1..=1_000)?,
             mount_roots: parameters
                 .parsed("mount_roots", mount_roots)?
                 .unwrap_or_else(|| vec!["/var/lib/rexray/volumes".into()]),
@@ -192,14 +191,9 @@ impl KeeperParameters {
             state_directory: directory(parameters, "state_directory", "/var/lib/extvol")?,
             cgroup_root: parameters.optional("cgroup_root").unwrap_or_else(|| "mesos".into()),
             hosts_own: parameters.parsed("hosts_own", directories)?.unwrap_or_default(),
+            allow_suid_dev,
             reset: parameters.parsed("reset", reset)?.flatten(),
             watchdog: parameters.parsed("watchdog", absolute)?,
-            naming: NamingRules {
-                driver_aliases: parameters.parsed("driver_aliases", aliases)?.unwrap_or_default(),
-                case_sensitive_drivers: parameters
-                    .parsed("case_sensitive_drivers", drivers)?
-                    .unwrap_or_default(),
-            },
             given,
         })
     }
@@ -215,6 +209,13 @@ impl KeeperParameters {
         Ok(read)
     }
 
+    /// Whether this host serves a driver, by whatever name of it: `drivers` lists it. Any other is refused before
+    /// anything is leased.
+    #[must_use]
+    pub fn serves(&self, driver: &Driver) -> bool {
+        self.drivers.serves(driver)
+    }
+
     /// What a fence may do here.
     #[must_use]
     pub fn policy(&self) -> Policy {
@@ -226,6 +227,19 @@ impl KeeperParameters {
             program: "/proc/self/exe".into(),
             reset: self.reset.clone(),
         }
+    }
+
+    /// The name of the guard's cgroup in each hierarchy: as much this keeper's alone as the cgroup of its agent's containers.
+    #[must_use]
+    pub fn guard_cgroup(&self) -> String {
+        format!("extvol-guard.{}", self.cgroup_root.trim_matches('/').replace('/', "."))
+    }
+
+    /// Where volumes are on this host, and what is none.
+    #[must_use]
+    pub fn places(&self) -> Places {
+        let Policy { roots, hosts_own, cgroup_root, .. } = self.policy();
+        Places { roots, hosts_own, cgroup_root }
     }
 
     /// Where the keeper listens.
@@ -245,11 +259,13 @@ impl IsolatorParameters {
         let program = parameters.parsed("keeper", absolute)?;
         let sandbox_directory =
             parameters.optional("sandbox_directory").unwrap_or_else(|| "/mnt/mesos/sandbox".into());
-        let own = ["keeper", "sandbox_directory"];
-        let given = pairs.iter().filter(|(name, _)| !own.contains(&name.as_str())).cloned().collect();
+        let rules = Rules::take(&mut parameters)?;
+        let is_own =
+            |name: &str| ["keeper", "sandbox_directory"].contains(&name) || Rules::NAMES.contains(&name);
+        let given = pairs.iter().filter(|(name, _)| !is_own(name)).cloned().collect();
         let keeper = KeeperParameters::take(&mut parameters, given)?;
         parameters.finish()?;
-        Ok(Self { keeper, program, sandbox_directory })
+        Ok(Self { keeper, program, sandbox_directory, rules })
     }
 }
 
@@ -280,6 +296,7 @@ mod tests {
             (&[("etcd_endpoints", "h:1"), ("mount_roots", "a")], "which is not an absolute path"),
             (&[("etcd_endpoints", "h:1"), ("mount_roots", "/")], "below which everything is"),
             (&[("etcd_endpoints", "h:1"), ("driver_aliases", "a=b,b=c")], "makes b both an alias"),
+            (&[("etcd_endpoints", "h:1"), ("preempt_plugins", "rexray=rexray")], "`drivers` lists rexray"),
             (&[("etcd_endpoints", "h:1"), ("prepare_timeout", "1")], "`prepare_timeout` has the value `1`"),
         ];
         for (pairs, expected) in table {

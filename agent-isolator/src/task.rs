@@ -7,10 +7,13 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::Path;
 
+use shared::quote;
 use shared::transaction::VOLUMES_MAX;
 use shared::volume::{Driver, VolumeId, VolumeName};
 
+use crate::mesos::executor_info::Type;
 use crate::mesos::{ContainerConfig, Environment, Labels};
+use crate::rules;
 
 /// The driver of a volume that names none, as mesos-module-dvdi has it.
 const DEFAULT_DRIVER: &str = "rexray";
@@ -54,6 +57,19 @@ pub fn volumes(config: &ContainerConfig) -> Result<Vec<TaskVolume>, String> {
         ),
     };
     let labelled = labels.as_ref().map(from_labels).transpose()?.unwrap_or_default();
+    let default_executor =
+        config.executor_info.as_ref().is_some_and(|executor| executor.r#type() == Type::Default);
+    if config.task_info.is_none()
+        && default_executor
+        && let Some(volume) = labelled.first()
+    {
+        return Err(format!(
+            "the labels of a default executor name volume {}, and its tasks would not see it: each has a container of \
+             its own; name the volume by the task's variables DVDI_VOLUME_NAME, DVDI_VOLUME_DRIVER and \
+             DVDI_VOLUME_CONTAINERPATH instead",
+            volume.volume
+        ));
+    }
     let dvdi = environment.map(from_environment).transpose()?.unwrap_or_default();
     let mut volumes = labelled;
     for volume in dvdi {
@@ -73,6 +89,12 @@ pub fn volumes(config: &ContainerConfig) -> Result<Vec<TaskVolume>, String> {
     }
     check_apart(volumes.iter().filter_map(|v| Some((&v.volume, v.container_path.as_deref()?))))?;
     Ok(volumes)
+}
+
+/// Whether a container names no volume in any way: it is nobody's business here. What cannot be read may name one.
+#[must_use]
+pub fn names_none(config: &ContainerConfig) -> bool {
+    !rules::has_docker_volume(config) && volumes(config).is_ok_and(|volumes| volumes.is_empty())
 }
 
 /// No volume may hide another one, nor need a directory that only another one holds: the launch
@@ -139,22 +161,25 @@ fn from_labels(labels: &Labels) -> Result<Vec<TaskVolume>, String> {
             return Err(format!("label {key} is given twice"));
         }
         let key = format!("label {key}");
-        let value = text(&key, label.value.as_deref())?;
+        let value = text(&key, label.value.as_deref(), field == "options")?;
         *slot = Some((key, value));
     }
     let prefix = |number: u8| if number == 0 { "extvol.".into() } else { format!("extvol.{number}.") };
     found.into_iter().map(|(number, s)| s.volume(&format!("label {}name", prefix(number)))).collect()
 }
 
-/// The value of a label or variable that is ours, named `key`.
-fn text(key: &str, value: Option<&[u8]>) -> Result<String, String> {
+/// The value of a label or variable that is ours, named `key`. Of a secret one no error shows anything: it would be in
+/// the framework's status messages, the agent's log and the master's state.
+fn text(key: &str, value: Option<&[u8]>, secret: bool) -> Result<String, String> {
     let value = value.unwrap_or_default();
-    let refused = |_| format!("{key}={:?}: the value is not UTF-8", shown(&String::from_utf8_lossy(value)));
-    String::from_utf8(value.to_vec()).map_err(refused)
+    String::from_utf8(value.to_vec()).map_err(|_| match secret {
+        true => format!("{key}: the value is not UTF-8"),
+        false => format!("{key}={:?}: the value is not UTF-8", shown(&String::from_utf8_lossy(value))),
+    })
 }
 
 /// As much of a user's text as an error shows.
-fn shown(text: &str) -> Cow<'_, str> {
+pub(crate) fn shown(text: &str) -> Cow<'_, str> {
     if text.len() <= SHOWN_BYTES_MAX {
         return text.into();
     }
@@ -163,6 +188,7 @@ fn shown(text: &str) -> Cow<'_, str> {
 
 fn unknown_label(key: &str) -> String {
     let key = shown(key);
+    let key = quote::line(&key);
     format!(
         "label {key} is unknown; a volume has extvol.name, extvol.driver, extvol.container_path, extvol.mode \
          and extvol.options, further ones extvol.1.name to extvol.9.name and so on"
@@ -195,7 +221,7 @@ fn from_environment(environment: &Environment) -> Result<Vec<TaskVolume>, String
             return Err(format!("variable {name} is given twice, with and without the digit 0"));
         }
         let key = format!("variable {name}");
-        let value = text(&key, variable.value.as_deref())?;
+        let value = text(&key, variable.value.as_deref(), field == "OPTS")?;
         *slot = Some((key, value));
     }
     found.retain(|_, settings| {
@@ -242,9 +268,7 @@ impl Settings {
         };
         let create = match self.options {
             Some(_) if must_exist => None,
-            Some((key, options)) => Some(
-                parse_options(&options).map_err(|fault| format!("{key}={:?}: {fault}", shown(&options)))?,
-            ),
+            Some((key, options)) => Some(parse_options(&options).map_err(|fault| format!("{key}: {fault}"))?),
             None => None,
         };
         let volume = VolumeId { driver, name };
@@ -253,20 +277,24 @@ impl Settings {
     }
 }
 
-fn check_path(path: &str) -> Result<(), &'static str> {
+fn check_path(path: &str) -> Result<(), String> {
+    let refused = |why: &str| Err(why.to_owned());
     if path.len() > PATH_BYTES_MAX {
-        return Err("has more than 4095 bytes");
+        return refused("has more than 4095 bytes");
     }
     if path.contains('\0') {
-        return Err("holds a NUL");
+        return refused("holds a NUL");
     }
     if path.split('/').any(|segment| segment == "..") {
-        return Err("must not hold the segment \"..\"");
+        return refused("must not hold the segment \"..\"");
     }
     if path.split('/').all(|segment| matches!(segment, "" | ".")) {
-        return Err("must name a directory below the container's root or sandbox");
+        return refused("must name a directory below the container's root or sandbox");
     }
-    Ok(())
+    match rules::kernels(Path::new(&plain(path))) {
+        Some(own) => Err(format!("lies in {own}, which is the kernel's own, and is never covered")),
+        None => Ok(()),
+    }
 }
 
 /// The path without empty and `.` segments.
@@ -276,21 +304,44 @@ fn plain(path: &str) -> String {
     root.to_owned() + &segments.collect::<Vec<_>>().join("/")
 }
 
-/// `key=value,key=value`; an empty text has none.
+/// `key=value,key=value`; an empty text has none. A comma of a value is written `\,`, a backslash before a comma `\\`;
+/// any other backslash is itself. Options may hold passwords: an error names a key at most, and where there is no key
+/// the number of the option, which may be a part of the value before it.
 fn parse_options(text: &str) -> Result<BTreeMap<String, String>, String> {
     if text.len() > OPTIONS_BYTES_MAX {
         return Err(format!("the options have {} bytes, more than {OPTIONS_BYTES_MAX}", text.len()));
     }
     let mut options = BTreeMap::new();
-    for pair in text.split(',').filter(|pair| !pair.is_empty()) {
+    for (number, pair) in (1..).zip(split_options(text)).filter(|(_, pair)| !pair.is_empty()) {
         let Some((key, value)) = pair.split_once('=').filter(|(key, _)| !key.is_empty()) else {
-            return Err(format!("the option {:?} is not of the form key=value", shown(pair)));
+            return Err(format!(
+                "option {number} is not of the form key=value (a comma inside a value is written \\,)"
+            ));
         };
         if options.insert(key.to_owned(), value.to_owned()).is_some() {
-            return Err(format!("the option {:?} is given twice", shown(key)));
+            return Err(format!("option {number}, {:?}, is given twice", shown(key)));
         }
     }
     Ok(options)
+}
+
+fn split_options(text: &str) -> Vec<String> {
+    let mut options = vec![String::new()];
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        let c = match c {
+            '\\' => rest.next_if(|next| matches!(next, ',' | '\\')).unwrap_or(c),
+            ',' => {
+                options.push(String::new());
+                continue;
+            }
+            c => c,
+        };
+        if let Some(option) = options.last_mut() {
+            option.push(c);
+        }
+    }
+    options
 }
 
 #[cfg(test)]
@@ -310,7 +361,7 @@ mod tests {
     }
 
     fn task(label_pairs: &[(&str, &str)], env_pairs: &[(&str, &str)]) -> ContainerConfig {
-        let command = CommandInfo { environment: Some(environment(env_pairs)) };
+        let command = CommandInfo { environment: Some(environment(env_pairs)), ..Default::default() };
         let task = TaskInfo { command: Some(command), labels: Some(labels(label_pairs)) };
         ContainerConfig { task_info: Some(task), ..Default::default() }
     }
@@ -359,7 +410,10 @@ mod tests {
             (&[("extvol.0.name", "a")], "label extvol.0.name is unknown"),
             (&[("extvol.driver", "ebs")], "label extvol.name is missing"),
             (&[("extvol.3.mode", "rw")], "label extvol.3.name is missing"),
-            (&[("extvol.name", "../x")], "label extvol.name=\"../x\": the volume name holds '/'"),
+            (
+                &[("extvol.name", "../x")],
+                "label extvol.name=\"../x\": the volume name must not be or contain the path segment",
+            ),
             (&[("extvol.name", "..")], "label extvol.name=\"..\""),
             (&[("extvol.name", "")], "label extvol.name=\"\": the volume name is empty"),
             (
@@ -368,7 +422,10 @@ mod tests {
             ),
             (&[("extvol.name", "a"), ("extvol.container_path", "/a/../etc")], "segment \"..\""),
             (&[("extvol.name", "a"), ("extvol.container_path", "/")], "must name a directory below"),
-            (&[("extvol.name", "a"), ("extvol.options", "size")], "\"size\" is not of the form key=value"),
+            (
+                &[("extvol.name", "a"), ("extvol.options", "size")],
+                "label extvol.options: option 1 is not of the form",
+            ),
         ];
         for (pairs, expected) in table {
             let error = read(&task(pairs, &[]));
@@ -408,7 +465,7 @@ mod tests {
     fn long_values_are_refused_by_name_and_are_not_repeated_whole() {
         let long = "k=".to_owned() + &"\u{1}".repeat(1 << 20);
         let table = [
-            ("extvol.options", "label extvol.options=", "the options have 1048578 bytes, more than 4096"),
+            ("extvol.options", "label extvol.options: ", "the options have 1048578 bytes, more than 4096"),
             ("extvol.container_path", "label extvol.container_path=", "has more than 4095 bytes"),
             ("extvol.driver", "label extvol.driver=", "the driver name has 1048578 bytes"),
             ("extvol.mode", "label extvol.mode=", "the mode is rw or ro"),
@@ -419,7 +476,7 @@ mod tests {
             assert!(error.len() < 2000, "{key}: {}", error.len());
         }
         let opts = read(&task(&[], &[("DVDI_VOLUME_NAME", "a"), ("DVDI_VOLUME_OPTS", long.as_str())]));
-        assert!(opts.contains("variable DVDI_VOLUME_OPTS=") && opts.contains("more than 4096"), "{opts}");
+        assert!(opts.contains("variable DVDI_VOLUME_OPTS: ") && opts.contains("more than 4096"), "{opts}");
         let key = format!("extvol.{long}");
         assert!(read(&task(&[(key.as_str(), "")], &[])).len() < 2000);
         let longest = "k=".to_owned() + &"v".repeat(OPTIONS_BYTES_MAX - 2);
@@ -476,8 +533,8 @@ mod tests {
                 "error: variable DVDI_VOLUME_NAME0 is given twice, with and without the digit 0",
             ),
             (
-                &[("DVDI_VOLUME_NAME", "a;rm"), ("DVDI_VOLUME_NAME2", "b/c")],
-                "error: variable DVDI_VOLUME_NAME2=\"b/c\": the volume name holds '/', which is not allowed there",
+                &[("DVDI_VOLUME_NAME", "a;rm"), ("DVDI_VOLUME_NAME2", "b//c")],
+                "error: variable DVDI_VOLUME_NAME2=\"b//c\": the volume name must not be or contain the path segment \"\"",
             ),
         ];
         for (pairs, expected) in table {
@@ -495,8 +552,111 @@ mod tests {
 
     #[test]
     fn an_executor_without_a_task_speaks_for_itself() {
-        let executor = ExecutorInfo { labels: Some(labels(&[("extvol.name", "a")])), command: None };
+        let executor = ExecutorInfo { labels: Some(labels(&[("extvol.name", "a")])), ..Default::default() };
         let config = ContainerConfig { executor_info: Some(executor), ..Default::default() };
         assert_eq!(read(&config), "rexray/a - rw must exist");
+    }
+
+    #[test]
+    fn labels_of_a_default_executor_are_refused_for_its_tasks_would_not_see_the_volume() {
+        let of = |kind: Type, key: &str| {
+            let labels = Some(labels(&[(key, "a")]));
+            let executor = ExecutorInfo { labels, r#type: Some(kind.into()), command: None };
+            read(&ContainerConfig { executor_info: Some(executor), ..Default::default() })
+        };
+        assert_eq!(of(Type::Custom, "extvol.name"), "rexray/a - rw must exist");
+        assert_eq!(of(Type::Default, "other"), "");
+        let error = of(Type::Default, "extvol.name");
+        assert!(error.starts_with("error: the labels of a default executor name volume rexray/a"), "{error}");
+    }
+
+    #[test]
+    fn a_comma_in_an_option_is_written_with_a_backslash() {
+        let table: [(&str, &[(&str, &str)]); 6] = [
+            (r"o=addr=10.0.0.9\,vers=4,device=:/x", &[("device", ":/x"), ("o", "addr=10.0.0.9,vers=4")]),
+            (r"o=a\\,vers=4", &[("o", r"a\"), ("vers", "4")]),
+            (r"o=a\\\,vers=4", &[("o", r"a\,vers=4")]),
+            (r"path=C:\dir,b=\", &[("b", r"\"), ("path", r"C:\dir")]),
+            ("size=5,,type=gp2,", &[("size", "5"), ("type", "gp2")]),
+            ("", &[]),
+        ];
+        for (text, expected) in table {
+            let expected = expected.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+            assert_eq!(parse_options(text), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn no_error_shows_what_an_option_holds() {
+        let secret = "password=hunter2";
+        let long = format!("{secret}{}", "x".repeat(5000));
+        let table = [
+            ("password=hunter2,oops", "option 2 is not of the form key=value"),
+            ("=hunter2", "option 1 is not of the form key=value"),
+            ("password=hunter2,password=hunter2", "option 2, \"password\", is given twice"),
+            (long.as_str(), "the options have 5016 bytes"),
+        ];
+        for (options, expected) in table {
+            for error in [
+                read(&task(&[("extvol.name", "a"), ("extvol.options", options)], &[])),
+                read(&task(&[], &[("DVDI_VOLUME_NAME", "a"), ("DVDI_VOLUME_OPTS", options)])),
+            ] {
+                assert!(error.contains(expected) && !error.contains("hunter2"), "{error}");
+            }
+        }
+        let mut config = task(&[("extvol.name", "a"), ("extvol.options", "")], &[]);
+        config.task_info.as_mut().unwrap().labels.as_mut().unwrap().labels[1].value =
+            Some(b"hunter2\xff".to_vec());
+        assert_eq!(read(&config), "error: label extvol.options: the value is not UTF-8");
+    }
+
+    #[test]
+    fn a_label_forges_no_line_of_a_log() {
+        let error =
+            read(&task(&[("extvol.a\nE1130 00:00:00.0 1 slave.cpp:1] forged\u{1b}[2J\u{202e}", "")], &[]));
+        assert!(
+            error.contains("label extvol.a\\nE1130 ") && error.contains("\\u{1b}[2J\\u{202e} is unknown"),
+            "{error}"
+        );
+        for key in ["extvol.driver", "extvol.mode", "extvol.container_path"] {
+            let error = read(&task(&[("extvol.name", "a"), (key, "../\n\u{1b}\u{202e}")], &[]));
+            assert!(error.starts_with("error: ") && quote::line(&error) == error, "{error}");
+        }
+        let error = read(&task(&[("extvol.name", "../\n\u{1b}\u{202e}")], &[]));
+        assert!(error.starts_with("error: ") && quote::line(&error) == error, "{error}");
+    }
+
+    #[test]
+    fn the_kernels_own_trees_are_never_covered() {
+        for (path, own) in
+            [("/proc", "/proc"), ("//sys/./fs", "/sys"), ("/dev/shm", "/dev"), ("/proc/", "/proc")]
+        {
+            let error = read(&task(&[("extvol.name", "a"), ("extvol.container_path", path)], &[]));
+            assert!(
+                error.contains(&format!("the container path lies in {own}, which is the kernel's own")),
+                "{error}"
+            );
+        }
+        for path in ["proc", "/process", "/srv/dev"] {
+            let read = read(&task(&[("extvol.name", "a"), ("extvol.container_path", path)], &[]));
+            assert!(read.starts_with("rexray/a"), "{read}");
+        }
+    }
+
+    #[test]
+    fn a_container_names_no_volume_only_when_it_does_so_in_no_way() {
+        use crate::mesos::volume::{Source, source};
+        use crate::mesos::{ContainerInfo, Volume};
+        assert!(names_none(&ContainerConfig::default()) && names_none(&task(&[("a", "b")], &[])));
+        assert!(!names_none(&task(&[("extvol.name", "a")], &[])));
+        assert!(!names_none(&task(&[("extvol.nmae", "a")], &[])));
+        let declaring = |kind: source::Type| {
+            let source = Source { r#type: Some(kind.into()), ..Default::default() };
+            let volume = Volume { container_path: b"data".to_vec(), host_path: None, source: Some(source) };
+            let info = ContainerInfo { r#type: None, volumes: vec![volume] };
+            ContainerConfig { container_info: Some(info), ..Default::default() }
+        };
+        assert!(!names_none(&declaring(source::Type::DockerVolume)));
+        assert!(names_none(&declaring(source::Type::SandboxPath)));
     }
 }

@@ -10,10 +10,10 @@
 //! all are idempotent.
 
 use std::collections::{BTreeMap, BTreeSet};
-
-use std::io;
+use std::{fmt, io};
 
 use serde::{Deserialize, Serialize};
+use shared::quote;
 use shared::volume::{ContainerId, VolumeId};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
 
@@ -88,12 +88,22 @@ pub enum Call {
 }
 
 /// A volume in [`Call::Prepare`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeCall {
     /// As the task named it.
     pub volume: VolumeId,
     /// Options to create it with when it does not exist; `None`: it must exist.
     pub create: Option<BTreeMap<String, String>>,
+    /// Whether the container may only read.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+impl fmt::Debug for VolumeCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let create = quote::options(self.create.as_ref());
+        f.debug_struct("VolumeCall").field("volume", &self.volume).field("create", &create).finish()
+    }
 }
 
 /// A line from the keeper.
@@ -197,6 +207,24 @@ mod tests {
             assert_eq!(serde_json::to_string(&line).unwrap(), text);
             assert_eq!(serde_json::from_str::<KeeperLine>(text).unwrap(), line);
         }
+    }
+
+    #[test]
+    fn a_volumes_options_are_sent_and_never_shown() {
+        let json = r#"{"id":1,"call":{"prepare":{"container":"c","agent":"a:1","agent_id":null,"volumes":[
+            {"volume":{"driver":"cifs","name":"v"},"create":{"username":"joe","password":"hunter2"}}]}}}"#;
+        let call: CallLine = serde_json::from_str(json).unwrap();
+        assert!(line(&call).contains("hunter2"));
+        let shown = format!("{call:?} {call:#?}");
+        assert!(
+            !shown.contains("hunter2") && !shown.contains("joe") && shown.contains("password"),
+            "{shown}"
+        );
+        let Call::Prepare { volumes, .. } = call.call else { panic!() };
+        let [VolumeCall { volume, create, read_only }] = <[_; 1]>::try_from(volumes).unwrap();
+        let wanted = shared::protocol::holder::Wanted { asked: volume.clone(), volume, create, read_only };
+        let shown = format!("{wanted:?}");
+        assert!(!shown.contains("hunter2") && shown.contains("password"), "{shown}");
     }
 
     #[tokio::test]

@@ -38,6 +38,7 @@ mod ffi {
             completion: UniquePtr<NothingCompletion>,
         );
         fn watch(self: &IsolatorHandle, container: &[u8], completion: UniquePtr<LimitationCompletion>);
+        fn update(self: &IsolatorHandle, container: &[u8], completion: UniquePtr<NothingCompletion>);
         fn cleanup(self: &IsolatorHandle, container: &[u8], completion: UniquePtr<NothingCompletion>);
 
         type MasterHandle;

@@ -17,6 +17,8 @@ use std::io::Write;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
 
+use shared::quote;
+
 /// How a call's answer gets back to whoever waits for it.
 pub(crate) trait Completion: Send + 'static {
     /// What a call that went well gives back.
@@ -116,7 +118,8 @@ impl<T> Guarded<T> {
             let Some(owed) = take(&theirs) else { return };
             owed.end(|completion| match answer {
                 Ok(answer) => completion.succeed(answer),
-                Err(sentence) => completion.fail(&sentence),
+                // It goes into Mesos's log, and to the framework.
+                Err(sentence) => completion.fail(&quote::line(&sentence)),
             });
         });
 
@@ -149,7 +152,8 @@ pub(crate) fn catch<R>(name: &str, body: impl FnOnce() -> R) -> Result<R, String
     // `call_even_poisoned` may panic again, to be caught again. No memory is at stake: that would need `unsafe`.
     panic::catch_unwind(AssertUnwindSafe(body)).map_err(|payload| {
         let place = PLACE.take().unwrap_or_else(|| "an unknown place".to_owned());
-        let sentence = format!("bug: {name} panicked at {place}: {}", message(payload.as_ref()));
+        let message = quote::line(message(payload.as_ref())).into_owned();
+        let sentence = format!("bug: {name} panicked at {place}: {message}");
         // Its drop may be anybody's code, and may panic.
         if let Err(again) = panic::catch_unwind(AssertUnwindSafe(|| drop(payload))) {
             std::mem::forget(again);
@@ -193,5 +197,5 @@ pub(crate) fn install_panic_hook() {
 /// Puts a line on stderr. Not through `tracing`, which may be what panicked.
 pub(crate) fn tell(sentence: &str) {
     // That stderr is closed changes nothing.
-    let _ = writeln!(std::io::stderr(), "{sentence}");
+    let _ = writeln!(std::io::stderr(), "{}", quote::line(sentence));
 }

@@ -63,11 +63,11 @@ impl IsolatorHandle {
             completion.succeed(None);
             return;
         }
-        let unconcerned = Arc::clone(&self.unconcerned);
+        let unconcerned = names_no_volume(config).then(|| Arc::clone(&self.unconcerned));
         self.isolator.call("prepare", completion, |isolator, done| {
             let id = container.to_vec();
             let noting: Done<Option<Vec<u8>>> = Box::new(move |answer| {
-                if answer == Ok(None) {
+                if let (Some(unconcerned), Ok(_)) = (unconcerned, &answer) {
                     lock(&unconcerned).insert(id);
                 }
                 done(answer);
@@ -89,6 +89,11 @@ impl IsolatorHandle {
         self.isolator.call("watch", completion, |isolator, done| isolator.watch(container, done));
     }
 
+    /// Mesos destroys the container when this is refused, and so only the isolator's own word is a refusal.
+    pub(crate) fn update(&self, container: &[u8], completion: UniquePtr<NothingCompletion>) {
+        self.isolator.call("update", Notice(completion), |isolator, done| isolator.update(container, done));
+    }
+
     pub(crate) fn cleanup(&self, container: &[u8], completion: UniquePtr<NothingCompletion>) {
         lock(&self.unconcerned).remove(container);
         self.isolator.call_even_poisoned("cleanup", Notice(completion), |isolator, done| {
@@ -105,7 +110,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn names_no_volume(config: &[u8]) -> bool {
     let look = || {
         let config = ContainerConfig::decode(config).map_err(|error| error.to_string())?;
-        Ok::<_, String>(task::volumes(&config)?.is_empty())
+        Ok::<_, String>(task::names_none(&config))
     };
     guard::catch("the look at a container's volumes", look).flatten().unwrap_or(false)
 }

@@ -162,14 +162,19 @@ public:
         });
   }
 
-  // A volume has no size that a task's resources could change. The third
-  // argument is not there before Mesos 1.10: it must not be looked at.
+  // A volume has no size that a task's resources could change, but the agent
+  // waits for this before it hands a task to an executor. The third argument
+  // is not there before Mesos 1.10: it must not be looked at.
   Future<Nothing> update(
-      const ContainerID&,
+      const ContainerID& containerId,
       const Resources&,
       const google::protobuf::Map<string, Value::Scalar>&) override
   {
-    return answerNow<Nothing>([] { return Nothing(); });
+    return answerLater<NothingCompletion>(
+        [&](unique_ptr<NothingCompletion>& completion) {
+          const string id = containerId.SerializeAsString();
+          rust->update(asSlice(id), std::move(completion));
+        });
   }
 
   // Mesos merges the answers of all isolators, and sets the time itself; but

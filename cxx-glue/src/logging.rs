@@ -5,6 +5,7 @@
 
 use std::sync::Once;
 
+use shared::quote::LineWriter;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt;
 use tracing_subscriber::prelude::*;
@@ -21,7 +22,12 @@ pub(crate) fn start() {
 
         // The subscriber is global to this library's copy of `tracing`, where nobody else sets one.
         let _ = tracing_subscriber::registry()
-            .with(fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_filter(filter))
+            .with(
+                fmt::layer()
+                    .with_writer(|| LineWriter(std::io::stderr()))
+                    .with_ansi(false)
+                    .with_filter(filter),
+            )
             .try_init();
         if let Some(error) = broken {
             tracing::warn!(EXTVOL_LOG = asked, error, "the log filter is broken, info is used");

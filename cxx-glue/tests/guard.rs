@@ -131,6 +131,16 @@ fn a_failure_arrives_word_by_word() {
 }
 
 #[test]
+fn a_failure_is_one_line_whatever_a_task_or_a_plugin_called_itself() {
+    let forged = "label extvol.a\nE1130 1 slave.cpp:1] forged\u{1b}[2J\u{202e} is unknown";
+    let shown = "label extvol.a\\nE1130 1 slave.cpp:1] forged\\u{1b}[2J\\u{202e} is unknown";
+    let end = outcome(&Guarded::new(()), |(), done| done(Err(forged.to_owned())));
+    assert_eq!(end, End::Refusal(shown.to_owned()));
+    let end = outcome(&Guarded::new(()), |(), _| panic!("{forged}")).given_up();
+    assert!(end.contains(shown), "{end}");
+}
+
+#[test]
 fn a_call_that_is_dropped_is_given_up() {
     let sentence = "extvol: bug: prepare was dropped without an answer";
     let end = outcome(&Guarded::new(()), |(), done| drop(done));

@@ -290,7 +290,8 @@ impl Trial {
         Ok(found.stdout.split_whitespace().map(str::to_owned).collect())
     }
 
-    /// Kills the keeper of a host, both its processes at once; back when they are gone.
+    /// Kills the keeper of a host, deadman and worker at once; back when they are gone. Its guard is left: when no other keeper is
+    /// started before the fence time, it fences the host.
     ///
     /// # Errors
     /// When one is missing, or does not die.
@@ -425,7 +426,7 @@ impl Trial {
 /// # Errors
 /// When that is no volume.
 pub fn lease_key(volume: &str) -> Result<String> {
-    let parsed = volume.rsplit_once('/').and_then(|(driver, name)| {
+    let parsed = volume.split_once('/').and_then(|(driver, name)| {
         Some(VolumeId { driver: Driver::new(driver).ok()?, name: VolumeName::new(name).ok()? })
     });
     let volume = parsed.ok_or_else(|| TrialError::Unexpected(format!("{volume} is no driver/name")))?;

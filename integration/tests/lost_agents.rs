@@ -3,8 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use integration::cluster::ClusterConfig;
+use integration::cluster::{ClusterConfig, STORAGE_PORT, target_directory};
 use integration::scheduler::{SchedulerConfig, TaskEvent, TaskState};
+use integration::storage::journal::{Entry, Event};
 use integration::trial::{Result, SOON, Trial, TrialError, app, app_with, check_counting, once};
 use shared::record::LeaseRecord;
 
@@ -103,6 +104,81 @@ fn mesos_a_dead_hosts_volume_follows_its_task() -> Result<()> {
     trial.nothing_is_left()
 }
 
+/// The storage refuses what it has attached elsewhere, and nothing takes it away.
+#[test]
+fn mesos_without_a_preempting_plugin_a_dead_hosts_volume_is_refused_with_the_way_out_and_then_follows()
+-> Result<()> {
+    let trial = trial(SchedulerConfig::default(), |config| config.drop_agent_parameter("preempt_plugins"))?;
+    let from = writing(&trial)?;
+    let (dead, other) = (trial.cluster.host(from).name().to_owned(), trial.cluster.host(1 - from).name());
+    trial.cluster.host(from).kill()?;
+    let way_out = format!("run `extvol free {VOLUME} --detached {dead}`");
+    let refused = |event: &TaskEvent| {
+        let message = event.message.as_deref().unwrap_or_default();
+        message.contains("resource not found") && message.contains(&way_out)
+    };
+    // More than once: what is owed outlives those who tried.
+    trial.scheduler.wait_for("writer", Instant::now() + SOON, |history| {
+        history.iter().filter(|event| refused(event)).count() >= 2
+    })?;
+    trial.stop("writer")?;
+    trial.wait_free(VOLUME)?;
+    let free = |arguments: &[&str]| {
+        let extvol = target_directory().join("release/extvol").display().to_string();
+        let endpoints = trial.cluster.etcd_endpoints().join(",");
+        let mut argv = vec![&*extvol, "--endpoints", &endpoints];
+        argv.extend(arguments);
+        trial.cluster.hub().run(&argv)
+    };
+    let listed = free(&["leases"])?;
+    assert!(listed.contains(&format!("may still be attached to {dead}")), "{listed}");
+    // What a person does.
+    let detach =
+        format!("http://{}:{STORAGE_PORT}/volumes/vol-1/force-detach", trial.cluster.hub().address());
+    trial.cluster.hub().run(&["curl", "-sSf", "-X", "POST", &detach])?;
+    free(&["free", VOLUME, "--detached", &dead])?;
+    let listed = free(&["leases", "--all"])?;
+    assert!(!listed.contains("may still be attached"), "{listed}");
+    trial.run(app_with("again", other, "vol-1", &trial.writer("vol-1")?)?)?;
+    trial.wait_written(1 - from, "vol-1", 0)?;
+    trial.stop("again")?;
+    trial.nothing_is_left()
+}
+
+/// Nor is it taken from a host that was fenced and lives: that gives it back through its driver.
+#[test]
+fn mesos_without_a_preempting_plugin_a_host_that_was_fenced_gives_its_volume_back_through_the_driver()
+-> Result<()> {
+    let trial = trial(SchedulerConfig::default(), |config| config.drop_agent_parameter("preempt_plugins"))?;
+    let from = writing(&trial)?;
+    let began = Instant::now();
+    // Nobody else can hear of it: etcd is away until the host was fenced.
+    trial.cluster.hub().kill_service("etcd-1")?;
+    trial.cluster.wait_for("a fenced host", SOON, || match trial.mounted(from) {
+        Ok(mounted) if mounted.is_empty() => Ok(()),
+        other => Err(format!("{other:?}")),
+    })?;
+    trial.cluster.hub().start_service("etcd-1")?;
+    trial.cluster.wait_etcd_healthy()?;
+    // Wherever it is started again, it finds its volume.
+    trial.cluster.wait_for("a volume that was given back, and used again", SOON, || {
+        let held = trial.held(VOLUME).map_err(|error| error.to_string())?;
+        match held {
+            Some(held) if !held.containers.is_empty() && held.mount_point.is_some() => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })?;
+    let now = holder(&trial)?.ok_or_else(|| TrialError::Unexpected("nobody has the volume".into()))?;
+    check_counting(&trial.wait_written(now, "vol-1", 0)?)?;
+    let detached = |entry: &&Entry| {
+        entry.event == Event::Detach && entry.host.as_deref() == Some(trial.cluster.host(from).name())
+    };
+    let journal = trial.journal()?;
+    assert!(journal.iter().any(|entry| detached(&entry)), "{:?} after {:?}", journal, began.elapsed());
+    trial.stop("writer")?;
+    trial.nothing_is_left()
+}
+
 #[test]
 fn mesos_a_host_that_is_cut_off_fences_itself_and_comes_back_clean() -> Result<()> {
     let trial = trial(SchedulerConfig::default(), |_| {})?;
@@ -165,10 +241,10 @@ fn nobody_notices(trial: &Trial, host: usize, break_it: impl FnOnce() -> Result<
 }
 
 #[test]
-fn mesos_a_worker_or_deadman_that_is_killed_or_stopped_is_replaced_and_nobody_notices() -> Result<()> {
+fn mesos_a_worker_deadman_or_guard_that_is_killed_or_stopped_is_replaced_and_nobody_notices() -> Result<()> {
     let trial = trial(SchedulerConfig::default(), |_| {})?;
     let host = writing(&trial)?;
-    for name in ["extvol-worker", "extvol-deadman"] {
+    for name in ["extvol-worker", "extvol-deadman", "extvol-guard"] {
         for signal in ["KILL", "STOP"] {
             let before = trial.processes(host, name)?;
             nobody_notices(&trial, host, || {

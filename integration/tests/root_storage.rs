@@ -333,6 +333,39 @@ async fn faults_are_switched_on_and_off() {
 }
 
 #[tokio::test]
+async fn a_task_that_takes_too_long_is_answered_with_an_empty_error_and_goes_on() {
+    let world = World::start().await;
+    let plugin = world.plugin("host-a", &[]).await;
+    plugin.ok("Create", json!({ "Name": "v" })).await;
+    plugin.faults(json!({ "task_timeout_ms": 50, "methods": { "Mount": { "delay_before_ms": 300 } } })).await;
+    let answer = plugin.post("VolumeDriver.Mount", &json!({ "Name": "v" })).await.unwrap();
+    assert_eq!(answer.status(), 500);
+    assert_eq!(answer.json::<Value>().await.unwrap(), json!({ "Error": "" }));
+    let data = plugin.mount_root.join("v/data");
+    eventually("the mount that went on", || data.is_dir()).await;
+    plugin.faults(json!({})).await;
+    plugin.ok("Unmount", json!({ "Name": "v" })).await;
+}
+
+#[tokio::test]
+async fn a_volume_that_stays_attaching_is_attached_and_cannot_be_unmounted() {
+    let world = World::start().await;
+    let (a, b) = (world.plugin("host-a", &[]).await, world.plugin("host-b", &[]).await);
+    a.ok("Create", json!({ "Name": "v" })).await;
+    a.faults(json!({ "task_timeout_ms": 50, "methods": { "Mount": { "stuck": true } } })).await;
+    let answer = a.post("VolumeDriver.Mount", &json!({ "Name": "v" })).await.unwrap();
+    assert_eq!(answer.json::<Value>().await.unwrap(), json!({ "Error": "" }));
+    assert_eq!(a.refusal("Unmount", "v").await, "docker-legacy: Unmount: v: failed: resource not found");
+    // It is attached all the same.
+    assert_eq!(b.refusal("Mount", "v").await, "docker-legacy: Mount: v: failed: resource not found");
+    a.faults(json!({})).await;
+    a.mount("v").await;
+    a.ok("Unmount", json!({ "Name": "v" })).await;
+    b.mount("v").await;
+    b.ok("Unmount", json!({ "Name": "v" })).await;
+}
+
+#[tokio::test]
 async fn a_mount_whose_caller_hung_up_goes_on() {
     let world = World::start().await;
     let plugin = world.plugin("host-a", &[]).await;

@@ -62,9 +62,10 @@ fn mesos_a_volume_named_by_labels_is_mounted_under_a_lease_and_given_back() -> R
 
 #[test]
 fn mesos_the_variables_of_mesos_module_dvdi_work_as_they_are() -> Result<()> {
-    let trial = Trial::start()?;
-    trial.cluster.host(0).run(&["mkdir", "-p", "/run/on-host"])?;
-    // The volume does not exist: that module has the driver create it. The path is absolute and on the host.
+    let mut config = ClusterConfig::complete(2, &["ebs"])?;
+    config.set_agent_parameter("host_paths", "/run");
+    let trial = Trial::with(config, SchedulerConfig::default())?;
+    // The volume does not exist: that module has the driver create it. The path is absolute and on the host, and is made.
     let job = json!({
         "id": "dvdi", "cmd": "mountpoint /run/on-host && echo old >/run/on-host/log && cat", "restart": "never",
         "constraints": { "hostnames": ["agent-1"] },
@@ -307,13 +308,24 @@ fn mesos_a_container_started_in_between_does_not_keep_the_volume() -> Result<()>
 fn mesos_bad_input_is_refused_by_name_and_value_and_leaves_nothing() -> Result<()> {
     let trial = Trial::start()?;
     trial.create_volume("vol-1")?;
-    trial.cluster.host(0).run(&["touch", "/run/file"])?;
     let good = [("extvol.name", "vol-1"), ("extvol.driver", "ebs"), ("extvol.container_path", "data")];
     let table = [
-        ("extvol.name", "../etc", "label extvol.name=\"../etc\": the volume name holds '/'"),
+        (
+            "extvol.name",
+            "../etc",
+            "label extvol.name=\"../etc\": the volume name must not be or contain the path segment \"..\"",
+        ),
+        (
+            "extvol.name",
+            "vol%2d1",
+            "the volume name \"vol%2d1\" has '%' at a place where the names of the driver ebs",
+        ),
+        ("extvol.name", "pool/image", "the volume name \"pool/image\" has '/' at a place where"),
         ("extvol.name", "", "label extvol.name=\"\": the volume name is empty"),
         ("extvol.driver", "../ebs", "label extvol.driver=\"../ebs\": the driver name must not be or contain"),
-        ("extvol.driver", "zfs", "no Docker volume plugin named zfs was found"),
+        ("extvol.driver", "zfs", "driver zfs is not served here: this host's parameter `drivers` lists ebs"),
+        ("extvol.driver", "EBS", "driver EBS is not served here"),
+        ("extvol.driver", "plugins/ebs", "driver plugins/ebs is not served here"),
         ("extvol.mode", "rx", "label extvol.mode=\"rx\": the mode is rw or ro"),
         (
             "extvol.container_path",
@@ -323,14 +335,11 @@ fn mesos_bad_input_is_refused_by_name_and_value_and_leaves_nothing() -> Result<(
         (
             "extvol.container_path",
             "/run/nowhere",
-            "container path \"/run/nowhere\": without an image it must be",
+            "container path \"/run/nowhere\": without an image it would cover a path of the host, and the agent's \
+             parameter host_paths lists none",
         ),
-        (
-            "extvol.container_path",
-            "/run/file",
-            "container path \"/run/file\": it must be a directory on the host",
-        ),
-        ("extvol.options", "size", "label extvol.options=\"size\": the option \"size\" is not of the form"),
+        ("extvol.container_path", "/sys/fs", "the container path lies in /sys, which is the kernel's own"),
+        ("extvol.options", "size", "label extvol.options: option 1 is not of the form key=value"),
         ("extvol.size", "1", "label extvol.size is unknown"),
         ("extvol.1.driver", "ebs", "label extvol.1.name is missing"),
         ("extvol.10.name", "b", "label extvol.10.name is unknown"),
@@ -342,7 +351,102 @@ fn mesos_bad_input_is_refused_by_name_and_value_and_leaves_nothing() -> Result<(
         assert_eq!(ended.state, TaskState::Failed, "{key}={value}");
         assert!(message.contains(expected), "{key}={value}: {message}");
     }
-    nothing_is_left(&trial, &["ebs/vol-1", "zfs/vol-1"])
+    // What is refused by its name leaves no record behind, however many names there are.
+    let leases = trial.cluster.etcdctl(&["get", "--prefix", "--keys-only", "/extvol/v1/leases/"])?;
+    for name in leases.split_whitespace() {
+        assert_eq!(name, "/extvol/v1/leases/ebs/vol-1", "{leases}");
+    }
+    nothing_is_left(&trial, &["ebs/vol-1"])
+}
+
+/// One label would do it: the plugin takes each volume that it mounts away from whoever has it.
+#[test]
+fn mesos_a_task_that_names_the_preempting_plugin_is_refused_and_the_live_holder_keeps_its_volume()
+-> Result<()> {
+    let trial = Trial::start()?;
+    trial.create_volume("vol-1")?;
+    trial.run(app_with("writer", "agent-1", "vol-1", &trial.writer("vol-1")?)?)?;
+    let before = trial.wait_written(0, "vol-1", 0)?;
+    trial.wait_lease("ebs/vol-1", "is attached", |lease| matches!(lease, Some(LeaseRecord::Attached(_))))?;
+    let lease = trial.lease("ebs/vol-1")?;
+    for (number, driver) in ["ebs-preempt", "EBS-preempt"].into_iter().enumerate() {
+        let labels = [("extvol.name", "vol-1"), ("extvol.driver", driver), ("extvol.container_path", "data")];
+        let thief = once(app(&format!("thief-{number}"), "agent-2", &trial.writer("vol-1")?, &labels)?);
+        let ended = trial.run_to_end(thief)?;
+        let message = ended.message.unwrap_or_default();
+        let expected =
+            format!("driver {driver} is not served here: this host's parameter `drivers` lists ebs");
+        assert!(ended.state == TaskState::Failed && message.contains(&expected), "{message}");
+    }
+    check_counting(&trial.wait_written(0, "vol-1", before.len())?)?;
+    assert_eq!(trial.lease("ebs/vol-1")?, lease, "the lease is untouched");
+    assert_eq!(trial.attached()?, [("vol-1".to_owned(), "agent-1".to_owned())]);
+    assert_eq!(trial.lease("ebs-preempt/vol-1")?, None);
+
+    // The plugin becomes a driver of one host: by then the installation knows what it is.
+    let config = trial.cluster.host(1).directory().join("modules.json");
+    let text = fs::read_to_string(&config).expect("it was written");
+    let mut modules: serde_json::Value = serde_json::from_str(&text).expect("modules JSON");
+    let parameters =
+        modules.pointer_mut("/libraries/0/modules/0/parameters").and_then(serde_json::Value::as_array_mut);
+    let parameters = parameters.expect("the isolator's parameters");
+    parameters.retain(|pair| pair["key"] != "preempt_plugins" && pair["key"] != "drivers");
+    parameters.push(json!({ "key": "drivers", "value": "ebs,ebs-preempt" }));
+    trial.cluster.host(1).kill_agent()?;
+    trial.kill_keeper(1)?;
+    fs::write(&config, modules.to_string()).expect("the host's directory");
+    trial.cluster.host(1).start_agent()?;
+    trial.cluster.wait_agent_registered(1, SOON)?;
+    let labels =
+        [("extvol.name", "vol-1"), ("extvol.driver", "ebs-preempt"), ("extvol.container_path", "data")];
+    let thief = once(app("thief-again", "agent-2", &trial.writer("vol-1")?, &labels)?);
+    let ended = trial.run_to_end(thief)?;
+    let message = ended.message.unwrap_or_default();
+    assert!(
+        message.contains("the driver ebs-preempt, which this host serves, is a plugin that takes"),
+        "{message}"
+    );
+    check_counting(&trial.wait_written(0, "vol-1", before.len())?)?;
+    assert_eq!(trial.lease("ebs/vol-1")?, lease, "the lease is untouched");
+    assert_eq!(trial.attached()?, [("vol-1".to_owned(), "agent-1".to_owned())]);
+
+    // Given back its own parameters, so that it is clean at the end.
+    trial.cluster.host(1).kill_agent()?;
+    trial.kill_keeper(1)?;
+    fs::write(&config, text).expect("the host's directory");
+    trial.cluster.host(1).start_agent()?;
+    trial.cluster.wait_agent_registered(1, SOON)?;
+    trial.stop("writer")?;
+    nothing_is_left(&trial, &["ebs/vol-1"])
+}
+
+/// As docs/operating.md has an operator do it before the hosts are told of the plugin, one after the other.
+#[test]
+fn mesos_a_preempting_plugin_is_added_to_the_installation_under_running_tasks() -> Result<()> {
+    let trial = Trial::start()?;
+    trial.create_volume("vol-1")?;
+    let running = trial.run(app_with("writer", "agent-1", "vol-1", &trial.writer("vol-1")?)?)?;
+    let before = trial.wait_written(0, "vol-1", 0)?;
+    trial.wait_lease("ebs/vol-1", "is attached", |lease| matches!(lease, Some(LeaseRecord::Attached(_))))?;
+    let held = trial.held("ebs/vol-1")?.expect("it is attached");
+    let record = trial.cluster.etcdctl(&["get", "--print-value-only", "/extvol/v1/cluster"])?;
+    let grown = record.trim().replace(r#""preempting":["#, r#""preempting":["another","#);
+    assert_ne!(grown, record.trim());
+    trial.cluster.etcdctl(&["put", "/extvol/v1/cluster", &grown])?;
+    // A host that reads it, and one that beats.
+    let other = once(app_with("other", "agent-2", "vol-2", "touch data/file")?.with_options());
+    assert_eq!(trial.run_to_end(other)?.state, TaskState::Finished);
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(15);
+    let mut written = before.len();
+    while std::time::Instant::now() < until {
+        written = trial.wait_written(0, "vol-1", written)?.len();
+    }
+    let after = trial.held("ebs/vol-1")?.expect("it is attached");
+    assert_eq!((after.token, after.epoch), (held.token, held.epoch));
+    let last = trial.scheduler.history("writer").pop().expect("it was started");
+    assert_eq!((last.state, last.task_id), (TaskState::Running, running.task_id));
+    trial.stop("writer")?;
+    nothing_is_left(&trial, &["ebs/vol-1", "ebs/vol-2"])
 }
 
 #[test]

@@ -209,12 +209,36 @@ fn mesos_a_holder_that_ignores_its_refused_beats_is_caught() -> Result<()> {
 }
 
 #[test]
-fn mesos_a_host_without_its_deadman_is_caught() -> Result<()> {
+fn mesos_a_host_without_its_deadman_and_guard_is_caught() -> Result<()> {
     let trial = written_on_shared_storage("fast")?;
-    signal_keeper(&trial, "STOP", &["extvol-deadman", "extvol-worker"])?;
+    signal_keeper(&trial, "STOP", &["extvol-guard", "extvol-deadman", "extvol-worker"])?;
     taken_by_agent_2(&trial)?;
     agent_1_wrote_beside_agent_2(&trial)?;
     Ok(())
+}
+
+/// The same kill but for the guard, which no kill of the agent's or the keeper's cgroup reaches.
+#[test]
+fn mesos_deadman_worker_and_agent_killed_together_make_no_second_writer() -> Result<()> {
+    let trial = written_on_shared_storage("fast")?;
+    trial.cluster.host(0).kill_agent()?;
+    trial.kill_keeper(0)?;
+    taken_by_agent_2(&trial)?;
+    let guard = trial.cluster.host(0).run(&["cat", "/run/extvol/guard.log"])?;
+    assert!(guard.contains("the guard does") && guard.contains("this host is fenced"), "{guard}");
+    let verdict = trial.witness()?;
+    println!("{verdict}");
+    assert!(verdict.violations.is_empty() && verdict.summary.moves == 1, "{verdict}");
+    // Once there is an agent again, so is a keeper, and the guard is its own.
+    trial.cluster.host(0).start_agent()?;
+    trial.cluster.wait_agent_registered(0, SOON)?;
+    trial.stop("taker")?;
+    trial.wait_free("ebs/vol-1")?;
+    trial.run(once(app_with("again", "agent-1", "vol-1", &trial.writer("vol-1")?)?))?;
+    is_written(&trial, 0)?;
+    assert_eq!(trial.processes(0, "extvol-guard")?.len(), 1);
+    trial.stop("again")?;
+    trial.nothing_is_left()
 }
 
 #[test]
@@ -265,7 +289,7 @@ fn mesos_a_release_on_the_word_of_an_unmount_below_a_private_root_is_caught() ->
     assert_eq!(trial.mounted(0)?, Vec::<String>::new(), "the host has unmounted it");
     // The keeper does not believe it: the device is not idle (L4). A lesser one would release the lease now.
     assert!(trial.held("ebs/vol-1")?.is_some(), "{}", trial.keeper_log(host));
-    signal_keeper(&trial, "STOP", &["extvol-deadman", "extvol-worker"])?;
+    signal_keeper(&trial, "STOP", &["extvol-guard", "extvol-deadman", "extvol-worker"])?;
     let free =
         json!({ "version": 1, "state": "free", "last_holder": "agent-1", "since": "2026-01-01T00:00:00Z" });
     trial.cluster.etcdctl(&["put", &lease_key("ebs/vol-1")?, &free.to_string()])?;

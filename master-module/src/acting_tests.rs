@@ -52,6 +52,8 @@ fn session(n: usize) -> Session {
         agent: Some(Agent { id: Some(id(n)), address: format!("slave(1)@10.0.0.{n}:5051").into() }),
         timing: Profile::Default.timing(),
         by_time: ByTime::Allowed,
+        means: Default::default(),
+        unproved: None,
         unsettled_through: Epoch(0),
         wants: Default::default(),
         reason: None,
@@ -70,6 +72,7 @@ fn lease(n: usize) -> Record {
         mount_point: None,
         unsettled: false,
         calls: false,
+        owed: None,
         revoked: None,
         since: Some("then".into()),
     }))
@@ -374,7 +377,7 @@ async fn nothing_is_written_of_a_holder_whose_lease_is_not_what_it_was_followed_
     let mut module = scene.module(true);
     scene.turn_at(0, &mut module).await;
     // It was released, and its session sleeps; the watch has not told.
-    let free = Record::Lease(Lease::Free { last_holder: Some(holder(1)) });
+    let free = Record::Lease(Lease::Free { last_holder: Some(holder(1)), owed: None });
     scene.put(Key::Lease(volume(1)), free).await;
     for ms in (WAIT..3 * WAIT).step_by(500) {
         scene.turn_at(ms, &mut module).await;

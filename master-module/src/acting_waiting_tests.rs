@@ -113,7 +113,7 @@ async fn a_revoke_compares_the_lease_that_is_wanted() {
     let written = scene.put(Key::Lease(volume(7)), lease(1)).await;
     scene.wanted.insert(Arc::new(volume(7)), Followed { holder: holder(1), epoch: Epoch(3), written });
     // It was given back, and that is not known yet.
-    let free = Record::Lease(Lease::Free { last_holder: Some(holder(1)) });
+    let free = Record::Lease(Lease::Free { last_holder: Some(holder(1)), owed: None });
     scene.put(Key::Lease(volume(7)), free).await;
     scene.want(3, session(3), &[7], false).await;
     let mut module = scene.module(true);

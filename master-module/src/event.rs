@@ -8,6 +8,7 @@ use std::time::Duration;
 use shared::event::{Answering, EventKind, EventRecord, Listed, Seen, StandingRecord};
 use shared::protocol::Text;
 use shared::protocol::exchange::{Proof, SessionState, Storm};
+use shared::quote;
 use shared::record::{Epoch, Token};
 use shared::store::Revision;
 use shared::volume::{ContainerId, Holder, VolumeId};
@@ -171,7 +172,8 @@ impl Event {
             token: None,
             agent_id: None,
             dropped: None,
-            text: self.to_string(),
+            // Names are foreign too.
+            text: quote::line(&self.to_string()).into_owned(),
             time: time.to_owned(),
         };
         let short = |id: &Option<Arc<str>>| {
@@ -470,12 +472,8 @@ struct Shown<'a>(&'a str);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (n, c) in self.0.chars().enumerate() {
-            if n == SHOWN_CHARS {
-                return f.write_str("...");
-            }
-            if c.is_control() { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }
-        }
-        Ok(())
+        let head = self.0.char_indices().nth(SHOWN_CHARS).map(|(end, _)| &self.0[..end]);
+        let dots = if head.is_some() { "..." } else { "" };
+        write!(f, "{}{dots}", quote::line(head.unwrap_or(self.0)))
     }
 }

@@ -36,6 +36,8 @@ mod clock;
 mod elements;
 mod event;
 mod follow;
+#[doc(hidden)]
+pub mod fuzzing;
 mod life;
 mod mesos;
 mod pace;

@@ -154,7 +154,7 @@ struct Value<'a> {
 }
 
 /// Absent before Mesos 1.2: the second.
-const LISTS: &[Path] = &[&["slaves"], &["recovered_slaves"]];
+pub(crate) const LISTS: &[Path] = &[&["slaves"], &["recovered_slaves"]];
 
 const REGISTRY_LISTS: &[Path] = &[&["unreachable", "slaves"], &["gone", "slaves"]];
 
@@ -333,7 +333,8 @@ async fn elements(
     Ok((url, elements))
 }
 
-fn agent(list: usize, element: &[u8]) -> Result<Agent, MalformedAnswer> {
+/// An element of the leading master's list, or of its list of recovered agents.
+pub(crate) fn agent(list: usize, element: &[u8]) -> Result<Agent, MalformedAnswer> {
     if list == 1 {
         let RecoveredSlave { id, hostname } = serde_json::from_slice(element)?;
         let (id, hostname) = (id.into_owned(), hostname.into_owned());

@@ -63,6 +63,8 @@ fn session(n: usize) -> Session {
         }),
         timing: timing(),
         by_time: ByTime::Allowed,
+        means: Default::default(),
+        unproved: None,
         unsettled_through: Epoch(0),
         wants: Default::default(),
         reason: None,
@@ -81,6 +83,7 @@ fn lease(n: usize) -> Record {
         mount_point: None,
         unsettled: false,
         calls: false,
+        owed: None,
         revoked: None,
         since: Some("then".into()),
     }))
@@ -208,7 +211,7 @@ fn etcd_one_that_beats_is_not_touched_and_one_that_stops_is_declared_dead_after_
     let text = event.value["text"].as_str().unwrap();
     assert!(text.contains("declared dead, with time as the proof: it sent no heartbeat"), "{text}");
     assert!(text.contains("(ttl 3000 ms)"), "{text}");
-    scene.log.wait_for("agent-2 is silent, and its session was opened to never end by silence");
+    scene.log.wait_for("agent-2 is silent, and its session is never ended by silence");
 }
 
 #[test]

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::keys::Keys;
 use crate::protocol::Text;
 use crate::protocol::exchange::{
-    Agent, ByTime, Commit, Held, Instance, Key, Lease, Proof, Record, Session, SessionState, Stage, Storm,
+    Agent, ByTime, Commit, Held, Instance, Key, Lease, Means, Owed, Proof, Record, Session, SessionState,
+    Stage, Storm,
 };
 use crate::protocol::timing::{Profile, Timing};
 use crate::record::{self, Epoch, HeldLease, LeaseRecord, RecordError, SessionRecord, decode, encode};
@@ -32,6 +33,10 @@ struct StoredSession {
     timing: Option<Timing>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     by_time: Option<ByTime>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    means: BTreeSet<Means>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unproved: Option<Text>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     unsettled_through: Option<Epoch>,
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
@@ -48,6 +53,8 @@ struct StoredLease {
     unsettled: bool,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     calls: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    owed: Option<Owed>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     revoked: Option<Text>,
 }
@@ -122,9 +129,9 @@ fn since(since: Option<&Text>, now: &str) -> String {
 
 fn stored_lease(lease: &Lease, now: &str) -> StoredLease {
     let held = match lease {
-        Lease::Free { last_holder } => {
+        Lease::Free { last_holder, owed } => {
             let record = LeaseRecord::Free { last_holder: last_holder.clone(), since: now.to_owned() };
-            return StoredLease { record, unsettled: false, calls: false, revoked: None };
+            return StoredLease { record, unsettled: false, calls: false, owed: owed.clone(), revoked: None };
         }
         Lease::Held(held) => held,
     };
@@ -142,13 +149,14 @@ fn stored_lease(lease: &Lease, now: &str) -> StoredLease {
         Stage::Attached => LeaseRecord::Attached(record),
         Stage::Detaching => LeaseRecord::Detaching(record),
     };
-    StoredLease { record, unsettled: held.unsettled, calls: held.calls, revoked: held.revoked.clone() }
+    let (owed, revoked) = (held.owed.clone(), held.revoked.clone());
+    StoredLease { record, unsettled: held.unsettled, calls: held.calls, owed, revoked }
 }
 
 fn lease(stored: StoredLease) -> Lease {
-    let StoredLease { record, unsettled, calls, revoked } = stored;
+    let StoredLease { record, unsettled, calls, owed, revoked } = stored;
     let (stage, held) = match record {
-        LeaseRecord::Free { last_holder, .. } => return Lease::Free { last_holder },
+        LeaseRecord::Free { last_holder, .. } => return Lease::Free { last_holder, owed },
         LeaseRecord::Attaching(held) => (Stage::Attaching, held),
         LeaseRecord::Attached(held) => (Stage::Attached, held),
         LeaseRecord::Detaching(held) => (Stage::Detaching, held),
@@ -163,6 +171,7 @@ fn lease(stored: StoredLease) -> Lease {
         mount_point: held.mount_point.map(Text::from),
         unsettled,
         calls,
+        owed,
         revoked,
         since: Some(held.since.into()),
     })
@@ -187,6 +196,8 @@ fn stored_session(session: &Session, now: &str) -> StoredSession {
         agent_address: agent.map(|agent| agent.address.clone()),
         timing: Some(session.timing),
         by_time: Some(session.by_time),
+        means: session.means.clone(),
+        unproved: session.unproved.clone(),
         unsettled_through: Some(session.unsettled_through),
         wants: session.wants.clone(),
         reason: session.reason.clone(),
@@ -212,6 +223,8 @@ fn session(stored: StoredSession) -> Session {
         timing: stored.timing.unwrap_or(Profile::Calm.timing()),
         // A keeper without a heartbeat cannot be judged by silence.
         by_time: stored.by_time.unwrap_or(ByTime::Never),
+        means: stored.means,
+        unproved: stored.unproved,
         unsettled_through: stored.unsettled_through.unwrap_or(Epoch(0)),
         wants: stored.wants,
         reason: stored.reason,
@@ -240,7 +253,9 @@ mod tests {
             boot: "b1".into(),
             agent: Some(Agent { id: Some("S0".into()), address: "slave(1)@10.0.0.1:5051".into() }),
             timing: Profile::Default.timing(),
-            by_time: ByTime::Allowed,
+            by_time: ByTime::Unproved,
+            means: BTreeSet::from([Means::Guard, Means::Storage]),
+            unproved: Some("volume ebs/w is on nfs".into()),
             wants: BTreeSet::from([VolumeId {
                 driver: Driver::new("ebs").unwrap(),
                 name: VolumeName::new("w").unwrap(),
@@ -262,9 +277,15 @@ mod tests {
             mount_point: Some("/m".into()),
             unsettled: true,
             calls: true,
+            owed: Some(owed()),
             revoked: Some("asked for".into()),
             since: Some("then".into()),
         }
+    }
+
+    fn owed() -> Owed {
+        let from = BTreeSet::from([Holder::new("agent-0").unwrap()]);
+        Owed { from, since: Some("before".into()), by_time: true }
     }
 
     fn volume() -> Key {
@@ -280,7 +301,8 @@ mod tests {
             (Key::Session(me()), Record::Session(dead)),
             (volume(), Record::Lease(Lease::Held(held()))),
             (volume(), Record::Lease(Lease::Held(Held { stage: Stage::Detaching, revoked: None, ..held() }))),
-            (volume(), Record::Lease(Lease::Free { last_holder: Some(me()) })),
+            (volume(), Record::Lease(Lease::Free { last_holder: Some(me()), owed: None })),
+            (volume(), Record::Lease(Lease::Free { last_holder: Some(me()), owed: Some(owed()) })),
             (Key::Beat(me()), Record::Beat),
             (Key::Storm, Record::Storm(Storm::Raised)),
         ] {

@@ -14,7 +14,7 @@ use crate::protocol::exchange::{ClusterId, Commit, Key, Outcome, Reading, View};
 use crate::record::{ClusterRecord, RecordError, decode, encode};
 use crate::store::{LeaseStore, Snapshot, StoreError};
 use crate::transaction::found;
-use crate::volume::NamingRules;
+use crate::volume::{HostNames, RulesFault};
 
 /// How many time-outs a read of everything may take, which comes in pages: 100,000 leases are some 50 of them.
 /// That it is late does no harm; that it hangs would.
@@ -38,15 +38,9 @@ pub enum ReadError {
         /// Its key.
         key: String,
     },
-    /// This host canonicalizes names otherwise than the installation.
-    #[error(
-        "this host's driver_aliases and case_sensitive_drivers differ from those that etcd has for all hosts \
-         ({theirs}); two hosts could lease one volume under two names"
-    )]
-    Naming {
-        /// The installation's rules, as JSON.
-        theirs: String,
-    },
+    /// This host names volumes otherwise than the installation.
+    #[error(transparent)]
+    Naming(#[from] RulesFault),
     /// A record is none, or of a later version.
     #[error("the record {key} cannot be read, and nothing is decided without it")]
     Unreadable {
@@ -71,16 +65,18 @@ pub struct Exchange<S> {
     keys: Keys,
     /// R.
     request: Duration,
-    naming: Option<NamingRules>,
+    names: Option<HostNames>,
     cluster: Mutex<Option<Cluster>>,
+    /// Why the last commit had no answer of etcd's.
+    fault: Mutex<Option<Text>>,
 }
 
 impl<S: LeaseStore> Exchange<S> {
-    /// One whose requests take no longer than `request`. With `naming`, an installation whose rules differ is
+    /// One whose requests take no longer than `request`. With `names`, an installation that does not admit this host is
     /// refused by every read; a master module, which names no volumes, has none.
     #[must_use]
-    pub fn new(store: S, keys: Keys, request: Duration, naming: Option<NamingRules>) -> Self {
-        Self { store, keys, request, naming, cluster: Mutex::new(None) }
+    pub fn new(store: S, keys: Keys, request: Duration, names: Option<HostNames>) -> Self {
+        Self { store, keys, request, names, cluster: Mutex::new(None), fault: Mutex::new(None) }
     }
 
     /// The store.
@@ -99,7 +95,7 @@ impl<S: LeaseStore> Exchange<S> {
     /// # Errors
     /// When etcd was certainly not written and nobody else has written it.
     pub async fn found(&self, id: &str) -> Result<(), StoreError> {
-        let naming = self.naming.clone().unwrap_or_default();
+        let naming = self.names.clone().unwrap_or_default().rules;
         let record = encode(&ClusterRecord { id: id.to_owned(), naming });
         match timeout(self.request, self.store.commit(found(&self.keys, record))).await {
             // Somebody else was first, or this may have been: it is created only where there is none.
@@ -171,9 +167,8 @@ impl<S: LeaseStore> Exchange<S> {
         let Some(entry) = snapshot.entries.remove(&key) else { return Err(ReadError::NotFounded { key }) };
         let ClusterRecord { id, naming } =
             decode(&entry.value).map_err(|source| ReadError::Unreadable { key, source })?;
-        if self.naming.as_ref().is_some_and(|ours| *ours != naming) {
-            let theirs = serde_json::to_string(&naming).unwrap_or_default();
-            return Err(ReadError::Naming { theirs });
+        if let Some(names) = &self.names {
+            naming.admit(names)?;
         }
         let id = ClusterId(id.into());
         *self.cluster() = Some(Cluster { id: id.clone(), bytes: entry.value });
@@ -181,7 +176,7 @@ impl<S: LeaseStore> Exchange<S> {
     }
 
     /// What became of a commit. Sent once; [`Outcome::Unknown`] whenever it may have been sent and its answer is
-    /// not known.
+    /// not known. Why it is not is told by [`Exchange::fault`].
     pub async fn commit(&self, commit: &Commit) -> Outcome {
         let Some(cluster) = self.cluster().clone() else {
             // Nothing was read yet, so that it cannot have been decided on anything.
@@ -193,7 +188,13 @@ impl<S: LeaseStore> Exchange<S> {
         }
         let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         let transaction = exchange::transaction(&self.keys, &cluster.bytes, commit, &now);
-        match timeout(self.request, self.store.commit(transaction)).await {
+        let answer = timeout(self.request, self.store.commit(transaction)).await;
+        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = match &answer {
+            Ok(Ok(_) | Err(StoreError::Conflict)) => None,
+            Ok(Err(error)) => Some(sentence(error).into()),
+            Err(_) => Some(ReadError::Late { after: self.request }.to_string().into()),
+        };
+        match answer {
             Ok(Ok(revision)) => Outcome::Done(revision),
             Ok(Err(StoreError::Conflict)) => Outcome::Conflict,
             Ok(Err(StoreError::Unavailable(_))) => Outcome::NotSent,
@@ -201,6 +202,12 @@ impl<S: LeaseStore> Exchange<S> {
             Ok(Err(StoreError::Unknown(_) | StoreError::Corrupt { .. } | StoreError::Compacted { .. }))
             | Err(_) => Outcome::Unknown,
         }
+    }
+
+    /// Why the last commit had no answer of etcd's, in words; `None` when it had one.
+    #[must_use]
+    pub fn fault(&self) -> Option<Text> {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn cluster(&self) -> MutexGuard<'_, Option<Cluster>> {

@@ -40,8 +40,11 @@ fn segment(text: &str) -> String {
     utf8_percent_encode(text, SEGMENT).to_string()
 }
 
+/// What a segment stands for; `None` for one that [`segment`] does not write (`zz%zz`, `%61`): two spellings would be
+/// two records of one name.
 fn decode(text: &str) -> Option<String> {
-    percent_decode_str(text).decode_utf8().ok().map(|s| s.into_owned())
+    let decoded = percent_decode_str(text).decode_utf8().ok()?;
+    (segment(&decoded) == text).then(|| decoded.into_owned())
 }
 
 impl Keys {
@@ -254,7 +257,9 @@ mod tests {
     #[test]
     fn a_key_gives_back_the_volume_it_was_made_of() {
         let keys = Keys::new("/x/");
-        for (driver, name) in [("ebs", "vol-7b"), ("rexray/ebs:latest", "a b%2f"), ("d", "ä.~")] {
+        for (driver, name) in
+            [("ebs", "vol-7b"), ("rexray/ebs:latest", "a b%2f"), ("d", "ä.~"), ("rbd", "pool/image")]
+        {
             let volume =
                 VolumeId { driver: Driver::new(driver).unwrap(), name: VolumeName::new(name).unwrap() };
             assert_eq!(keys.volume_of(&keys.lease(&volume)), Some(volume));
@@ -264,6 +269,17 @@ mod tests {
         assert_eq!(keys.holder_of(&keys.session(&holder)), Some(holder.clone()));
         assert_eq!(keys.holder_of_beat(&keys.beat(&holder)), Some(holder.clone()));
         assert_eq!(keys.holder_of_beat(&keys.session(&holder)), None);
+    }
+
+    #[test]
+    fn a_key_of_another_spelling_is_nobodys() {
+        let keys = Keys::new("/x");
+        for key in ["/x/leases/evil/zz%zz", "/x/leases/ebs/%61", "/x/leases/ebs/%c3%bc", "/x/leases/ebs/a b"]
+        {
+            assert_eq!(keys.volume_of(key), None, "{key}");
+        }
+        assert_eq!(keys.holder_of("/x/sessions/%61"), None);
+        assert_eq!(keys.holder_of_beat("/x/beats/a%"), None);
     }
 
     #[test]

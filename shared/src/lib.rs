@@ -13,6 +13,7 @@ pub mod keys;
 pub mod memory;
 pub mod parameters;
 pub mod protocol;
+pub mod quote;
 pub mod record;
 pub mod retry;
 pub mod store;

@@ -98,7 +98,8 @@ pub struct ClusterRecord {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
 pub enum LeaseRecord {
-    /// Nobody holds it; its device was proved idle on the last holder's host.
+    /// Nobody holds it; its device was proved idle on the last holder's host. A field `owed` may stand beside it, for hosts
+    /// that lost it before and have not given the volume back (`crate::protocol::exchange::Owed`).
     Free {
         /// Who held it last.
         last_holder: Option<Holder>,

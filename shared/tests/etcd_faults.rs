@@ -252,3 +252,27 @@ fn etcd_and_its_directory_are_gone_after_the_test_process_was_killed() {
     });
     wait_until("its directory is gone", || !std::path::Path::new(directory).exists());
 }
+
+#[tokio::test]
+async fn etcd_that_wants_to_know_who_asks_refuses_reads_and_writes_by_that_name_and_does_neither() {
+    let cluster = EtcdCluster::start(1);
+    let store = store_of(&cluster);
+    write_until_done(&store, "1").await;
+    let at = read(&store).await.unwrap().mod_revision("/k");
+    cluster.etcdctl(&["user", "add", "root:secret"]);
+    cluster.etcdctl(&["user", "grant-role", "root", "root"]);
+    cluster.etcdctl(&["auth", "enable"]);
+    let is_told = |error: &StoreError| {
+        let StoreError::Unavailable(cause) = error else { panic!("{error:?}") };
+        let fault = cause.downcast_ref::<EtcdFault>().unwrap();
+        assert!(fault.is_denied() && fault.is_final(), "{fault:?}");
+        let text = fault.to_string();
+        assert!(text.contains("authentication is on") && text.contains("user name is empty"), "{text}");
+    };
+    let refused = store.commit(Transaction::new().put("/k", at, b"2".to_vec())).await.unwrap_err();
+    is_told(&refused);
+    is_told(&read(&store).await.unwrap_err());
+    is_told(&store.get_prefix("/").await.unwrap_err());
+    cluster.etcdctl(&["--user", "root:secret", "auth", "disable"]);
+    assert_eq!(read(&store).await.unwrap().mod_revision("/k"), at);
+}

@@ -15,10 +15,10 @@ use shared::protocol::exchange::{
     Stage, Storm,
 };
 use shared::protocol::timing::Profile;
-use shared::record::Epoch;
+use shared::record::{ClusterRecord, Epoch, encode};
 use shared::store::{LeaseStore, Revision, Transaction};
 use shared::testing::EtcdCluster;
-use shared::volume::{Driver, Holder, NamingRules, VolumeId, VolumeName};
+use shared::volume::{Driver, Holder, HostNames, NamingRules, VolumeId, VolumeName};
 
 const PATIENT: Duration = Duration::from_secs(10);
 
@@ -40,6 +40,8 @@ fn session() -> Record {
         agent: None,
         timing: Profile::Default.timing(),
         by_time: ByTime::Allowed,
+        means: Default::default(),
+        unproved: None,
         unsettled_through: Epoch(0),
         wants: Default::default(),
         reason: None,
@@ -58,6 +60,7 @@ fn lease() -> Record {
         mount_point: None,
         unsettled: false,
         calls: false,
+        owed: None,
         revoked: None,
         since: Some("then".into()),
     }))
@@ -181,18 +184,50 @@ on_both_stores! {
     the_record_of_the_installation_is_compared_byte_for_byte,
 }
 
+fn driver(name: &str) -> Driver {
+    Driver::new(name).unwrap()
+}
+
 #[tokio::test]
 async fn hosts_with_other_naming_rules_get_no_view() {
     let store = MemoryStore::new();
-    let (alias, driver) = (Driver::new("rexray").unwrap(), Driver::new("ebs").unwrap());
-    let rules = NamingRules { driver_aliases: BTreeMap::from([(alias, driver)]), ..NamingRules::default() };
-    let ours = |naming| Exchange::new(store.clone(), Keys::default(), PATIENT, Some(naming));
-    ours(rules.clone()).found("one").await.unwrap();
-    assert!(ours(rules).read(&Reading::Everything).await.is_ok());
-    let other = ours(NamingRules::default()).try_read(&Reading::Everything).await;
-    assert!(matches!(other, Err(ReadError::Naming { .. })), "{other:?}");
+    let rules = NamingRules {
+        driver_aliases: BTreeMap::from([(driver("rexray"), driver("ebs"))]),
+        preempting: Some([driver("ebs-preempt")].into()),
+        ..NamingRules::default()
+    };
+    let ours = |rules, drivers: &[&str]| {
+        let names = HostNames { rules, drivers: drivers.iter().map(|name| driver(name)).collect() };
+        Exchange::new(store.clone(), Keys::default(), PATIENT, Some(names))
+    };
+    ours(rules.clone(), &["ebs"]).found("one").await.unwrap();
+    assert!(ours(rules.clone(), &["ebs"]).read(&Reading::Everything).await.is_ok());
+    for other in [ours(NamingRules::default(), &["ebs"]), ours(rules, &["ebs", "ebs-preempt"])] {
+        let view = other.try_read(&Reading::Everything).await;
+        assert!(matches!(view, Err(ReadError::Naming(_))), "{view:?}");
+    }
     // Who names no volumes does not care.
     assert!(exchange_of(store).read(&Reading::Everything).await.is_ok());
+}
+
+/// As an operator does it before a preempting plugin is given to the hosts, one after the other.
+#[tokio::test]
+async fn a_preempting_plugin_is_added_to_the_installation_while_its_hosts_work() {
+    let store = MemoryStore::new();
+    let of = |preempting: &[&str]| NamingRules {
+        preempting: Some(preempting.iter().map(|name| driver(name)).collect()),
+        ..NamingRules::default()
+    };
+    let names = HostNames { rules: of(&[]), drivers: [driver("ebs")].into() };
+    let exchange = Exchange::new(store.clone(), Keys::default(), PATIENT, Some(names));
+    exchange.found("one").await.unwrap();
+    let view = exchange.read(&Reading::Everything).await.unwrap();
+    let grown = ClusterRecord { id: "one".into(), naming: of(&["ebs-preempt"]) };
+    store.plant(&Keys::default().cluster(), encode(&grown));
+    let put = Commit::new(&view.cluster).put(Key::Storm, Revision::ABSENT, Record::Storm(Storm::Over));
+    assert_eq!(exchange.commit(&put).await, Outcome::Conflict, "the record has changed");
+    exchange.read(&Reading::Everything).await.unwrap();
+    assert!(matches!(exchange.commit(&put).await, Outcome::Done(_)));
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use shared::volume::ContainerId;
 use tokio::time::Instant;
 
-use super::targets::Targets;
+use super::mounts::Targets;
 use crate::wire::{Answer, Call, CallLine, LINE_BYTES_MAX, line};
 
 /// A call, for as long as the agent's process runs.
@@ -60,8 +60,11 @@ impl Calls {
         self.last += 1;
         let (container, targets) = match &call {
             // Until they are made, and for good if no volume has a container path, there are none.
-            Call::Prepare { container, volumes, .. } => (Some(container.clone()), vec![None; volumes.len()]),
-            _ => (None, Targets::new()),
+            Call::Prepare { container, volumes, .. } => (
+                Some(container.clone()),
+                Targets { volumes: vec![None; volumes.len()], ..Default::default() },
+            ),
+            _ => (None, Targets::default()),
         };
         let text = line(&CallLine { id: self.last, call });
         if text.len() > LINE_BYTES_MAX {
@@ -146,7 +149,7 @@ impl Calls {
             let late = match &pending.wait {
                 Wait::Delivery { .. } => {
                     if let Some(finish) = pending.finish.take() {
-                        finish(Ok((Answer::Done, Targets::new())));
+                        finish(Ok((Answer::Done, Targets::default())));
                     }
                     continue;
                 }

@@ -7,18 +7,21 @@
 
 use std::future::pending;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use shared::volume::ContainerId;
 use tokio::runtime::Runtime;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::calls::{CallId, Calls, Finish, Wait};
+use super::executors::{Looked, Looks};
 use super::link::{self, News, Queue};
 use super::targets::{Made, Make, Makers};
 use super::watches::Watches;
-use super::{Done, launch_info};
+use super::{Done, hide, mounts};
 use crate::parameters::IsolatorParameters;
 use crate::wire::{Call, KeeperLine, Limit};
 
@@ -30,6 +33,10 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 const NOTIFY_TIMEOUT: Duration = Duration::from_secs(5);
 /// A file system that answers makes a directory in milliseconds; this covers a busy one.
 const TARGETS_TIMEOUT: Duration = Duration::from_secs(10);
+/// As [`TARGETS_TIMEOUT`], for the directories of a container that needs none: it is launched all the same.
+const HIDE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Threads at once for that; usually one lives for less than a millisecond.
+const HIDE_THREADS_MAX: usize = 64;
 /// Between a bug and the next try: a thread that fails at once must not use up a processor.
 const AFTER_A_BUG: Duration = Duration::from_millis(100);
 
@@ -37,6 +44,10 @@ const AFTER_A_BUG: Duration = Duration::from_millis(100);
 pub(super) enum Command {
     /// Make the targets that `what` describes, if there are any, then ask the keeper.
     Prepare { call: Call, targets: Option<(String, Make)>, done: Done<Option<Vec<u8>>> },
+    /// A container without volumes: it is to see these directories empty.
+    Hide { roots: Vec<PathBuf>, done: Done<Option<Vec<u8>>> },
+    /// The tasks of an executor, before it has them.
+    Look { agent: String, container: String, done: Done<()> },
     /// A call whose refusal counts.
     Ask { call: Call, done: Done<()> },
     /// Something the keeper is told: until it has it. Never fails.
@@ -59,14 +70,21 @@ struct Connection {
     commands: mpsc::UnboundedReceiver<Command>,
     news: mpsc::Receiver<News>,
     made: mpsc::UnboundedReceiver<Made>,
+    looked: mpsc::UnboundedReceiver<Looked>,
     state: State,
     calls: Calls,
     watches: Watches,
     makers: Makers,
+    looks: Looks,
+    /// Held by each thread that looks at the mount roots.
+    hide_threads: Arc<()>,
 }
 
 /// Starts the thread.
-pub(super) fn start(parameters: IsolatorParameters) -> Result<mpsc::UnboundedSender<Command>, String> {
+pub(super) fn start(
+    parameters: IsolatorParameters,
+    docker_volume_isolator: bool,
+) -> Result<mpsc::UnboundedSender<Command>, String> {
     let (sender, commands) = mpsc::unbounded_channel();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
@@ -75,15 +93,19 @@ pub(super) fn start(parameters: IsolatorParameters) -> Result<mpsc::UnboundedSen
         .map_err(|error| format!("the isolator's runtime could not be made: {error}"))?;
     let news = runtime.block_on(async { link::start(&parameters) });
     let (makers, made) = Makers::new();
+    let (looks, looked) = Looks::new(parameters.clone(), docker_volume_isolator);
     let connection = Connection {
         parameters,
         commands,
         news,
         made,
+        looked,
         state: State::Down("it has not been reached yet".into()),
         calls: Calls::default(),
         watches: Watches::default(),
         makers,
+        looks,
+        hide_threads: Arc::default(),
     };
     std::thread::Builder::new()
         .name("extvol-isolator".into())
@@ -121,6 +143,7 @@ impl Connection {
                     self.calls.made(id, targets);
                     self.send(id);
                 }
+                Some(looked) = self.looked.recv() => self.looks.ended(looked),
                 command = self.commands.recv() => match command {
                     Some(command) => self.take(command),
                     None => return,
@@ -137,7 +160,7 @@ impl Connection {
                 }
                 let answer_by = Instant::now() + self.parameters.keeper.prepare_timeout + PREPARE_GRACE;
                 let finish: Finish = Box::new(|answer| {
-                    done(answer.and_then(|(answer, targets)| launch_info(answer, targets)));
+                    done(answer.and_then(|(answer, targets)| mounts::with_volumes(answer, targets)));
                 });
                 match targets {
                     None => self.add(call, Wait::Answer { by: answer_by }, finish),
@@ -149,6 +172,8 @@ impl Connection {
                     }
                 }
             }
+            Command::Hide { roots, done } => self.hide(roots, done),
+            Command::Look { agent, container, done } => self.looks.look(agent, container, done),
             Command::Ask { call, done } => {
                 let by = Instant::now() + ASK_TIMEOUT;
                 self.add(call, Wait::Answer { by }, Box::new(|answer| done(answer.map(drop))));
@@ -172,6 +197,31 @@ impl Connection {
             Command::Watch { container, done } => self.watches.watch(container, done),
             Command::Unwatch { container } => self.watches.forget(&container),
         }
+    }
+
+    /// Whatever keeps the look from its end, the container is launched: it needs nothing of ours.
+    fn hide(&self, roots: Vec<PathBuf>, done: Done<Option<Vec<u8>>>) {
+        let (look, looked) = oneshot::channel();
+        let thread = Arc::clone(&self.hide_threads);
+        let free = Arc::strong_count(&thread) <= HIDE_THREADS_MAX + 1;
+        let run = move || {
+            // Nobody may wait any more.
+            let _ = look.send(hide(&roots));
+            drop(thread);
+        };
+        if !free || std::thread::Builder::new().name("extvol-roots".into()).spawn(run).is_err() {
+            tracing::warn!(
+                "no thread is left to look at the mount roots: a container is launched that sees them"
+            );
+            return done(Ok(None));
+        }
+        tokio::spawn(async move {
+            let looked = timeout(HIDE_TIMEOUT, looked).await;
+            if looked.is_err() {
+                tracing::warn!("a mount root does not answer: a container is launched that sees it");
+            }
+            done(Ok(looked.ok().and_then(Result::ok).flatten()));
+        });
     }
 
     fn add(&mut self, call: Call, wait: Wait, finish: Finish) {

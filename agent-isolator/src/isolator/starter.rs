@@ -15,6 +15,9 @@ use rustix::process::{Pid, PidfdFlags};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use crate::keeper::deadman::{DEADLINE, LOCK};
+use crate::keeper::flock::holder_of;
+use crate::keeper::shared_memory::SharedMemory;
 use crate::parameters::IsolatorParameters;
 
 /// A keeper is not started more often than this.
@@ -55,6 +58,20 @@ pub(super) fn check(parameters: &IsolatorParameters) -> Result<(), String> {
     }
 }
 
+/// What to say where a keeper runs, or its guard fences in its place, and nobody answers for now.
+fn runs_already(directory: &Path) -> Option<String> {
+    let process = holder_of(&directory.join(LOCK))?;
+    let fenced = SharedMemory::open(&directory.join(DEADLINE)).is_ok_and(|shared| shared.read().fenced);
+    Some(match fenced {
+        true => format!(
+            "this host is being fenced by its keeper, process {process}, which answers once that is done; see \
+             deadman.log and guard.log in {}",
+            directory.display()
+        ),
+        false => format!("the keeper on this host, process {process}, has not begun to listen"),
+    })
+}
+
 /// Starts keepers, one at a time, each from a thread of its own: a program that hangs, or lies on a
 /// file system that does, holds nobody up.
 pub(super) struct Starter {
@@ -74,6 +91,12 @@ impl Starter {
     /// No keeper answers, as `error` says: starts one, if that is this module's business and its
     /// time. Answers what an operator should know.
     pub(super) fn nobody_answers(&mut self, error: &io::Error) -> String {
+        // Another one would only say that there is one.
+        if let Some(why) =
+            runs_already(&self.parameters.keeper.run_directory).filter(|_| self.running.is_none())
+        {
+            return why;
+        }
         if under_systemd() {
             return "start the unit extvol-keeper.service".into();
         }

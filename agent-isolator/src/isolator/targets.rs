@@ -3,21 +3,19 @@
 //! waits for it.
 
 use std::collections::VecDeque;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tokio::sync::mpsc;
 
 use super::calls::CallId;
-use crate::mesos::{BIND, ContainerConfig, ContainerMountInfo, READ_ONLY};
+use super::mounts::{self, Hidden, Target, Targets};
+use crate::mesos::ContainerConfig;
 use crate::target::{self, Places};
 use crate::task::{self, TaskVolume};
 
 /// Threads at once. As many containers may wait for a file system that does not answer before others
 /// wait for them; usually a thread lives for less than a millisecond.
 const THREADS_MAX: usize = 64;
-
-/// The launch helper's mounts: where each volume goes in the container, if anywhere, and how.
-pub(super) type Targets = Vec<Option<ContainerMountInfo>>;
 
 /// Makes a container's targets; may block for ever.
 pub(super) type Make = Box<dyn FnOnce() -> Result<Targets, String> + Send>;
@@ -90,40 +88,50 @@ impl End {
 
 impl Drop for End {
     fn drop(&mut self) {
-        let targets = std::mem::replace(&mut self.targets, Ok(Targets::new()));
+        let targets = std::mem::replace(&mut self.targets, Ok(Targets::default()));
         // Nobody waits any more when the isolator is gone.
         let _ = self.made.send(Made { id: self.id, targets });
     }
+}
+
+/// Where a container's volumes may go, and what it is not to see.
+pub(super) struct Plan {
+    pub(super) volumes: Vec<TaskVolume>,
+    /// The agent's flag.
+    pub(super) sandbox_directory: String,
+    /// The module's parameter.
+    pub(super) host_paths: Vec<PathBuf>,
+    /// The mount roots, unless the container sees them, or none of the host's tree.
+    pub(super) hidden: Vec<PathBuf>,
+    /// See [`Hidden::aside`].
+    pub(super) aside: String,
 }
 
 /// Makes the targets of a container's volumes.
 ///
 /// # Errors
 /// A sentence that names the volume and its path.
-pub(super) fn targets(
-    config: &ContainerConfig,
-    volumes: &[TaskVolume],
-    sandbox_directory: &str,
-) -> Result<Targets, String> {
+pub(super) fn targets(config: &ContainerConfig, plan: &Plan) -> Result<Targets, String> {
     let places = Places {
         sandbox: path(&config.directory),
         rootfs: config.rootfs.as_deref().map(path),
-        sandbox_in_image: sandbox_directory,
+        sandbox_in_image: &plan.sandbox_directory,
+        host_paths: &plan.host_paths,
     };
     let target = |volume: &TaskVolume| {
         let Some(path) = &volume.container_path else { return Ok(None) };
         let target =
             target::resolve(path, &places).map_err(|fault| format!("volume {}: {fault}", volume.volume))?;
         let target = target.into_os_string().into_string();
-        let target = target.map_err(|t| format!("volume {}: {} is not UTF-8", volume.volume, t.display()))?;
-        let flags = BIND | if volume.read_only { READ_ONLY } else { 0 };
-        Ok(Some(ContainerMountInfo { target, source: None, flags: Some(flags) }))
+        let path = target.map_err(|t| format!("volume {}: {} is not UTF-8", volume.volume, t.display()))?;
+        Ok(Some(Target { path, read_only: volume.read_only }))
     };
-    let targets = volumes.iter().map(target).collect::<Result<Targets, String>>()?;
+    let volumes = plan.volumes.iter().map(target).collect::<Result<Vec<_>, String>>()?;
     // Links, and an absolute path into the sandbox, may lead to one place.
-    let places = volumes.iter().zip(&targets);
-    task::check_apart(places.filter_map(|(volume, t)| Some((&volume.volume, t.as_ref()?.target.as_str()))))?;
-    Ok(targets)
+    let places = plan.volumes.iter().zip(&volumes);
+    task::check_apart(places.filter_map(|(volume, t)| Some((&volume.volume, t.as_ref()?.path.as_str()))))?;
+    let hidden = Hidden { roots: mounts::present(&plan.hidden), aside: plan.aside.clone() };
+    Ok(Targets { volumes, hidden })
 }
 
 fn path(bytes: &[u8]) -> &Path {
@@ -151,13 +159,22 @@ mod tests {
         let at = |name: &str| host.path().join(name).into_os_string().into_encoded_bytes();
         let config =
             ContainerConfig { directory: at("sandbox"), rootfs: Some(at("image")), ..Default::default() };
+        let of = |a: &str, b: &str| {
+            let plan = Plan {
+                volumes: vec![volume("a", a), volume("b", b)],
+                sandbox_directory: "/mnt/mesos/sandbox".into(),
+                host_paths: vec![],
+                hidden: vec![],
+                aside: String::new(),
+            };
+            targets(&config, &plan)
+        };
         for (a, b) in [("/var/db", "/link/db"), ("data", "/mnt/mesos/sandbox/data")] {
-            let both = targets(&config, &[volume("a", a), volume("b", b)], "/mnt/mesos/sandbox");
+            let both = of(a, b);
             let error = both.unwrap_err();
             assert!(error.contains("volumes ebs/a and ebs/b both want the container path"), "{error}");
         }
-        let apart = targets(&config, &[volume("a", "/var/db"), volume("b", "db")], "/mnt/mesos/sandbox");
-        assert_eq!(apart.unwrap().len(), 2);
+        assert_eq!(of("/var/db", "db").unwrap().volumes.len(), 2);
     }
 
     async fn next(made: &mut mpsc::UnboundedReceiver<Made>) -> Made {
@@ -179,19 +196,19 @@ mod tests {
                 CallId(id),
                 Box::new(move || {
                     let _ = held.lock().unwrap().recv();
-                    Ok(vec![])
+                    Ok(Targets::default())
                 }),
             );
         }
         makers.make(CallId(100), Box::new(|| Err("not wanted any more".into())));
-        makers.make(CallId(101), Box::new(|| Ok(vec![None])));
+        makers.make(CallId(101), Box::new(|| Ok(Targets { volumes: vec![None], ..Default::default() })));
         assert!(made.try_recv().is_err());
         drop(release);
         for _ in 0..THREADS_MAX {
-            assert_eq!(next(&mut made).await.targets.unwrap().len(), 0);
+            assert_eq!(next(&mut made).await.targets.unwrap().volumes.len(), 0);
         }
         makers.ended(|id| id == CallId(101));
         let end = next(&mut made).await;
-        assert!(end.id == CallId(101) && end.targets.unwrap().len() == 1);
+        assert!(end.id == CallId(101) && end.targets.unwrap().volumes.len() == 1);
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message;
+use shared::quote;
 use shared::volume::ContainerId;
 
 use super::Done;
@@ -63,7 +64,9 @@ impl Watches {
 }
 
 fn end(message: String, done: Done<Vec<u8>>) {
-    done(Ok(ContainerLimitation { message: Some(message) }.encode_to_vec()));
+    // It goes into Mesos's log, and to the framework: one line, whatever plugins and records said.
+    let message = Some(quote::line(&message).into_owned());
+    done(Ok(ContainerLimitation { message }.encode_to_vec()));
 }
 
 #[cfg(test)]
@@ -92,6 +95,8 @@ mod tests {
         watches.prepare(&id("a"));
         watches.limit(id("a"), "lost".into());
         assert_eq!(watch(&mut watches, "a").try_recv().as_deref(), Ok("lost"));
+        watches.limit(id("a"), "lost:\nE1130 forged".into());
+        assert_eq!(watch(&mut watches, "a").try_recv().as_deref(), Ok("lost:\\nE1130 forged"));
         let told = watch(&mut watches, "a");
         watches.limit(id("a"), "again".into());
         assert_eq!(told.try_recv().as_deref(), Ok("again"));

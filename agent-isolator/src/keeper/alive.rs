@@ -12,7 +12,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use shared::volume::ContainerId;
 
 /// Where the freezer hierarchy is mounted, as Mesos has it.
-const FREEZER: &str = "/sys/fs/cgroup/freezer";
+pub const FREEZER: &str = "/sys/fs/cgroup/freezer";
+
+/// Whether this host has the freezer hierarchy.
+#[must_use]
+pub fn has_freezer() -> bool {
+    Path::new(FREEZER).join("cgroup.procs").exists()
+}
 
 /// The freezer cgroup of a process, as its path below the hierarchy's root; none for the root itself, or where this
 /// program sees the hierarchy otherwise than the process's own entry tells.
@@ -29,14 +35,27 @@ pub fn freezer_cgroup(pid: u32) -> Option<String> {
     (listed && !path.is_empty()).then(|| format!("/{path}"))
 }
 
-/// Whether a process is in a freezer cgroup of its own: that of a container, most likely.
+/// The freezer cgroup of a container's first process, if it is the container's own: `<root>/<id>`, nested
+/// `<root>/<parent>/mesos/<child>`. In another one a fence would miss the container, or hit what is not it.
 #[must_use]
-pub fn is_contained(pid: u32) -> bool {
+pub fn own_cgroup(pid: u32, container: &ContainerId) -> Option<String> {
+    freezer_cgroup(pid).filter(|cgroup| Path::new(cgroup).ends_with(relative_cgroup(container)))
+}
+
+fn relative_cgroup(container: &ContainerId) -> PathBuf {
+    container.as_str().split('.').collect::<Vec<_>>().join("/mesos/").into()
+}
+
+/// Whether a process is in a freezer cgroup below `root`, such as `/mesos`: in one of the agent's containers.
+#[must_use]
+pub fn is_below(pid: u32, root: &str) -> bool {
     let table = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     table.lines().any(|line| {
         let parts = line.split_once(':').and_then(|(_, rest)| rest.split_once(':'));
         parts.is_some_and(|(controllers, path)| {
-            controllers.split(',').any(|controller| controller == "freezer") && path != "/"
+            controllers.split(',').any(|controller| controller == "freezer")
+                && Path::new(path.trim_matches('/')).starts_with(root.trim_matches('/'))
+                && !root.trim_matches('/').is_empty()
         })
     })
 }
@@ -44,9 +63,8 @@ pub fn is_contained(pid: u32) -> bool {
 /// Whether a process is in a container's freezer cgroup, or in one nested in it. What cannot be read counts as there.
 #[must_use]
 pub fn is_alive(cgroup: &str) -> bool {
-    let root = Path::new(FREEZER);
     // Without the hierarchy a missing cgroup means nothing.
-    !root.join("cgroup.procs").exists() || has_processes(&root.join(cgroup.trim_matches('/')))
+    !has_freezer() || has_processes(&Path::new(FREEZER).join(cgroup.trim_matches('/')))
 }
 
 /// Asks all processes of a container's freezer cgroup, and of those nested in it, to end (SIGTERM).
@@ -72,7 +90,7 @@ fn terminate_below(cgroup: &Path) {
 /// `<root>/<parent>/mesos/<child>`.
 #[must_use]
 pub fn find_cgroup(container: &ContainerId) -> Option<String> {
-    let wanted: PathBuf = container.as_str().split('.').collect::<Vec<_>>().join("/mesos/").into();
+    let wanted = relative_cgroup(container);
     // Deep enough for an agent's root in a cgroup of its own, and for nesting.
     let found = below(Path::new(FREEZER), &wanted, 12)?;
     let path = found.strip_prefix(FREEZER).ok()?;
@@ -129,8 +147,9 @@ mod tests {
     #[test]
     fn a_process_in_the_root_cgroup_is_in_no_containers() {
         let own = std::process::id();
-        let contained = is_contained(own);
-        assert_eq!(freezer_cgroup(own).is_some(), contained);
+        let cgroup = freezer_cgroup(own);
+        assert!(cgroup.is_none_or(|cgroup| is_below(own, &cgroup)));
+        assert!(!is_below(own, "/") && !is_below(own, "/extvol-no-such-cgroup"));
         assert!(!is_alive("/extvol-no-such-cgroup") || !Path::new(FREEZER).join("cgroup.procs").exists());
     }
 }

@@ -16,6 +16,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -260,13 +261,18 @@ impl Checkpoint {
             table: table.clone(),
         };
         let part = self.path.with_extension("json.part");
-        fs::write(&part, serde_json::to_vec(&stored)?)?;
+        // Options of volumes may be passwords: the directory is root's alone, and so is the file.
+        let mut options = File::options();
+        let mut file = options.create(true).truncate(true).write(true).mode(0o600).open(&part)?;
+        file.write_all(&serde_json::to_vec(&stored)?)?;
         fs::rename(&part, &self.path)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn owner(holder: &str) -> Owner {
@@ -288,6 +294,8 @@ mod tests {
         assert_eq!(open("boot-1").load().unwrap(), Table::default());
         open("boot-1").store(&used()).unwrap();
         assert_eq!(open("boot-1").load().unwrap(), used());
+        let mode = fs::metadata(open("boot-1").path()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{mode:o}");
         assert_eq!(open("boot-2").load().unwrap(), Table::default());
         assert!(!directory.path().join("table.json.broken").exists());
     }

@@ -7,11 +7,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use reqwest::StatusCode;
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
+use reqwest::redirect::Policy;
 use serde_json::{Value, json};
 use shared::protocol::holder::{MountFault, UnmountFault};
 use shared::record::Token;
 use shared::volume::{Driver, VolumeId};
+
+use super::endpoints::{Endpoint, Plugins};
+use crate::parameters::Drivers;
 
 const MEDIA_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
 
@@ -40,6 +45,19 @@ pub enum DriverError {
         driver: Driver,
         /// The files that would name it.
         looked_for: String,
+    },
+    /// It listens where another plugin does that is no other name of it: whose storage is behind both cannot be told, and
+    /// neither is called.
+    #[error(
+        "the plugin {driver} at {endpoint} is the plugin {other} as well, and `driver_aliases` does not say so"
+    )]
+    Coincides {
+        /// The name.
+        driver: Driver,
+        /// The other.
+        other: Driver,
+        /// Where both listen.
+        endpoint: String,
     },
     /// The file that tells where the plugin listens says nothing usable.
     #[error("{} does not say where the plugin listens: {fault}", file.display())]
@@ -130,19 +148,21 @@ pub struct DockerPlugins {
     aliases: BTreeMap<Driver, Driver>,
     /// By driver, aliases too: the plugin that mounts with preemption.
     preempt: BTreeMap<Driver, Driver>,
+    /// All that are known by name.
+    known: Plugins,
 }
 
 impl DockerPlugins {
-    /// As they are found on this host; `aliases` are other names of them, `preempt` the plugins that take a volume
-    /// away from another host when they mount it.
+    /// As they are found on this host.
     #[must_use]
-    pub fn new(aliases: BTreeMap<Driver, Driver>, mut preempt: BTreeMap<Driver, Driver>) -> Self {
+    pub fn new(drivers: &Drivers) -> Self {
+        let (aliases, mut preempt) = (drivers.naming.driver_aliases.clone(), drivers.preempt.clone());
         for (alias, driver) in &aliases {
             if let Some(plugin) = preempt.get(driver).cloned() {
                 preempt.insert(alias.clone(), plugin);
             }
         }
-        Self { aliases, preempt, ..Self::default() }
+        Self { aliases, preempt, known: Plugins::new(drivers), ..Self::default() }
     }
 }
 
@@ -153,25 +173,33 @@ impl Default for DockerPlugins {
             specifications: vec!["/etc/docker/plugins".into(), "/usr/lib/docker/plugins".into()],
             aliases: BTreeMap::new(),
             preempt: BTreeMap::new(),
+            known: Plugins::default(),
         }
     }
 }
 
-enum Endpoint {
-    Unix(PathBuf),
-    Tcp(String),
-}
-
 impl DockerPlugins {
-    /// Where a plugin listens, under its own name or else under another one of it.
+    /// Where a plugin listens, under its own name or else under another one of it. Looked at for each call: a plugin that
+    /// was restarted, or a link that was turned, may lead elsewhere than before.
     fn find(&self, driver: &Driver) -> Result<Endpoint, DriverError> {
-        let found = self.find_named(driver);
-        if !matches!(found, Err(DriverError::NotFound { .. })) {
-            return found;
+        let mut found = self.find_named(driver);
+        if matches!(found, Err(DriverError::NotFound { .. })) {
+            let canonical = self.aliases.get(driver).unwrap_or(driver);
+            let aliases = self.aliases.iter().filter(|(_, of)| *of == canonical).map(|(alias, _)| alias);
+            let mut others = std::iter::once(canonical).chain(aliases);
+            found = others.find_map(|other| self.find_named(other).ok()).map_or(found, Ok);
         }
-        let others = self.aliases.iter().filter(|(_, of)| *of == driver);
-        let mut others = others.filter_map(|(alias, _)| self.find_named(alias).ok());
-        others.next().map_or(found, Ok)
+        let endpoint = found?;
+        let place = endpoint.place();
+        let is_there = |other: &&Driver| self.find_named(other).is_ok_and(|other| other.place() == place);
+        match self.known.apart_from(driver).find(is_there) {
+            None => Ok(endpoint),
+            Some(other) => Err(DriverError::Coincides {
+                driver: driver.clone(),
+                other: other.clone(),
+                endpoint: endpoint.shown(),
+            }),
+        }
     }
 
     /// By Docker's own rules of discovery.
@@ -209,12 +237,28 @@ impl DockerPlugins {
     /// See [`DriverError`].
     pub async fn activate(&self, driver: &Driver, timeout: Duration) -> Result<(), DriverError> {
         let answer = self.post(driver, "Plugin", "Activate", &json!({}), timeout).await?;
-        let implements = answer.get("Implements").and_then(Value::as_array);
+        let implements = field(&answer, "Implements").and_then(Value::as_array);
         if implements.is_some_and(|all| all.iter().any(|one| one == "VolumeDriver")) {
             return Ok(());
         }
         let fault = format!("{:?} does not implement VolumeDriver", words(answer.to_string().as_bytes()));
         Err(DriverError::NoAnswer { driver: driver.clone(), call: "Activate", fault })
+    }
+
+    /// The scope of a plugin's volumes: `global`, or `local` also for a plugin that knows no Capabilities, as Docker takes
+    /// it. Changes nothing.
+    ///
+    /// # Errors
+    /// See [`DriverError`].
+    pub async fn scope(&self, driver: &Driver, timeout: Duration) -> Result<String, DriverError> {
+        match self.call(driver, "Capabilities", &json!({}), timeout).await {
+            Ok(answer) => {
+                let scope = answer.pointer("/Capabilities/Scope").and_then(Value::as_str);
+                Ok(words(scope.filter(|scope| !scope.is_empty()).unwrap_or("local").as_bytes()))
+            }
+            Err(DriverError::Refused { .. }) => Ok("local".into()),
+            Err(error) => Err(error),
+        }
     }
 
     async fn call(
@@ -237,13 +281,13 @@ impl DockerPlugins {
     ) -> Result<Value, DriverError> {
         let endpoint = self.find(driver)?;
         let began = Instant::now();
-        let builder = reqwest::Client::builder().timeout(timeout).no_proxy();
-        let (builder, base, shown) = match endpoint {
-            Endpoint::Unix(path) => {
-                let shown = path.display().to_string();
-                (builder.unix_socket(path), "http://plugin".to_owned(), shown)
-            }
-            Endpoint::Tcp(base) => (builder, base.clone(), base),
+        // A plugin is who its socket or specification names: neither a proxy of the environment nor who it would send us on to.
+        let redirect = Policy::none();
+        let builder = reqwest::Client::builder().timeout(timeout).no_proxy().redirect(redirect);
+        let shown = endpoint.shown();
+        let (builder, base) = match endpoint {
+            Endpoint::Unix(path) => (builder.unix_socket(path), "http://plugin".to_owned()),
+            Endpoint::Tcp(base) => (builder, base),
         };
         let unreachable =
             |source| DriverError::Unreachable { driver: driver.clone(), endpoint: shown.clone(), source };
@@ -273,26 +317,41 @@ impl DockerPlugins {
                 Err(error) => return Err(no_answer(format!("it broke off ({error})"))),
             }
         }
-        let parsed: Option<Value> = serde_json::from_slice(&answer).ok();
-        let said = ["Err", "Error"].iter().find_map(|key| parsed.as_ref()?.get(key)?.as_str());
-        let text = match said {
-            Some(text) if !text.is_empty() => words(text.as_bytes()),
-            _ if !status.is_success() => {
-                format!("status {}, {:?}", status.as_u16(), words(answer.trim_ascii()))
+        understood(&answer, status, prompt).map_err(|said| match said {
+            Said::No(text) => DriverError::Refused { driver: driver.clone(), call, text },
+            Said::Nothing(fault) => no_answer(fault),
+        })
+    }
+
+    /// Whether a volume exists.
+    ///
+    /// # Errors
+    /// When that cannot be told.
+    async fn exists(&self, asked: &VolumeId) -> Result<bool, DriverError> {
+        let name = json!({ "Name": asked.name });
+        let unknown = match self.call(&asked.driver, "Get", &name, UNMOUNT_TIMEOUT).await {
+            // A missing one is answered with `{}`, or an empty volume, by some.
+            Ok(answer) => {
+                let volume = field(&answer, "Volume");
+                let named = volume.and_then(|volume| field(volume, "Name")).and_then(Value::as_str);
+                return Ok(named.is_some_and(|name| !name.is_empty()));
             }
-            _ => {
-                return match parsed {
-                    Some(parsed @ Value::Object(_)) => Ok(parsed),
-                    _ => Err(no_answer(format!("{:?} is no JSON object", words(&answer)))),
-                };
-            }
+            Err(DriverError::Refused { text, .. }) if says_missing(&text) => return Ok(false),
+            // Out of reach, out of rights, or without that call.
+            Err(refused @ DriverError::Refused { .. }) => refused,
+            Err(other) => return Err(other),
         };
-        // A server that gave up waiting, and a proxy that never heard, do not speak for the work itself.
-        let gave_up = matches!(status.as_u16(), 408 | 502 | 503 | 504) || said.is_some_and(str::is_empty);
-        if gave_up || !prompt {
-            return Err(no_answer(format!("it may go on behind the error {text}")));
-        }
-        Err(DriverError::Refused { driver: driver.clone(), call, text })
+        let Ok(answer) = self.call(&asked.driver, "List", &json!({}), UNMOUNT_TIMEOUT).await else {
+            return Err(unknown);
+        };
+        let Some(volumes) = field(&answer, "Volumes") else { return Err(unknown) };
+        // Go writes no volumes as null.
+        let mut volumes = volumes.as_array().into_iter().flatten();
+        let is_it = |volume: &Value| {
+            let name = field(volume, "Name").and_then(Value::as_str);
+            name.is_some_and(|name| name.eq_ignore_ascii_case(asked.name.as_str()))
+        };
+        Ok(volumes.any(is_it))
     }
 
     async fn ensure_exists(
@@ -300,16 +359,77 @@ impl DockerPlugins {
         asked: &VolumeId,
         options: &BTreeMap<String, String>,
     ) -> Result<(), DriverError> {
-        let name = json!({ "Name": asked.name });
-        // Some drivers' Create of an existing volume fails, or resizes it. Only a plain no means that
-        // it does not exist.
-        match self.call(&asked.driver, "Get", &name, UNMOUNT_TIMEOUT).await {
-            Ok(_) => return Ok(()),
-            Err(DriverError::Refused { .. }) => {}
-            Err(other) => return Err(other),
+        // Some drivers' Create of an existing volume fails, or resizes it, or makes a second one of that name. Only a plain no
+        // means that it does not exist.
+        if self.exists(asked).await? {
+            return Ok(());
         }
         let body = json!({ "Name": asked.name, "Opts": options });
         self.call(&asked.driver, "Create", &body, MOUNT_TIMEOUT).await.map(drop)
+    }
+}
+
+/// A field of an answer. Plugins are written in Go for a client in Go, which reads keys without case.
+fn field<'a>(answer: &'a Value, name: &str) -> Option<&'a Value> {
+    let object = answer.as_object()?;
+    object
+        .get(name)
+        .or_else(|| object.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value))
+}
+
+/// Whether an error's text says that there is no such volume, and not that something else went wrong.
+fn says_missing(text: &str) -> bool {
+    let text = text.to_lowercase();
+    let words = [
+        "not found",
+        "no such volume",
+        "no such file",
+        "not exist",
+        "doesn't exist",
+        "unknown volume",
+        "could not find",
+        "couldn't find",
+        "cannot find",
+        "can't find",
+        "unable to find",
+        "no volume",
+    ];
+    // A plugin without such a call says so in the words of its web server.
+    !text.contains("page not found") && words.iter().any(|word| text.contains(word))
+}
+
+/// What a plugin says that is no good answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Said {
+    /// No, in its words: it is done with the call.
+    No(String),
+    /// Nothing that means an end.
+    Nothing(String),
+}
+
+/// What a whole answer means. `prompt`: it came so soon that an error is the end of the call.
+pub(crate) fn understood(answer: &[u8], status: StatusCode, prompt: bool) -> Result<Value, Said> {
+    let parsed: Option<Value> = serde_json::from_slice(answer).ok();
+    let said = ["Err", "Error"].iter().find_map(|key| field(parsed.as_ref()?, key)?.as_str());
+    let text = match said {
+        Some(text) if !text.is_empty() => words(text.as_bytes()),
+        _ if !status.is_success() => {
+            format!("status {}, {:?}", status.as_u16(), words(answer.trim_ascii()))
+        }
+        // 204, or nothing at all: a good answer that says nothing.
+        _ if answer.trim_ascii().is_empty() => return Ok(json!({})),
+        _ => {
+            return match parsed {
+                Some(parsed @ Value::Object(_)) => Ok(parsed),
+                _ => Err(Said::Nothing(format!("{:?} is no JSON object", words(answer)))),
+            };
+        }
+    };
+    // A server that gave up waiting, and a proxy that never heard, do not speak for the work itself.
+    let gave_up = matches!(status.as_u16(), 408 | 502 | 503 | 504) || said.is_some_and(str::is_empty);
+    match gave_up || !prompt {
+        true => Err(Said::Nothing(format!("it may go on behind the error {text}"))),
+        false => Err(Said::No(text)),
     }
 }
 
@@ -320,7 +440,7 @@ fn words(bytes: &[u8]) -> String {
     text
 }
 
-fn specified(file: &Path, text: &str) -> Result<Endpoint, DriverError> {
+pub(crate) fn specified(file: &Path, text: &str) -> Result<Endpoint, DriverError> {
     let fault = |fault: &str| DriverError::Specification { file: file.to_owned(), fault: fault.to_owned() };
     let address = if file.extension().is_some_and(|ending| ending == "json") {
         let parsed: Value = serde_json::from_str(text).map_err(|error| fault(&error.to_string()))?;
@@ -347,7 +467,9 @@ fn mount_fault(error: DriverError) -> MountFault {
     let why = error.sentence().into();
     match error {
         DriverError::NoAnswer { .. } => MountFault::Unresolved(why),
-        DriverError::NotFound { .. } | DriverError::Unreachable { .. } => MountFault::Unreachable(why),
+        DriverError::NotFound { .. } | DriverError::Coincides { .. } | DriverError::Unreachable { .. } => {
+            MountFault::Unreachable(why)
+        }
         _ => MountFault::Refused(why),
     }
 }
@@ -369,11 +491,13 @@ impl VolumeDriver for DockerPlugins {
         }
         let body = json!({ "Name": asked.name, "ID": mount_id(token) });
         let answer = self.call(&asked.driver, "Mount", &body, MOUNT_TIMEOUT).await.map_err(mount_fault)?;
-        match answer.get("Mountpoint").and_then(Value::as_str) {
+        match field(&answer, "Mountpoint").and_then(Value::as_str) {
             Some(path) if !path.is_empty() => Ok(path.to_owned()),
-            _ => Err(MountFault::Unresolved(
-                format!("the plugin {} answered Mount without a Mountpoint", asked.driver).into(),
-            )),
+            // It is done, and the volume is mounted nowhere that anybody knows of.
+            _ => {
+                let why = format!("the plugin {} answered Mount without a Mountpoint", asked.driver);
+                Err(MountFault::Unusable { why: why.into(), mounted: None })
+            }
         }
     }
 
@@ -392,9 +516,9 @@ impl VolumeDriver for DockerPlugins {
         let answer = self.call(&asked.driver, "Unmount", &body, UNMOUNT_TIMEOUT).await;
         answer.map(drop).map_err(|error| match error {
             DriverError::NoAnswer { .. } => UnmountFault::Unresolved(error.sentence().into()),
-            DriverError::NotFound { .. } | DriverError::Unreachable { .. } => {
-                UnmountFault::Unreachable(error.sentence().into())
-            }
+            DriverError::NotFound { .. }
+            | DriverError::Coincides { .. }
+            | DriverError::Unreachable { .. } => UnmountFault::Unreachable(error.sentence().into()),
             _ => UnmountFault::Refused(error.sentence().into()),
         })
     }
@@ -415,11 +539,16 @@ mod tests {
     fn plugin(answers: Vec<Option<String>>) -> (tempfile::TempDir, DockerPlugins) {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join("ebs.sock")).unwrap();
+        let calls = directory.path().join("calls");
         std::thread::spawn(move || {
             for answer in answers {
                 let (mut stream, _) = listener.accept().unwrap();
                 let mut request = [0; 4096];
-                let _ = stream.read(&mut request).unwrap();
+                let length = stream.read(&mut request).unwrap();
+                let line = String::from_utf8_lossy(&request[..length]).into_owned();
+                let call = line.split([' ', '.']).nth(2).unwrap().to_owned();
+                let mut file = std::fs::File::options().create(true).append(true).open(&calls).unwrap();
+                writeln!(file, "{call}").unwrap();
                 if let Some(answer) = answer {
                     stream.write_all(answer.as_bytes()).unwrap();
                 }
@@ -430,9 +559,15 @@ mod tests {
             sockets: directory.path().to_owned(),
             specifications: vec![],
             aliases,
-            preempt: BTreeMap::new(),
+            ..DockerPlugins::default()
         };
         (directory, plugins)
+    }
+
+    /// The plugin's calls, in order.
+    fn called(directory: &tempfile::TempDir) -> Vec<String> {
+        let calls = std::fs::read_to_string(directory.path().join("calls")).unwrap_or_default();
+        calls.lines().map(str::to_owned).collect()
     }
 
     fn http(status: &str, body: &str) -> Option<String> {
@@ -456,12 +591,32 @@ mod tests {
             ),
             (http("500 Internal Server Error", r#"{"Error":"old words"}"#), "refused: old words"),
             (http("404 Not Found", "404 page not found\n"), "refused: status 404, \"404 page not found\""),
+            // Wherever it points to, that is no plugin.
+            (
+                http("302 Found\r\nLocation: http://127.0.0.1:1/", r#"{"Mountpoint":"/m"}"#),
+                "refused: status 302, \"{\\\"Mountpoint",
+            ),
             (http("504 Gateway Timeout", "x"), "unresolved: may go on behind the error status 504"),
             (
                 http("500 Internal Server Error", r#"{"Err":""}"#),
                 "unresolved: may go on behind the error status 500",
             ),
-            (http("200 OK", "{}"), "unresolved: without a Mountpoint"),
+            (
+                http("500 Internal Server Error", r#"{"Error":""}"#),
+                "unresolved: may go on behind the error status 500",
+            ),
+            (http("200 OK", r#"{"mountpoint":"/m","ERR":null}"#), "/m"),
+            (http("200 OK", r#"{"err":"no such volume"}"#), "refused: no such volume"),
+            (http("200 OK", "{}"), "unusable: without a Mountpoint"),
+            (http("200 OK", r#"{"Mountpoint":""}"#), "unusable: without a Mountpoint"),
+            (http("200 OK", ""), "unusable: without a Mountpoint"),
+            (Some("HTTP/1.1 204 No Content\r\n\r\n".into()), "unusable: without a Mountpoint"),
+            (
+                Some(
+                    "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/\r\nContent-Length: 0\r\n\r\n".into(),
+                ),
+                "refused: status 302",
+            ),
             (http("200 OK", "garbage"), "unresolved: \"garbage\" is no JSON object"),
             (Some("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{".into()), "unresolved: broke off"),
             (None, "unresolved: the connection broke"),
@@ -474,22 +629,61 @@ mod tests {
                 Err(MountFault::Unresolved(why)) => format!("unresolved: {why}"),
                 Err(MountFault::Unreachable(why)) => format!("unreachable: {why}"),
                 Err(MountFault::Unusable { why, .. }) => format!("unusable: {why}"),
+                Err(MountFault::NotItsOwn(why)) => format!("another's: {why}"),
             };
             let (kind, words) = expected.split_once(": ").unwrap_or(("", expected));
             assert!(shown.starts_with(kind) && shown.contains(words), "{expected} but {shown}");
         }
     }
 
+    /// A plugin that gives these answers to whatever comes before Mount, and what was then done.
+    async fn made_or_not(before: &[(&str, &str)], creates: bool) {
+        let options = BTreeMap::from([("size".to_owned(), "5".to_owned())]);
+        let mut answers: Vec<_> = before.iter().map(|(status, body)| http(status, body)).collect();
+        // A plugin without Create: called by mistake, it refuses.
+        let made = if creates { ("200 OK", "{}") } else { ("404 Not Found", "page not found") };
+        answers.extend(creates.then(|| http(made.0, made.1)));
+        answers.push(http("200 OK", r#"{"Mountpoint":"/m"}"#));
+        let (directory, plugins) = plugin(answers);
+        let mounted = plugins.mount(&volume(), Some(&options), Token(Revision(7))).await;
+        assert_eq!(mounted, Ok("/m".into()), "{before:?}");
+        let calls = called(&directory);
+        assert_eq!(calls.contains(&"Create".to_owned()), creates, "{before:?}: {calls:?}");
+        assert_eq!(calls.last().unwrap(), "Mount");
+    }
+
     #[tokio::test]
     async fn a_missing_volume_is_created_and_an_existing_one_is_not() {
-        let options = BTreeMap::from([("size".to_owned(), "5".to_owned())]);
-        let missing = http("500 Internal Server Error", r#"{"Err":"resource not found"}"#);
-        let mounted = http("200 OK", r#"{"Mountpoint":"/m"}"#);
-        let good = http("200 OK", "{}");
-        let (_directory, plugins) = plugin(vec![missing, good.clone(), mounted.clone()]);
-        assert_eq!(plugins.mount(&volume(), Some(&options), Token(Revision(7))).await, Ok("/m".into()));
-        let (_directory, plugins) = plugin(vec![good, mounted]);
-        assert_eq!(plugins.mount(&volume(), Some(&options), Token(Revision(7))).await, Ok("/m".into()));
+        let failed = "500 Internal Server Error";
+        for missing in [
+            &[(failed, r#"{"Err":"resource not found"}"#)][..],
+            &[("200 OK", "{}")],
+            &[("200 OK", r#"{"Volume":null}"#)],
+            &[("200 OK", r#"{"Volume":{}}"#)],
+            // An error that tells nothing, and no Get at all: the list tells.
+            &[(failed, r#"{"Err":"AccessDenied"}"#), ("200 OK", r#"{"Volumes":[{"Name":"vol2"}]}"#)],
+            &[("404 Not Found", "404 page not found"), ("200 OK", r#"{"Volumes":null}"#)],
+        ] {
+            made_or_not(missing, true).await;
+        }
+        for existing in [
+            &[("200 OK", r#"{"Volume":{"Name":"vol1"}}"#)][..],
+            &[("200 OK", r#"{"volume":{"name":"vol1","mountpoint":""}}"#)],
+            &[(failed, r#"{"Err":"AccessDenied"}"#), ("200 OK", r#"{"Volumes":[{"Name":"VOL1"}]}"#)],
+        ] {
+            made_or_not(existing, false).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn no_volume_is_created_on_an_error_that_does_not_say_that_it_is_missing() {
+        let denied = http("500 Internal Server Error", r#"{"Err":"AccessDenied"}"#);
+        let no_list = http("404 Not Found", "404 page not found");
+        let (directory, plugins) = plugin(vec![denied, no_list, http("200 OK", "{}")]);
+        let mounted = plugins.mount(&volume(), Some(&BTreeMap::new()), Token(Revision(7))).await;
+        let Err(MountFault::Refused(why)) = mounted else { panic!("{mounted:?}") };
+        assert!(why.contains("refused Get: AccessDenied"), "{why}");
+        assert_eq!(called(&directory), ["Get", "List"]);
     }
 
     #[tokio::test]
@@ -546,6 +740,81 @@ mod tests {
             panic!()
         };
         assert!(why.contains("could not be reached"), "{why}");
+    }
+
+    /// A host that serves ebs, also called rexray, and scaleio, with a preempting plugin of ebs.
+    fn two_drivers() -> (tempfile::TempDir, DockerPlugins) {
+        let name = |name: &str| Driver::new(name).unwrap();
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let read = crate::parameters::KeeperParameters::read(&[
+            pair("etcd_endpoints", "h:1"),
+            pair("drivers", "ebs,scaleio"),
+            pair("driver_aliases", "rexray=ebs"),
+            pair("preempt_plugins", "ebs=ebs-preempt"),
+        ]);
+        let directory = tempfile::tempdir().unwrap();
+        let plugins = DockerPlugins {
+            sockets: directory.path().to_owned(),
+            specifications: vec![directory.path().to_owned()],
+            ..DockerPlugins::new(&read.unwrap().drivers)
+        };
+        assert_eq!(plugins.preempt.get(&name("rexray")), Some(&name("ebs-preempt")));
+        (directory, plugins)
+    }
+
+    #[tokio::test]
+    async fn a_plugin_that_two_drivers_lead_to_is_not_called_for_either() {
+        let (directory, plugins) = two_drivers();
+        let at = |name: &str| directory.path().join(name);
+        let _listeners = ["real.sock", "another.sock"].map(|name| UnixListener::bind(at(name)).unwrap());
+        std::os::unix::fs::symlink(at("real.sock"), at("ebs.sock")).unwrap();
+        let found = |driver: &str| {
+            let found = plugins.find(&Driver::new(driver).unwrap());
+            found.map(|endpoint| endpoint.shown()).map_err(|error| error.to_string())
+        };
+        assert_eq!(found("ebs"), Ok(at("ebs.sock").display().to_string()));
+        // An alias is another name of it, with a socket of its own or without one.
+        assert_eq!(found("rexray"), found("ebs"));
+        std::os::unix::fs::symlink(at("ebs.sock"), at("rexray.sock")).unwrap();
+        assert_eq!(found("rexray"), Ok(at("rexray.sock").display().to_string()));
+        // A second driver at the same socket; a moment ago it was not.
+        std::fs::write(at("scaleio.spec"), format!("unix://{}", at("real.sock").display())).unwrap();
+        for (driver, other) in [("ebs", "scaleio"), ("rexray", "scaleio"), ("scaleio", "ebs")] {
+            let error = found(driver).unwrap_err();
+            assert!(error.contains(&format!("the plugin {driver} at ")), "{error}");
+            assert!(error.contains(&format!("is the plugin {other} as well")), "{error}");
+        }
+        let volume = |driver: &str| VolumeId { driver: Driver::new(driver).unwrap(), ..volume() };
+        let token = Token(Revision(7));
+        let mount = plugins.mount(&volume("ebs"), None, token).await;
+        assert!(matches!(mount, Err(MountFault::Unreachable(_))), "{mount:?}");
+        let unmount = plugins.unmount(&volume("rexray"), token).await;
+        assert!(matches!(unmount, Err(UnmountFault::Unreachable(_))), "{unmount:?}");
+        std::fs::write(at("scaleio.spec"), format!("unix://{}", at("another.sock").display())).unwrap();
+        assert!(found("ebs").is_ok() && found("scaleio").is_ok());
+        // The plugin that takes volumes away, at the driver's own socket.
+        std::os::unix::fs::symlink(at("ebs.sock"), at("ebs-preempt.sock")).unwrap();
+        for driver in ["ebs", "rexray", "ebs-preempt"] {
+            assert!(found(driver).unwrap_err().contains("is the plugin "), "{driver}");
+        }
+        let taken = plugins.take_away(&volume("ebs"), token).await;
+        assert!(matches!(taken, Err(MountFault::Unreachable(_))), "{taken:?}");
+        assert!(found("scaleio").is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_plugin_without_capabilities_is_of_local_scope_as_docker_takes_it() {
+        for (answer, scope) in [
+            (http("200 OK", r#"{"Capabilities":{"Scope":"global"}}"#), "global"),
+            (http("200 OK", r#"{"Capabilities":{"Scope":"local"}}"#), "local"),
+            (http("200 OK", "{}"), "local"),
+            (http("404 Not Found", "404 page not found\n"), "local"),
+        ] {
+            let (_directory, plugins) = plugin(vec![answer]);
+            assert_eq!(plugins.scope(&volume().driver, UNMOUNT_TIMEOUT).await.unwrap(), scope);
+        }
+        let (_directory, plugins) = plugin(vec![None]);
+        assert!(plugins.scope(&volume().driver, UNMOUNT_TIMEOUT).await.is_err());
     }
 
     #[test]

@@ -49,6 +49,11 @@ impl<S: LeaseStore> Etcd<S> {
         });
     }
 
+    /// Why the last write had no answer.
+    pub(super) fn fault(&self) -> Option<Text> {
+        self.exchange.fault()
+    }
+
     /// Watches these keys, each from after the revision at which it was read, and no others.
     pub(super) fn watch(&mut self, keys: BTreeMap<Key, Revision>) {
         self.watches.retain(|key, (read, task)| {

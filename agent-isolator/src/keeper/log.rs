@@ -1,13 +1,14 @@
-//! The log of a keeper that nobody else keeps a log for.
+//! Logs: one event is one line, whatever stands in it; and the log of a keeper that nobody else keeps a log for.
 //!
-//! It is on the run directory's file system, in memory beside the table: it must not fill that. At its size limit it
-//! becomes `keeper.log.1`, in place of an older one.
+//! That log is on the run directory's file system, in memory beside the table: it must not fill that. At its size limit
+//! it becomes `keeper.log.1`, in place of an older one.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use shared::quote::LineWriter;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Small beside the memory of any host, also twice.
@@ -68,8 +69,25 @@ impl<'a> MakeWriter<'a> for BoundedLog {
     }
 }
 
+/// A log in which every event is one line: names and sentences of tasks, plugins and records cannot forge another, nor
+/// reach a terminal that shows it ([`LineWriter`]). Around every log of these programs.
+#[derive(Clone, Debug)]
+pub struct OneLine<M>(pub M);
+
+impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for OneLine<M> {
+    type Writer = LineWriter<M::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        LineWriter(self.0.make_writer())
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use shared::quote;
+
     use super::*;
 
     #[test]
@@ -83,5 +101,28 @@ mod tests {
         }
         assert_eq!(fs::read_to_string(path.with_extension("log.1")).unwrap(), "second\nthird\n");
         assert_eq!(fs::read_to_string(&path).unwrap(), "fourth\n");
+    }
+
+    #[test]
+    fn an_event_is_one_line_whatever_stands_in_its_message_and_fields() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keeper.log");
+        let log = OneLine(Arc::new(BoundedLog::open(&path).unwrap()));
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(log).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            let forged = "extvol.a\nE1130 00:00:00.0 1 slave.cpp:1] forged";
+            tracing::warn!("label {forged} is unknown");
+            tracing::warn!(driver = "\u{202e}sbe", "the plugin said: one\r\ntwo\u{9b}2J");
+            tracing::warn!(holder = %"a\u{1b}[2J\n", "gone");
+        });
+        let text = fs::read_to_string(&path).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 3, "{text}");
+        assert!(lines.iter().all(|line| quote::line(line) == *line), "{text}");
+        assert!(
+            lines[0].ends_with("label extvol.a\\nE1130 00:00:00.0 1 slave.cpp:1] forged is unknown"),
+            "{text}"
+        );
+        assert!(lines[1].contains("one\\r\\ntwo") && lines[1].contains("202e"), "{text}");
     }
 }

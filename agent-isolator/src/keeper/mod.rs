@@ -4,10 +4,14 @@
 //! ```text
 //! mod.rs       the worker: the shell around shared::protocol::holder
 //! etcd.rs      its reads, commits and watches
-//! driver.rs    the plugins' protocol
+//! driver.rs    the plugins' protocol; endpoints.rs where they listen, and which of them must not be one
+//! survey.rs    whether they do what the parameters say of them
 //! probe.rs     looks at mounts and devices, each in a helper process
-//! mounts.rs    what those looks are; mount_table.rs: the kernel's tables
-//! deadman.rs   the other process; fence/ what it does; shared_memory.rs what the two share
+//! deadman/     the other processes; fence/ what they do; shared_memory.rs what all share
+//! means.rs     what a fence of this host rests on; cgroups.rs
+//! mounts/      what those looks are; mount_table.rs: the kernel's tables
+//! calls.rs     what was there before a driver was called
+//! limits.rs    what tenants can have of it at once
 //! checkpoint.rs, server.rs, alive.rs, log.rs, process.rs
 //! ```
 //!
@@ -15,39 +19,55 @@
 //! for a file system, a device or a plugin: it has to tick for the deadman, and to beat.
 
 pub mod alive;
+mod calls;
+pub mod cgroups;
 pub mod checkpoint;
 pub mod deadman;
 pub mod driver;
+mod endpoints;
 mod etcd;
 pub mod fence;
+pub mod flock;
+pub mod limits;
 pub mod log;
-mod mount_table;
+pub mod means;
+pub(crate) mod mount_table;
 pub mod mounts;
 pub mod probe;
 pub mod process;
 pub mod server;
 pub mod shared_memory;
 pub mod stored_table;
+pub mod survey;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use shared::clock::{Reading as Clocks, SuspendWatch, holder_now};
 use shared::exchange_io::Exchange;
-use shared::protocol::exchange::{Instance, Key, Outcome};
-use shared::protocol::holder::{Answer, Container, Core, Input, Life, Output, Settings, Wanted};
+use shared::protocol::exchange::{Instance, Key, Means, Outcome};
+use shared::protocol::holder::{
+    Answer, Container, Core, Input, Life, MountFault, MountedVolume, Output, Phase, Settings, UnmountFault,
+    Wanted,
+};
 use shared::protocol::timing::LEAD;
 use shared::protocol::{Now, Op, Request, Text};
+use shared::record::Token;
 use shared::store::LeaseStore;
-use shared::volume::{ContainerId, NameError};
+use shared::volume::{ContainerId, Driver, VolumeId};
 use tokio::sync::mpsc;
 
+use self::calls::Calls;
 use self::checkpoint::{Checkpoint, Machine, StartError};
-use self::deadman::Guard;
+use self::deadman::DeadmanWatch;
 use self::driver::VolumeDriver;
 use self::etcd::Etcd;
 use self::fence::{FenceRunner, Known, Policy};
+use self::limits::DriverCalls;
+use self::means::{Found, MeansWatch};
+use self::mounts::{MountCall, Others, Proof, ProofCall};
 use self::probe::Prober;
 use self::server::{ConnectionId, Lines};
 use self::shared_memory::SharedMemory;
@@ -60,6 +80,9 @@ const STORE_AGAIN: Duration = Duration::from_millis(250);
 
 /// How often the containers' processes are looked at.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether a volume's disk is gone or its file system has turned read-only: by kernel tables alone.
+const AILS_AGAIN: Duration = Duration::from_secs(5);
 
 /// How often the worker looks at clock, flag and deadman. A kernel timer runs on a clock that can be slewed, and so is
 /// trusted for no longer.
@@ -111,6 +134,14 @@ pub enum Event {
     Call(ConnectionId, u64, Call),
     /// An effect has ended.
     Core(Input),
+    /// A driver has answered a Mount.
+    DriverMounted(Op, Box<Wanted>, Result<String, MountFault>),
+    /// It was looked at what a driver has mounted; and what of it is outside the roots.
+    Identified(Op, VolumeId, Result<MountedVolume, MountFault>, Option<Box<MountedVolume>>),
+    /// It was looked whether a volume, as its driver was asked for it, is idle.
+    Proved(Op, VolumeId, Proof),
+    /// A driver has ended a call, whatever its answer is.
+    CallEnded(Driver),
 }
 
 /// The running worker.
@@ -119,12 +150,15 @@ pub struct Worker<S, D> {
     core: Core,
     checkpoint: Checkpoint,
     memory: Arc<SharedMemory>,
-    guard: Guard,
+    guard: DeadmanWatch,
     policy: Policy,
     guarded: bool,
+    means: MeansWatch,
     etcd: Etcd<S>,
     driver: D,
+    queue: DriverCalls,
     prober: Prober,
+    calls: Calls,
     /// Whether the table has to be stored before what depends on it is carried out.
     unstored: bool,
     /// Why it could not be, the last time.
@@ -136,6 +170,8 @@ pub struct Worker<S, D> {
     fence_by: Option<(Op, Now)>,
     /// When the containers' processes are looked at again.
     look_again: Now,
+    /// When volumes are looked at for what ails them.
+    ails_again: Now,
     suspends: SuspendWatch,
     /// What was last said of the session, so that each change is said once.
     said: String,
@@ -161,16 +197,23 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         memory: Arc<SharedMemory>,
         exchange: Exchange<S>,
         driver: D,
-        guard: Guard,
+        guard: DeadmanWatch,
     ) -> Result<Self, StartError> {
         let (events, received) = mpsc::unbounded_channel();
         let mut table = checkpoint.load()?;
+        for root in &parameters.mount_roots {
+            if let Err(why) = close_root(root) {
+                tracing::warn!("{why}");
+            }
+        }
         let now = holder_now();
         memory.tick_worker(now);
         // An epoch was open in this boot: somebody took the table away.
         table.lost |= !checkpoint.path().exists() && memory.read().generation > 0;
         let lost = table.lost;
-        let core = Core::new(now, settings(&parameters, machine), table, memory.read());
+        let mut means = MeansWatch::new(&parameters, Arc::clone(&memory));
+        let found = means.look(now).map(|found| found.means).unwrap_or_default();
+        let core = Core::new(now, settings(&parameters, machine, found), table, memory.read());
         Ok(Self {
             core,
             checkpoint,
@@ -178,9 +221,12 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             guard,
             policy: parameters.policy(),
             guarded: true,
+            means,
             etcd: Etcd::new(exchange, events.clone()),
             driver,
-            prober: Prober::new(parameters.mount_roots.clone()),
+            queue: DriverCalls::new(parameters.driver_calls_max),
+            prober: Prober::new(parameters.places(), parameters.policy().program),
+            calls: Calls::default(),
             // That it was lost has to be known to the next one, too.
             unstored: lost,
             store_fault: None,
@@ -188,6 +234,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             held: VecDeque::new(),
             fence_by: None,
             look_again: now,
+            ails_again: now + AILS_AGAIN,
             suspends: SuspendWatch::default(),
             said: String::new(),
             etcd_silent: false,
@@ -199,6 +246,14 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             limits: BTreeMap::new(),
             parameters,
         })
+    }
+
+    /// With another program than this one for the helpers, where this one is no keeper.
+    #[must_use]
+    pub fn with_helpers(mut self, program: PathBuf) -> Self {
+        self.prober = Prober::new(self.parameters.places(), program.clone());
+        self.policy.program = program;
+        self
     }
 
     /// Where connections send their events.
@@ -242,6 +297,9 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             self.guarded = guarded;
             self.core.handle(now, Input::Guarded(guarded));
         }
+        if let Some(Found { means, lacking }) = self.means.look(now) {
+            self.core.handle(now, Input::Means { means, lacking });
+        }
         // Whatever keeps the deadman from it: a host that is to be fenced does not wait.
         if let Some((op, _)) = self.fence_by.take_if(|(_, at)| *at <= now) {
             tracing::error!("the deadman does not fence this host: the worker does");
@@ -253,9 +311,30 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             self.look_again = now + if ending { POLL } else { LOOK_AGAIN };
             self.look_at_containers(now);
         }
+        if self.ails_again <= now {
+            self.ails_again = now + AILS_AGAIN;
+            self.look_for_ailing();
+        }
         if self.core.next_deadline().is_some_and(|at| at <= now) {
             self.core.handle(now, Input::Tick);
         }
+    }
+
+    /// Has volumes looked at whose disk is gone, or whose file system has turned read-only, under those who use them.
+    fn look_for_ailing(&self) {
+        let used = self.core.volumes().iter().filter(|(_, volume)| !volume.users.is_empty());
+        let used = used.filter_map(|(id, volume)| Some((id.clone(), volume.mounted()?.clone())));
+        let used: Vec<_> = used.collect();
+        if used.is_empty() {
+            return;
+        }
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            let found = blocking(move || mounts::ailing(used.iter().map(|(id, m)| (id.clone(), m)))).await;
+            for volume in found.unwrap_or_default() {
+                let _ = events.send(Event::Core(Input::Suspect { volume }));
+            }
+        });
     }
 
     /// Ends the use of volumes by containers of which nothing runs any more.
@@ -272,6 +351,26 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             Event::Core(input) => {
                 self.hear(&input);
                 self.core.handle(holder_now(), input);
+            }
+            Event::DriverMounted(op, wanted, Ok(path)) => self.identify(op, *wanted, path),
+            Event::DriverMounted(op, _, Err(fault)) => {
+                self.core.handle(holder_now(), Input::Mounted(op, Err(fault)));
+            }
+            Event::Identified(op, asked, result, stray) => {
+                self.calls.add_stray(&asked, stray);
+                self.core.handle(holder_now(), Input::Mounted(op, result));
+            }
+            Event::Proved(op, asked, proof) => {
+                let now = holder_now();
+                self.calls.proved(now, &asked, &proof);
+                for who in &proof.killed {
+                    tracing::warn!("{who} held volume {asked}, which no container here uses: it was killed");
+                }
+                self.core.handle(now, Input::Idle(op, proof.idleness));
+            }
+            Event::CallEnded(driver) => {
+                self.queue.ended(&driver);
+                self.call_drivers();
             }
             Event::Connected(id, lines) => {
                 for (container, message) in &self.limits {
@@ -303,6 +402,10 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                     self.requests.remove(&request);
                     return self.answer(connection, call_id, Err(why));
                 }
+                if let Some(why) = self.has_too_many(&container) {
+                    self.requests.remove(&request);
+                    return self.answer(connection, call_id, Err(why));
+                }
                 if let Err(why) = self.check_mount_roots() {
                     self.requests.remove(&request);
                     return self.answer(connection, call_id, Err(why.into()));
@@ -319,8 +422,16 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                 Input::Prepare { request, container, agent, agent_id, volumes }
             }
             Call::Isolate { agent, container, pid } => {
-                let cgroup = alive::freezer_cgroup(pid).map(Text::from);
-                Input::Isolate { request, agent: agent.into(), container, pid, cgroup }
+                let Some(cgroup) = alive::own_cgroup(pid, &container) else {
+                    let refused = format!(
+                        "container {container} (process {pid}) is in no freezer cgroup of its own below {}: a fence \
+                         could not end it, so it may have no volumes; the agent needs --launcher=linux",
+                        alive::FREEZER
+                    );
+                    self.requests.remove(&request);
+                    return self.answer(connection, call_id, Err(refused.into()));
+                };
+                Input::Isolate { request, agent: agent.into(), container, pid, cgroup: Some(cgroup.into()) }
             }
             Call::Cleanup { agent, container } => {
                 self.limits.remove(&container);
@@ -347,19 +458,29 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         self.core.handle(holder_now(), input);
     }
 
+    /// Why another prepare has to wait for its next try. One that is asked again, over another connection, does not.
+    fn has_too_many(&self, container: &ContainerId) -> Option<Text> {
+        let (preparing, this_one) = self.core.preparing(container);
+        let max = self.parameters.prepares_max;
+        (preparing >= max && !this_one).then(|| {
+            format!(
+                "this host is already preparing the volumes of {preparing} containers, the most that its keeper does at \
+                 once (prepares_max): start it again when some of them have started or failed"
+            )
+            .into()
+        })
+    }
+
     /// The volumes by their canonical names.
     fn wanted(&self, volumes: Vec<wire::VolumeCall>) -> Result<Vec<Wanted>, String> {
         let wanted = |call: wire::VolumeCall| {
-            let volume = self.parameters.naming.canonical(&call.volume).map_err(|fault| match fault {
-                NameError::LongDriver { .. } => format!("the driver name {} {fault}", call.volume.driver),
-                _ => format!("the volume name {:?} {fault}", call.volume.name.as_str()),
-            })?;
+            let volume = self.parameters.drivers.canonical(&call.volume)?;
             let mut asked = call.volume;
             // A plugin's long name stands in no socket's name.
             if asked.driver.as_str().contains('/') {
                 asked.driver = volume.driver.clone();
             }
-            Ok(Wanted { volume, asked, create: call.create })
+            Ok(Wanted { volume, asked, create: call.create, read_only: call.read_only })
         };
         volumes.into_iter().map(wanted).collect()
     }
@@ -386,7 +507,10 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
 
     /// Looked at for each prepare: somebody may mend it, or break it, while the keeper runs.
     fn check_mount_roots(&self) -> Result<(), String> {
-        self.parameters.mount_roots.iter().try_for_each(|root| mounts::check_root(root))
+        self.parameters.mount_roots.iter().try_for_each(|root| {
+            mounts::check_root(root)?;
+            close_root(root)
+        })
     }
 
     fn answer(&self, connection: ConnectionId, id: u64, answer: Result<Answer, Text>) {
@@ -454,6 +578,13 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             Input::Read(_, Ok(_)) | Input::Committed(..) => None,
             _ => return,
         };
+        let silent = silent.map(|why: Text| match self.etcd.fault() {
+            Some(fault) if matches!(input, Input::Committed(..)) => format!("{why}: {fault}").into(),
+            _ => why,
+        });
+        if let Some(why) = silent.clone().filter(|_| matches!(input, Input::Committed(..))) {
+            self.core.handle(holder_now(), Input::Silent(why));
+        }
         match silent {
             Some(why) if !self.etcd_silent => tracing::warn!("etcd does not answer: {why}"),
             None if self.etcd_silent => tracing::info!("etcd answers again"),
@@ -507,41 +638,27 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                 }
             }
             Output::Reset => self.memory.reset(),
-            Output::Settle { op, token, asked } => {
-                if !self.may_call(op) {
-                    return;
-                }
-                let driver = self.driver.clone();
-                tokio::spawn(async move { tell(Input::Settled(op, driver.take_away(&asked, token).await)) });
+            Output::Settle { .. } | Output::Mount { .. } | Output::Unmount { .. } => self.queue_call(output),
+            Output::Look { op, mounted, doubted } => {
+                let prober = self.prober.clone();
+                tokio::spawn(async move { tell(Input::Seen(op, prober.look(mounted, doubted).await)) });
             }
-            Output::Mount { op, token, wanted } => {
-                if !self.may_call(op) {
-                    return;
-                }
-                let (driver, prober) = (self.driver.clone(), self.prober.clone());
+            Output::ProveIdle { op, volume, asked, mounted } => {
+                let (others, known) = (self.others(&volume), self.calls.of(&asked));
+                let end = known.had_time(holder_now(), self.parameters.grace);
+                let call = ProofCall {
+                    asked: asked.clone(),
+                    mounted,
+                    before: known.before,
+                    repeated: known.calls > 1,
+                    strays: known.strays,
+                    others,
+                    end,
+                };
+                let (prober, events) = (self.prober.clone(), self.events.clone());
                 tokio::spawn(async move {
-                    let mounted = driver.mount(&wanted.asked, wanted.create.as_ref(), token).await;
-                    let result = match mounted {
-                        Ok(path) => prober.identify(path).await,
-                        Err(fault) => Err(fault),
-                    };
-                    tell(Input::Mounted(op, result));
+                    let _ = events.send(Event::Proved(op, asked, prober.prove_idle(call).await));
                 });
-            }
-            Output::Unmount { op, token, asked } => {
-                if !self.may_call(op) {
-                    return;
-                }
-                let driver = self.driver.clone();
-                tokio::spawn(async move { tell(Input::Unmounted(op, driver.unmount(&asked, token).await)) });
-            }
-            Output::Look { op, mounted } => {
-                let prober = self.prober.clone();
-                tokio::spawn(async move { tell(Input::Seen(op, prober.look(mounted).await)) });
-            }
-            Output::ProveIdle { op, asked, mounted } => {
-                let prober = self.prober.clone();
-                tokio::spawn(async move { tell(Input::Idle(op, prober.prove_idle(asked, mounted).await)) });
             }
             Output::MakeSafe { op } => self.make_safe(op),
             Output::Fence { op, why } => {
@@ -568,7 +685,113 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         }
     }
 
-    /// The last look before a driver is called: time passed while the table was stored.
+    /// Notes what is there before a driver is called.
+    fn begin_call(&mut self, asked: &VolumeId, token: Token, again: bool) {
+        let rows = self.core.volumes();
+        self.calls.forget(|asked| rows.values().any(|row| row.wanted.asked == *asked));
+        self.calls.begin(asked, token, again);
+    }
+
+    /// Looks at what a driver has mounted, beside what this host's other volumes have by now.
+    fn identify(&self, op: Op, wanted: Wanted, mount_point: String) {
+        let call = MountCall {
+            others: self.others(&wanted.volume),
+            before: self.calls.of(&wanted.asked).before,
+            suid_dev: self.parameters.allow_suid_dev.contains(&wanted.volume.driver),
+            read_only: wanted.read_only,
+            volume: wanted.volume,
+            mount_point,
+        };
+        let (prober, events) = (self.prober.clone(), self.events.clone());
+        tokio::spawn(async move {
+            let (result, stray) = prober.identify(call).await;
+            let _ = events.send(Event::Identified(op, wanted.asked, result, stray));
+        });
+    }
+
+    /// What this host's other volumes have mounted.
+    fn others(&self, volume: &VolumeId) -> Others {
+        let others = || self.core.volumes().iter().filter(|(id, _)| *id != volume);
+        let mounting =
+            others().any(|(_, row)| matches!(row.phase, Phase::Mounting { .. } | Phase::Settling { .. }));
+        let mounted = others().filter_map(|(id, row)| Some((id.clone(), row.mounted()?.clone()))).collect();
+        Others { mounted, mounting }
+    }
+
+    /// A call of a driver: it is made at once, or when that driver has ended others.
+    fn queue_call(&mut self, call: Output) {
+        let asked = match &call {
+            Output::Mount { wanted, .. } => &wanted.asked,
+            Output::Settle { asked, .. } | Output::Unmount { asked, .. } => asked,
+            _ => return,
+        };
+        let (driver, caller) = self.parameters.drivers.canonical(asked).map_or_else(
+            |_| (asked.driver.clone(), None),
+            |volume| (volume.driver.clone(), self.user_of(&volume)),
+        );
+        self.queue.add(driver, caller, call);
+        self.call_drivers();
+    }
+
+    fn user_of(&self, volume: &VolumeId) -> Option<ContainerId> {
+        self.core.volumes().get(volume)?.users.first().cloned()
+    }
+
+    fn call_drivers(&mut self) {
+        while let Some((driver, call)) = self.queue.next() {
+            self.call_driver(driver, call);
+        }
+    }
+
+    fn call_driver(&mut self, named: Driver, call: Output) {
+        let (Output::Settle { op, .. } | Output::Mount { op, .. } | Output::Unmount { op, .. }) = call else {
+            return;
+        };
+        if !self.may_call(op) {
+            return self.queue.ended(&named);
+        }
+        match &call {
+            Output::Settle { token, asked, .. } => self.begin_call(asked, *token, false),
+            Output::Mount { token, wanted, again, .. } => {
+                self.begin_call(&wanted.asked, *token, *again);
+            }
+            _ => {}
+        }
+        let (tell, events) = (self.tell(), self.events.clone());
+        let (driver, prober) = (self.driver.clone(), self.prober.clone());
+        // The receiver lives as long as the worker runs.
+        let send = move |event| drop(events.send(event));
+        tokio::spawn(async move {
+            match call {
+                Output::Settle { token, asked, .. } => {
+                    let result = driver.take_away(&asked, token).await;
+                    send(Event::CallEnded(named));
+                    tell(Input::Settled(op, result));
+                }
+                Output::Mount { token, wanted, .. } => {
+                    let mounted = driver.mount(&wanted.asked, wanted.create.as_ref(), token).await;
+                    send(Event::CallEnded(named));
+                    send(Event::DriverMounted(op, Box::new(wanted), mounted));
+                }
+                Output::Unmount { token, asked, mounted, .. } => {
+                    // Else the driver would detach a disk that is mounted.
+                    let unpinned = match mounted.filter(|mounted| mounted.pin.is_some()) {
+                        Some(mounted) => prober.unpin(mounted).await,
+                        None => Ok(()),
+                    };
+                    let result = match unpinned {
+                        Ok(()) => driver.unmount(&asked, token).await,
+                        Err(why) => Err(UnmountFault::Unreachable(why)),
+                    };
+                    send(Event::CallEnded(named));
+                    tell(Input::Unmounted(op, result));
+                }
+                _ => {}
+            }
+        });
+    }
+
+    /// The last look before a driver is called: time passed while the table was stored, and while others were called.
     fn may_call(&self, op: Op) -> bool {
         !self.memory.read().fenced && self.core.may_call_driver(holder_now(), op)
     }
@@ -606,6 +829,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
 
     /// What waited for the table is of an epoch that is over.
     fn drop_held(&mut self) {
+        self.queue.forget();
         for output in std::mem::take(&mut self.held) {
             if let Output::Reply(request, _) = output {
                 self.reply(request, Err("this host is being fenced".into()));
@@ -631,7 +855,15 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
     }
 }
 
-fn settings(parameters: &KeeperParameters, machine: Machine) -> Settings {
+/// Closes a mount root to all but root, and says so where that changed something.
+fn close_root(root: &std::path::Path) -> Result<(), String> {
+    if mounts::close_root(root)? {
+        tracing::info!("the mount root {} belongs to root alone now (mode 0700)", root.display());
+    }
+    Ok(())
+}
+
+fn settings(parameters: &KeeperParameters, machine: Machine, means: BTreeSet<Means>) -> Settings {
     Settings {
         holder: parameters.holder.clone(),
         instance: Instance(random_id().into()),
@@ -639,6 +871,7 @@ fn settings(parameters: &KeeperParameters, machine: Machine) -> Settings {
         boot: machine.boot_id.into(),
         timing: parameters.timing,
         by_time: parameters.by_time,
+        means,
         grace: parameters.grace,
         prepare_timeout: parameters.prepare_timeout,
         wait_timeout: parameters.wait_timeout,
@@ -646,7 +879,7 @@ fn settings(parameters: &KeeperParameters, machine: Machine) -> Settings {
         lead: LEAD,
         retry: RETRY,
         settle: parameters.settle_time,
-        storage_fencing: parameters.preempt_plugins.keys().cloned().collect(),
+        storage_fencing: parameters.drivers.preempt.keys().cloned().collect(),
         fencing_required: parameters.fencing_required,
     }
 }

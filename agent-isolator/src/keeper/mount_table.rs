@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -13,14 +13,40 @@ use rustix::fs::{Mode, OFlags};
 const SCANS: u32 = 8;
 
 /// One line of a mount table.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Mount {
     pub(crate) id: u64,
     pub(crate) parent: u64,
     pub(crate) device_number: String,
+    /// The directory of the file system that is shown: `/`, unless a part of it was bound.
+    pub(crate) root: PathBuf,
     pub(crate) mount_point: PathBuf,
+    /// This mount's own options.
+    pub(crate) options: String,
     pub(crate) shared: bool,
+    /// The number of its peer group, where it is shared.
+    pub(crate) peers: Option<u64>,
+    /// The number of the peer group that it gets mounts and unmounts of, where it is a slave.
+    pub(crate) master: Option<u64>,
+    /// Its type, such as `ext4`.
+    pub(crate) file_system: String,
     pub(crate) source: String,
+    /// The file system's options.
+    pub(crate) super_options: String,
+}
+
+impl Mount {
+    /// Whether nobody can write to it.
+    pub(crate) fn is_read_only(&self) -> bool {
+        [&self.options, &self.super_options]
+            .into_iter()
+            .any(|options| options.split(',').any(|option| option == "ro"))
+    }
+
+    /// Whether it lies below a directory.
+    pub(crate) fn is_below(&self, root: &Path) -> bool {
+        self.mount_point != root && self.mount_point.starts_with(root)
+    }
 }
 
 /// Reads a mount table.
@@ -31,12 +57,28 @@ pub(crate) fn parse(table: &[u8]) -> Vec<Mount> {
         let number = |field: &[u8]| text(field).parse().ok();
         let (id, parent) = (number(fields.next()?)?, number(fields.next()?)?);
         let device_number = text(fields.next()?);
-        let mount_point = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
-        let mut optional = fields.by_ref().skip(1).take_while(|field| *field != b"-");
-        let shared = optional.by_ref().any(|field| field.starts_with(b"shared:"));
-        optional.for_each(drop);
-        let source = text(&unescape(fields.nth(1)?));
-        Some(Mount { id, parent, device_number, mount_point, shared, source })
+        let path = |field: &[u8]| PathBuf::from(OsString::from_vec(unescape(field)));
+        let (root, mount_point) = (path(fields.next()?), path(fields.next()?));
+        let options = text(fields.next()?);
+        let optional: Vec<_> = fields.by_ref().take_while(|field| *field != b"-").map(text).collect();
+        let group = |name: &str| optional.iter().find_map(|field| field.strip_prefix(name)?.parse().ok());
+        let (peers, master) = (group("shared:"), group("master:"));
+        let (file_system, source) = (text(&unescape(fields.next()?)), text(&unescape(fields.next()?)));
+        let super_options = fields.next().map(text).unwrap_or_default();
+        Some(Mount {
+            id,
+            parent,
+            device_number,
+            root,
+            mount_point,
+            options,
+            shared: peers.is_some(),
+            peers,
+            master,
+            file_system,
+            source,
+            super_options,
+        })
     };
     table.split(|byte| *byte == b'\n').filter_map(line).collect()
 }
@@ -69,11 +111,15 @@ pub(crate) fn own() -> io::Result<Vec<Mount>> {
 /// The mount that shows `path`, by the kernel's own word: of stacked mounts the one on top.
 pub(crate) fn showing(path: &Path) -> io::Result<Mount> {
     let file = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    showing_file(&file)?
+        .ok_or_else(|| io::Error::other(format!("no mount in this process's table shows {}", path.display())))
+}
+
+/// The mount that an open file is on; none when this process's table does not show it.
+pub(crate) fn showing_file(file: &OwnedFd) -> io::Result<Option<Mount>> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
     let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse::<u64>().ok());
-    let found = own()?.into_iter().find(|mount| Some(mount.id) == id);
-    found
-        .ok_or_else(|| io::Error::other(format!("no mount in this process's table shows {}", path.display())))
+    Ok(own()?.into_iter().find(|mount| Some(mount.id) == id))
 }
 
 /// A process, with the mount by which it sees a file system.
@@ -84,11 +130,12 @@ pub(crate) struct Witness {
     pub(crate) mount_point: PathBuf,
 }
 
-/// A process of another mount namespace, and a mount in its table, for which `wanted` holds.
+/// A process of another mount namespace, and a mount in its table, for which `wanted` holds. It is given the process, the
+/// mount and the whole table.
 ///
 /// # Errors
 /// When a namespace could not be read: then nothing is known of it.
-pub(crate) fn elsewhere(wanted: impl Fn(u32, &Mount) -> bool) -> io::Result<Option<Witness>> {
+pub(crate) fn elsewhere(wanted: impl Fn(u32, &Mount, &[Mount]) -> bool) -> io::Result<Option<Witness>> {
     let own_name = fs::read_link("/proc/self/ns/mnt")?;
     let own_ids: BTreeSet<u64> = own()?.into_iter().map(|mount| mount.id).collect();
     for _ in 0..SCANS {
@@ -108,7 +155,7 @@ pub(crate) fn elsewhere(wanted: impl Fn(u32, &Mount) -> bool) -> io::Result<Opti
             }
             // Any process of the namespace may be the one that is looked for; all show the same table.
             let found =
-                pids.iter().find_map(|pid| Some((*pid, table.iter().find(|mount| wanted(*pid, mount))?)));
+                pids.iter().find_map(|pid| Some((*pid, table.iter().find(|m| wanted(*pid, m, &table))?)));
             if let Some((pid, mount)) = found {
                 let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
                 let name = String::from_utf8_lossy(&name).trim().to_owned();
@@ -177,7 +224,7 @@ mod tests {
 22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
 40 22 0:33 / /run rw - tmpfs tmpfs rw
 50 22 7:3 / /var/lib/rexray/volumes/a\\040b rw,relatime shared:9 master:2 - ext4 /dev/loop3 rw
-51 50 7:4 / /var/lib/rexray/volumes/\xff rw - ext4 /dev/loop4 rw
+51 50 7:4 / /var/lib/rexray/volumes/\xff rw - ext4 /dev/loop4 ro,errors=remount-ro
 ";
 
     #[test]
@@ -188,6 +235,9 @@ mod tests {
         assert_eq!(mounts.iter().map(|m| m.shared).collect::<Vec<_>>(), [true, false, true, false]);
         assert_eq!(mounts[3].source, "/dev/loop4");
         assert_eq!(mounts[3].parent, 50);
+        assert_eq!((mounts[2].peers, mounts[2].master), (Some(9), Some(2)));
+        assert_eq!((mounts[2].file_system.as_str(), mounts[2].root.as_path()), ("ext4", Path::new("/")));
+        assert!(!mounts[2].is_read_only() && mounts[3].is_read_only(), "an ext4 that turned read-only");
         assert_eq!(unescape(b"a\\134b\\"), b"a\\b\\");
     }
 
@@ -212,10 +262,10 @@ mod tests {
         let mut output = io::BufReader::new(child.stdout.as_mut().unwrap());
         io::BufRead::read_line(&mut output, &mut line).unwrap();
         assert_eq!(line, "ready\n");
-        let witness = elsewhere(|_, mount| mount.source == "extvol-witness").unwrap().unwrap();
+        let witness = elsewhere(|_, mount, _| mount.source == "extvol-witness").unwrap().unwrap();
         assert_eq!(witness.mount_point, Path::new("/mnt"));
         drop(child.stdin.take());
         child.wait().unwrap();
-        assert_eq!(elsewhere(|_, mount| mount.source == "extvol-witness").unwrap(), None);
+        assert_eq!(elsewhere(|_, mount, _| mount.source == "extvol-witness").unwrap(), None);
     }
 }

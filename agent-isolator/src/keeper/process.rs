@@ -128,7 +128,13 @@ pub(super) fn pids() -> Vec<u32> {
 /// This process's session.
 #[must_use]
 pub fn own_session() -> u32 {
-    stat(std::process::id()).map_or(0, |stat| stat.session)
+    session_of(std::process::id()).unwrap_or(0)
+}
+
+/// The session of a process; none when it has ended.
+#[must_use]
+pub fn session_of(pid: u32) -> Option<u32> {
+    stat(pid).map(|stat| stat.session)
 }
 
 /// The processes of a keeper's session that run a keeper's program, but for this one: worker, deadman and their helpers. The

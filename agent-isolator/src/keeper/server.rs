@@ -3,12 +3,14 @@
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::Event;
+use super::limits::CONNECTIONS_MAX;
 use crate::wire::{CallLine, read_line};
 
 /// A connection, for as long as the keeper runs.
@@ -37,6 +39,7 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
 /// Accepts connections, for ever.
 pub async fn serve(listener: UnixListener, events: mpsc::UnboundedSender<Event>) {
     let own = rustix::process::geteuid().as_raw();
+    let open = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     for id in (1..).map(ConnectionId) {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -48,9 +51,20 @@ pub async fn serve(listener: UnixListener, events: mpsc::UnboundedSender<Event>)
             }
         };
         match stream.peer_cred() {
-            Ok(peer) if peer.uid() == 0 || peer.uid() == own => {
-                tokio::spawn(connection(id, stream, events.clone()));
-            }
+            Ok(peer) if peer.uid() == 0 || peer.uid() == own => match Arc::clone(&open).try_acquire_owned() {
+                Ok(turn) => {
+                    let events = events.clone();
+                    tokio::spawn(async move {
+                        connection(id, stream, events).await;
+                        drop(turn);
+                    });
+                }
+                Err(_) => tracing::warn!(
+                    "a connection was refused: process {:?} makes the {}th, and an agent needs one",
+                    peer.pid(),
+                    CONNECTIONS_MAX + 1
+                ),
+            },
             Ok(peer) => tracing::warn!("a connection of user {} was refused", peer.uid()),
             Err(error) => tracing::warn!("a connection's user could not be told: {error}"),
         }
@@ -80,7 +94,12 @@ async fn connection(id: ConnectionId, stream: UnixStream, events: mpsc::Unbounde
                     }
                 }
                 Err(error) => {
-                    tracing::warn!("a line of an isolator cannot be read, its connection is closed: {error}");
+                    // Not its words: they repeat what stands there, which may be a volume's options.
+                    tracing::warn!(
+                        "a line of an isolator cannot be read, its connection is closed: {:?} error in column {}",
+                        error.classify(),
+                        error.column()
+                    );
                     return;
                 }
             }

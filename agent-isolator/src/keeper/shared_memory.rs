@@ -9,7 +9,12 @@
 //! word 6, 7  worker and deadman   pid (22 bits, the kernel's most) | start in ticks since boot (42 bits)
 //! word 8, 9  their session, and the start of its first process
 //! word 10    whether the keeper is to end once nothing is held
+//! word 11    the guard, like 6
+//! word 12    when it last ticked
+//! word 13    the generation whose fence was proved last, and 1; 0: none
 //! ```
+//!
+//! Words 11 to 13 were none in an older keeper's file, which has zeros there: its version is the same.
 //!
 //! **The deadline is never torn**, for it is one word: flag, time and generation are read by one load and changed by one
 //! compare-and-swap. `extend` fails for good once `FENCED` is in the word, for its compare-and-swap expects a word without it; in
@@ -20,7 +25,7 @@
 //! Forty bits of milliseconds are 34 years of uptime; a later deadline is told as the latest, which is earlier, and so safe. A
 //! fraction of a millisecond is cut off, for the same reason.
 //!
-//! This is the one file of the keeper with `unsafe` in it but for the ioctl of `fence/shutdown.rs`.
+//! This is the one file of the keeper with `unsafe` in it but for the ioctl of `fence/shutdown.rs` and the call of `fence/scheduling.rs`.
 
 use std::fs::{self, File};
 use std::io;
@@ -85,14 +90,18 @@ enum Word {
     Session = 8,
     SessionStart = 9,
     Stop = 10,
+    Guard = 11,
+    GuardTick = 12,
+    Proved = 13,
 }
 
-const WORDS: usize = 11;
+const WORDS: usize = 14;
 
 /// The mapped page.
 #[derive(Debug)]
 pub struct SharedMemory {
     words: NonNull<AtomicU64>,
+    file: File,
 }
 
 #[expect(unsafe_code, reason = "memory that two processes share")]
@@ -178,7 +187,7 @@ impl SharedMemory {
         // Room for it, now: a full file system would be a SIGBUS later.
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, BYTES as u64)
             .map_err(|error| at(error.into()))?;
-        let made = Self { words: mapping::map(&file).map_err(at)? };
+        let made = Self { words: mapping::map(&file).map_err(at)?, file };
         made.word(Word::Boot).store(boot[0], SeqCst);
         made.word(Word::BootRest).store(boot[1], SeqCst);
         made.word(Word::Deadline).store(encode(Deadline::default()), SeqCst);
@@ -197,11 +206,23 @@ impl SharedMemory {
         if file.metadata().map_err(at)?.size() < BYTES as u64 {
             return Err(SharedMemoryError::Foreign { path: path.to_owned() });
         }
-        let found = Self { words: mapping::map(&file).map_err(at)? };
+        let found = Self { words: mapping::map(&file).map_err(at)?, file };
         if found.word(Word::Version).load(SeqCst) != VERSION {
             return Err(SharedMemoryError::Foreign { path: path.to_owned() });
         }
         Ok(found)
+    }
+
+    /// The same page once more, though another file may stand in its place by now.
+    ///
+    /// # Errors
+    /// When the kernel does not map it.
+    pub fn another(&self) -> Result<Self, SharedMemoryError> {
+        let again = || {
+            let file = self.file.try_clone()?;
+            Ok(Self { words: mapping::map(&file)?, file })
+        };
+        again().map_err(|source| SharedMemoryError::File { path: "the shared deadline".into(), source })
     }
 
     fn boot(&self) -> [u64; 2] {
@@ -285,6 +306,39 @@ impl SharedMemory {
     #[must_use]
     pub fn deadman(&self) -> Option<ProcessId> {
         unpack(self.word(Word::Deadman).load(SeqCst))
+    }
+
+    /// The guard lives.
+    pub fn tick_guard(&self, now: Now) {
+        self.word(Word::GuardTick).store(milliseconds(now), SeqCst);
+    }
+
+    /// When it last said so.
+    #[must_use]
+    pub fn guard_tick(&self) -> Now {
+        Duration::from_millis(self.word(Word::GuardTick).load(SeqCst))
+    }
+
+    /// Names the guard, and tells who was it before.
+    pub fn replace_guard(&self, guard: Option<ProcessId>) -> Option<ProcessId> {
+        unpack(self.word(Word::Guard).swap(pack(guard), SeqCst))
+    }
+
+    /// Who is the guard, or was.
+    #[must_use]
+    pub fn guard(&self) -> Option<ProcessId> {
+        unpack(self.word(Word::Guard).load(SeqCst))
+    }
+
+    /// The fence of this generation is proved: nothing was mounted since.
+    pub fn set_proved(&self, generation: u64) {
+        self.word(Word::Proved).store(generation + 1, SeqCst);
+    }
+
+    /// Which fence was proved last.
+    #[must_use]
+    pub fn proved(&self) -> Option<u64> {
+        self.word(Word::Proved).load(SeqCst).checked_sub(1)
     }
 
     /// The session that this keeper's processes are in, and the start of the oldest of them. Written while the keeper's lock is

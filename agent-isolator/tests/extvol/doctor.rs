@@ -1,7 +1,10 @@
 //! `extvol doctor` against what is well, and what is not.
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
+use std::thread::JoinHandle;
 
 use serde_json::Value;
 use shared::etcd::{EtcdConfig, EtcdStore};
@@ -116,6 +119,21 @@ async fn etcd_that_is_full_and_a_raised_storm_fail() {
     assert_line(&answer, "warning", "MiB of 2 MiB, ");
 }
 
+#[test]
+fn etcd_whose_authentication_is_on_is_not_taken_for_one_without_a_quorum() {
+    let installation = Installation::found();
+    let etcd = &installation.etcd;
+    etcd.etcdctl(&["user", "add", "root:secret"]);
+    etcd.etcdctl(&["user", "grant-role", "root", "root"]);
+    etcd.etcdctl(&["auth", "enable"]);
+    let answer =
+        installation.run(&["doctor", "--run_directory=/nonexistent", "--state_directory=/nonexistent"]);
+    assert_eq!(answer.code, 1, "{answer:#?}");
+    assert_line(&answer, "FAIL", "answers, and does not let this program read: ");
+    assert_line(&answer, "FAIL", "`etcdctl auth disable`");
+    assert!(!answer.out.contains("quorum"), "{answer:#?}");
+}
+
 /// Runs the doctor in a mount namespace of its own, where all mounts are private or shared.
 fn in_namespace(propagation: &str, installation: &Installation, more: &[&str]) -> Answer {
     let output = Command::new("unshare")
@@ -136,66 +154,123 @@ fn root_a_private_mount_root_fails_with_the_command_that_mends_it() {
     assert_line(&answer, "FAIL", "is private: an unmount on this host would leave copies");
     assert_line(&answer, "FAIL", "mend it with `mount --make-shared /");
     let answer = in_namespace("shared", &installation, &[&parameter]);
-    assert_line(&answer, "ok", &format!("the mount root {} is shared", root.path().display()));
+    assert_line(
+        &answer,
+        "ok",
+        &format!("the mount root {} is shared, and root's alone", root.path().display()),
+    );
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(root.path(), open).unwrap();
+    let answer = in_namespace("shared", &installation, &[&parameter]);
+    assert_line(&answer, "warning", "is shared, and open to others (mode 0755) - `chmod 0700 ");
     let answer = in_namespace("shared", &installation, &["--mount_roots=/nonexistent/a"]);
     assert_line(&answer, "warning", "the mount root /nonexistent/a does not exist yet");
 }
 
 /// Runs the doctor where `sockets` is the directory of the plugins' sockets, and nothing of the host is touched.
-fn with_plugins(sockets: &Path, installation: &Installation, driver: &str) -> Answer {
+fn with_plugins(sockets: &Path, installation: &Installation, more: &[&str]) -> Answer {
     let script = "mount -t tmpfs none /run && mkdir -p /run/docker/plugins \
                   && mount --bind \"$1\" /run/docker/plugins && shift && exec \"$@\"";
     let output = Command::new("unshare")
         .args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"])
         .arg(sockets)
         .args([env!("CARGO_BIN_EXE_extvol"), "--endpoints", &installation.etcd.endpoint(0)])
-        .args([
-            "--run_directory=/nonexistent",
-            "--state_directory=/nonexistent",
-            "doctor",
-            "--drivers",
-            driver,
-        ])
+        .args(["--run_directory=/nonexistent", "--state_directory=/nonexistent", "doctor"])
+        .args(more)
         .output()
         .unwrap();
     output.into()
 }
 
+/// Answers each call, by its last word, with the next of these; the request lines.
+fn plugin(socket: &Path, answers: Vec<(&'static str, &'static str)>) -> JoinHandle<()> {
+    let listener = UnixListener::bind(socket).unwrap();
+    std::thread::spawn(move || {
+        for (call, body) in answers {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            let first = lines.next().unwrap().unwrap();
+            assert!(first.starts_with("POST /") && first.ends_with(&format!(".{call} HTTP/1.1")), "{first}");
+            while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+            write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                body.len()
+            )
+            .unwrap();
+        }
+    })
+}
+
+const DRIVER: (&str, &str) = ("Activate", r#"{"Implements":["VolumeDriver"]}"#);
+const GLOBAL: (&str, &str) = ("Capabilities", r#"{"Capabilities":{"Scope":"global"}}"#);
+
 #[test]
 fn root_a_plugin_that_is_dead_missing_or_no_volume_driver_fails_and_one_that_answers_does_not() {
-    use std::io::{BufRead, BufReader, Write};
     let installation = Installation::found();
     let (directory, name) = (tempfile::tempdir().unwrap(), "a-plugin");
-    let doctor = || with_plugins(directory.path(), &installation, name);
+    let doctor = || with_plugins(directory.path(), &installation, &["--plugins", name]);
     assert_line(&doctor(), "FAIL", &format!("no Docker volume plugin named {name} was found"));
     let socket = directory.path().join(format!("{name}.sock"));
-    let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
-    for (implements, level, words) in [
-        ("VolumeDriver", "ok", "the volume plugin a-plugin answers"),
-        ("NetworkDriver", "FAIL", "does not implement VolumeDriver"),
+    for (answer, level, words) in [
+        (DRIVER, "ok", "the volume plugin a-plugin answers"),
+        (("Activate", r#"{"Implements":["NetworkDriver"]}"#), "FAIL", "does not implement VolumeDriver"),
     ] {
-        let listener = listener.try_clone().unwrap();
-        let served = std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let mut head = Vec::new();
-            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-            while let Some(Ok(line)) = lines.next().filter(|line| line.as_ref().is_ok_and(|l| !l.is_empty()))
-            {
-                head.push(line);
-            }
-            let body = format!(r#"{{"Implements":["{implements}"]}}"#);
-            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
-            head
-        });
-        let answer = doctor();
-        assert_line(&answer, level, words);
-        assert_eq!(served.join().unwrap()[0], "POST /Plugin.Activate HTTP/1.1");
+        let served = plugin(&socket, vec![answer]);
+        assert_line(&doctor(), level, words);
+        served.join().unwrap();
+        std::fs::remove_file(&socket).unwrap();
     }
     // Nobody listens any more.
-    drop(listener);
+    drop(UnixListener::bind(&socket).unwrap());
     let answer = doctor();
     assert_line(&answer, "FAIL", "could not be reached");
     assert_line(&answer, "FAIL", "which was asked for - start it");
+}
+
+#[test]
+fn root_each_driver_of_an_agents_host_is_asked_whether_it_takes_volumes_away() {
+    let installation = Installation::found();
+    let directory = tempfile::tempdir().unwrap();
+    let socket = |name: &str| directory.path().join(format!("{name}.sock"));
+    let doctor = |more: &[&str]| {
+        with_plugins(directory.path(), &installation, &[&["--agent", "--drivers=ebs"][..], more].concat())
+    };
+    let taken = "scope global), and no plugin in `preempt_plugins` takes them away";
+    // Its storage attaches, and nobody takes volumes away.
+    let served = plugin(&socket("ebs"), vec![DRIVER, GLOBAL, DRIVER, DRIVER, DRIVER]);
+    let answer = doctor(&[]);
+    assert_line(&answer, "ok", "the volume plugin ebs answers");
+    assert_line(&answer, "warning", taken);
+    // It does not attach; it has a plugin that takes away, which does not answer, and then does.
+    let answer = doctor(&["--shared_storage=ebs"]);
+    assert!(!answer.out.contains(taken), "{answer:#?}");
+    let answer = doctor(&["--preempt_plugins=ebs=ebs-p"]);
+    assert_line(
+        &answer,
+        "FAIL",
+        "no volume of ebs follows from a host that is lost - start it, or see its log",
+    );
+    let second = plugin(&socket("ebs-p"), vec![DRIVER]);
+    let answer = doctor(&["--preempt_plugins=ebs=ebs-p"]);
+    assert_line(
+        &answer,
+        "ok",
+        "the plugin ebs-p, which takes volumes of ebs away from hosts that are lost, answers",
+    );
+    for served in [served, second] {
+        served.join().unwrap();
+    }
+    // The driver is where its preempting plugin is: every mount would take a volume away.
+    std::fs::remove_file(socket("ebs-p")).unwrap();
+    std::os::unix::fs::symlink("ebs.sock", socket("ebs-p")).unwrap();
+    let answer = doctor(&["--preempt_plugins=ebs=ebs-p"]);
+    assert_line(
+        &answer,
+        "FAIL",
+        "the plugin ebs at /run/docker/plugins/ebs.sock is the plugin ebs-p as well",
+    );
+    assert_line(&answer, "FAIL", "a plugin that takes volumes away needs a socket of its own");
 }
 
 #[test]
@@ -205,21 +280,32 @@ fn etcd_a_keeper_that_runs_is_well_and_other_parameters_than_its_own_are_found()
     let config = keeper.directory.path().join("keeper.json").display().to_string();
     let answer = run(&["--config", &config, "doctor"]);
     assert_line(&answer, "ok", "the keeper answers at ");
+    assert_line(&answer, "warning", "does not say which plugins take volumes away");
     assert_line(&answer, "ok", "this host's session (k-1, epoch 1) is live");
-    assert_line(&answer, "ok", "are those of the installation");
+    assert_line(&answer, "ok", "the names of drivers and volumes here are those of the installation");
     assert_line(&answer, "ok", "the times of 1 sessions keep the rules");
     // Given other parameters than it runs with.
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, text.replace("}", r#","driver_aliases":"rexray=ebs"}"#)).unwrap();
     let answer = run(&["--config", &config, "doctor"]);
     assert_line(&answer, "FAIL", "refuses: the module's parameter `driver_aliases` is `rexray=ebs`");
-    assert_line(&answer, "FAIL", "differ from the installation's");
+    assert_line(&answer, "FAIL", "differ from those that etcd has for all hosts");
     // It changes nothing.
     let before = installation.etcd.etcdctl(&["get", "", "--prefix", "-w", "json"]);
     let _ = run(&[&keeper.run_directory(), "doctor"]);
     let values = |text: &str| serde_json::from_str::<Value>(text).unwrap()["kvs"].clone();
     let after = installation.etcd.etcdctl(&["get", "", "--prefix", "-w", "json"]);
     assert_eq!(values(&before), values(&after));
+}
+
+#[test]
+fn etcd_a_keeper_says_when_it_starts_which_of_its_drivers_do_not_work() {
+    let installation = Installation::found();
+    let keeper = Keeper::start(&installation);
+    let said = "no Docker volume plugin named rexray was found";
+    wait_until("it has asked the plugin", || keeper.log().contains(said));
+    let log = keeper.log();
+    assert!(log.contains("and this host serves the driver rexray; start it, or see its log"), "{log}");
 }
 
 #[test]

@@ -29,7 +29,7 @@ impl Keeper {
         let process = Command::new(env!("CARGO_BIN_EXE_extvol-keeper"))
             .args(["--config", "keeper.json"])
             .current_dir(directory.path())
-            .stderr(Stdio::null())
+            .stderr(std::fs::File::create(path("log")).unwrap())
             .spawn()
             .unwrap();
         let keeper = Self { process, directory };
@@ -50,6 +50,10 @@ impl Keeper {
             worker.kill();
             wait_until("the worker has ended", || !worker.runs());
         }
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap()
     }
 
     pub(crate) fn run_directory(&self) -> String {

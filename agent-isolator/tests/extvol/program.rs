@@ -56,6 +56,8 @@ pub(crate) fn session() -> Session {
         agent: Some(Agent { id: Some("S1".into()), address: "slave(1)@10.0.0.1:5051".into() }),
         timing: Profile::Default.timing(),
         by_time: ByTime::Allowed,
+        means: Default::default(),
+        unproved: None,
         unsettled_through: Epoch(1),
         wants: Default::default(),
         reason: None,
@@ -75,6 +77,7 @@ pub(crate) fn granted(name: &str) -> Held {
         mount_point: None,
         unsettled: true,
         calls: false,
+        owed: None,
         revoked: None,
         since: Some("2026-01-02T03:04:05Z".into()),
     }

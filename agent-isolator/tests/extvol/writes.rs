@@ -98,7 +98,7 @@ async fn etcd_a_lease_of_a_host_that_is_lost_is_freed_once_it_is_vouched_for() {
     assert_eq!(installation.all().await, before);
     let answer = installation.run(&["free", "ebs/new", "--detached", "new-1"]);
     assert_eq!((answer.code, answer.error.as_str()), (0, ""));
-    let free = Lease::Free { last_holder: Some(holder("new-1")) };
+    let free = Lease::Free { last_holder: Some(holder("new-1")), owed: None };
     assert_eq!(installation.record(&Key::Lease(volume("new"))).await, Record::Lease(free));
     let after = installation.all().await;
     let changed: Vec<_> = after.entries.iter().filter(|(_, e)| e.mod_revision > before.revision).collect();
@@ -107,7 +107,7 @@ async fn etcd_a_lease_of_a_host_that_is_lost_is_freed_once_it_is_vouched_for() {
     let ended = crate::program::OLD_SESSION.replace("live", "dead");
     installation.etcd.etcdctl(&["put", "/extvol/v1/sessions/old-1", &ended]);
     assert_eq!(installation.run(&["free", "ebs/old", "--detached=old-1"]).code, 0);
-    let free = Lease::Free { last_holder: Some(holder("old-1")) };
+    let free = Lease::Free { last_holder: Some(holder("old-1")), owed: None };
     assert_eq!(installation.record(&Key::Lease(volume("old"))).await, Record::Lease(free));
 }
 

@@ -72,8 +72,21 @@ impl Drop for Remains {
             let device = line.split_whitespace().next().unwrap_or_default();
             let _gone = Command::new("losetup").args(["-d", device]).status();
         }
-        remove_cgroup(&Path::new(FREEZER).join(cgroup_of(&self.0)));
+        for cgroup in cgroups(&cgroup_of(&self.0)) {
+            remove_cgroup(&cgroup);
+        }
     }
+}
+
+/// The cgroups of all hierarchies whose names end with a test's own, or go on behind it.
+pub(crate) fn cgroups(own: &str) -> Vec<PathBuf> {
+    let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+    let below =
+        hierarchies.flat_map(|hierarchy| fs::read_dir(hierarchy.path()).into_iter().flatten().flatten());
+    below
+        .filter(|entry| entry.file_name().to_string_lossy().contains(own) && entry.path().is_dir())
+        .map(|entry| entry.path())
+        .collect()
 }
 
 fn remove_cgroup(cgroup: &Path) {

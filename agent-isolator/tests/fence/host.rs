@@ -203,7 +203,7 @@ impl Volume {
             let number = format!("{}:{}", rustix::fs::major(found), rustix::fs::minor(found));
             json!({ "path": self.device, "number": number, "disk_sequence": self.disk_sequence })
         });
-        let source = if self.device.is_empty() { "tmpfs" } else { &self.device };
+        let source = if self.device.is_empty() { "extvol-test" } else { &self.device };
         json!({
             "mount_point": self.point, "device_number": self.number, "source": source, "device": device,
         })

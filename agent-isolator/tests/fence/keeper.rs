@@ -1,4 +1,4 @@
-//! The keeper's two processes: what happens when one of them is killed, stopped or hung.
+//! The keeper's processes: what happens when one of them is killed, stopped or hung. What the guard is for is in `guards.rs`.
 
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use agent_isolator::keeper::deadman::DEADLINE;
+use agent_isolator::keeper::fence::HELPER_MODE;
 use agent_isolator::keeper::process::ProcessId;
 use agent_isolator::keeper::shared_memory::SharedMemory;
 use agent_isolator::keeper::stored_table::TABLE;
@@ -20,14 +21,14 @@ use crate::alone::{Alone, alone};
 use crate::host::{Host, KEEPER, eventually};
 
 /// A keeper: deadman and worker. The worker finds no etcd, and is none the worse for that.
-struct Keeper<'a> {
-    host: &'a Host<'a>,
-    run: PathBuf,
-    process: Child,
-    shared: SharedMemory,
+pub(crate) struct Keeper<'a> {
+    pub(crate) host: &'a Host<'a>,
+    pub(crate) run: PathBuf,
+    pub(crate) process: Child,
+    pub(crate) shared: SharedMemory,
 }
 
-fn command(host: &Host<'_>, options: &[&str]) -> Command {
+pub(crate) fn command(host: &Host<'_>, options: &[&str]) -> Command {
     let alone: &Alone = host.alone;
     let at = |name: &str, path: PathBuf| format!("--{name}={}", path.display());
     let mut command = Command::new(KEEPER);
@@ -49,14 +50,18 @@ fn stored(table: &Table) -> Vec<u8> {
     stored.to_string().into_bytes()
 }
 
-fn kill(process: ProcessId, signal: Signal) {
+pub(crate) fn kill(process: ProcessId, signal: Signal) {
     kill_process(Pid::from_raw(process.pid.try_into().unwrap()).unwrap(), signal).unwrap();
 }
 
 impl<'a> Keeper<'a> {
-    fn start(host: &'a Host<'a>, options: &[&str]) -> Self {
+    pub(crate) fn start(host: &'a Host<'a>, options: &[&str]) -> Self {
+        Self::started(host, command(host, options).spawn().unwrap())
+    }
+
+    /// That of a process which was started otherwise.
+    pub(crate) fn started(host: &'a Host<'a>, process: Child) -> Self {
         let run = host.alone.directory.join("run");
-        let process = command(host, options).spawn().unwrap();
         let path = run.join(DEADLINE);
         eventually("the keeper starts", || path.exists());
         let shared = SharedMemory::open(&path).unwrap();
@@ -64,7 +69,7 @@ impl<'a> Keeper<'a> {
     }
 
     /// The running worker, once it ticks.
-    fn worker(&self) -> ProcessId {
+    pub(crate) fn worker(&self) -> ProcessId {
         let ticks = || {
             let worker = self.shared.worker().filter(|worker| worker.runs())?;
             (holder_now() < self.shared.worker_tick() + Duration::from_millis(300)).then_some(worker)
@@ -73,7 +78,7 @@ impl<'a> Keeper<'a> {
         self.shared.worker().unwrap()
     }
 
-    fn deadman(&self) -> ProcessId {
+    pub(crate) fn deadman(&self) -> ProcessId {
         let ticks = || {
             let lately = holder_now() < self.shared.deadman_tick() + Duration::from_millis(300);
             lately && self.shared.deadman().is_some_and(ProcessId::runs)
@@ -82,31 +87,93 @@ impl<'a> Keeper<'a> {
         self.shared.deadman().unwrap()
     }
 
-    fn store(&self, table: &Table) {
+    /// The running guard, once it ticks.
+    pub(crate) fn guard(&self) -> ProcessId {
+        let ticks = || {
+            let lately = holder_now() < self.shared.guard_tick() + Duration::from_millis(300);
+            lately && self.shared.guard().is_some_and(ProcessId::runs)
+        };
+        eventually("a guard ticks", ticks);
+        self.shared.guard().unwrap()
+    }
+
+    pub(crate) fn store(&self, table: &Table) {
         fs::write(self.run.join(TABLE), stored(table)).unwrap();
     }
 
-    fn fence_in(&self, time: Duration) {
+    pub(crate) fn fence_in(&self, time: Duration) {
         self.shared.extend(Some(holder_now() + time)).unwrap();
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.run.join("deadman.log")).unwrap()
     }
 
-    fn fences_proved(&self) -> usize {
+    pub(crate) fn fences_proved(&self) -> usize {
         self.log().matches("this host is fenced: nothing").count()
     }
 
-    /// All processes of the keeper's program that run in this test's namespace.
-    fn processes(&self) -> Vec<ProcessId> {
-        let is_keeper = |pid: &u32| {
-            fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|program| program == Path::new(KEEPER))
-        };
-        let entries = fs::read_dir("/proc").unwrap().flatten();
-        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        pids.filter(is_keeper).filter_map(ProcessId::of).collect()
+    /// All processes of the keeper's program that run in this test's namespace, but for those that stand by for a fence.
+    pub(crate) fn processes(&self) -> Vec<ProcessId> {
+        all(false)
     }
+}
+
+/// All processes of the keeper's program that run in this test's namespace: those that stand by for a fence, or all others.
+fn all(standby: bool) -> Vec<ProcessId> {
+    let is_one = |pid: &u32| {
+        let is_keeper =
+            fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|program| program == Path::new(KEEPER));
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let stands_by = line.split(|byte| *byte == 0).any(|part| part == HELPER_MODE.as_bytes());
+        is_keeper && stands_by == standby
+    };
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(is_one).filter_map(ProcessId::of).collect()
+}
+
+/// Its nice value, and its scheduling policy.
+fn scheduling(process: ProcessId) -> (i32, u32) {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid)).unwrap();
+    let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().collect();
+    (fields[16].parse().unwrap(), fields[38].parse().unwrap())
+}
+
+#[test]
+fn root_helpers_stand_by_for_each_volume_run_before_all_others_and_end_with_their_deadman() {
+    let name =
+        "keeper::root_helpers_stand_by_for_each_volume_run_before_all_others_and_end_with_their_deadman";
+    alone(name, |alone| {
+        let host = Host::new(alone);
+        let volumes = [host.volume("ext4", "vol1"), host.volume("xfs", "vol2")];
+        let keeper = Keeper::start(&host, &[]);
+        let (worker, deadman) = (keeper.worker(), keeper.deadman());
+        eventually("three stand by", || all(true).len() == 3);
+        keeper.store(&Host::table(&[], &[&volumes[0], &volumes[1]]));
+        eventually("two more", || all(true).len() == 5);
+        let locked = |process: &ProcessId| {
+            let status = fs::read_to_string(format!("/proc/{}/status", process.pid)).unwrap();
+            let size = |name: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+                line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+            };
+            size("VmLck:") > 1024
+        };
+        // SCHED_RR; or the greatest weight, where the kernel's cgroups refuse that.
+        let first = |process: &ProcessId| matches!(scheduling(*process), (_, 2) | (-20, 0));
+        eventually("they are prepared", || all(true).iter().all(|helper| locked(helper) && first(helper)));
+        assert!(first(&deadman));
+        assert_eq!(scheduling(worker), (0, 0), "the worker is a usual process");
+        let helpers = all(true);
+        kill(deadman, Signal::KILL);
+        eventually("its helpers end with it", || !helpers.iter().any(|helper| helper.runs()));
+        eventually("another deadman has its own", || all(true).len() == 5);
+        assert_eq!(keeper.worker(), worker, "whose helpers it does not kill");
+        keeper.store(&Table::default());
+        keeper.fence_in(Duration::from_millis(100));
+        eventually("the host is fenced", || keeper.fences_proved() == 1);
+    });
 }
 
 /// A volume that a container writes to, guarded by a keeper; the deadline passes after `break_it`.
@@ -125,6 +192,11 @@ fn fences(test: &str, break_it: impl FnOnce(&Keeper<'_>)) {
         eventually("the host is fenced", || keeper.fences_proved() == 1);
         eprintln!("fenced {:?} after its time", began.elapsed() - time);
         assert!(keeper.shared.read().fenced);
+        let log = keeper.log();
+        let said =
+            |what: &str| log.find(what).unwrap_or_else(|| panic!("{what:?} is not in the log:\n{log}"));
+        let struck = said("the volumes' file systems are shut down, where they can be");
+        assert!(struck < said("this host is fenced: nothing"));
         assert_eq!(container.processes(), [].into());
         assert!(volume.is_idle());
         volume.assert_no_writes();
@@ -276,11 +348,13 @@ fn root_a_directory_has_one_keeper_and_a_new_one_ends_all_processes_of_a_dead_on
             });
             assert!(!worker.runs() && !deadman.runs());
             next.worker();
-            let mut expected = [next.worker(), next.deadman()];
-            expected.sort_unstable();
-            let mut found = next.processes();
-            found.sort_unstable();
-            assert_eq!(found, expected);
+            eventually("three processes, and no more", || {
+                let mut expected = [next.worker(), next.deadman(), next.guard()];
+                expected.sort_unstable();
+                let mut found = next.processes();
+                found.sort_unstable();
+                found == expected
+            });
         },
     );
 }

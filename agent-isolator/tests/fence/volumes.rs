@@ -227,28 +227,6 @@ fn root_a_disk_that_is_gone_is_proved_and_another_one_under_its_number_is_left_a
 }
 
 #[test]
-fn root_who_keeps_a_copy_after_the_hosts_unmount_and_so_pins_a_btrfs_is_killed() {
-    let name = "volumes::root_who_keeps_a_copy_after_the_hosts_unmount_and_so_pins_a_btrfs_is_killed";
-    alone(name, |alone| {
-        let host = Host::new(alone);
-        let volume = host.volume("btrfs", "vol1");
-        let mut keeps = Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "sh", "-c", "echo up; read end"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        let mut said = std::io::BufReader::new(keeps.stdout.as_mut().unwrap());
-        std::io::BufRead::read_line(&mut said, &mut line).unwrap();
-        assert_eq!(line, "up\n");
-        host.fence(&known(Host::table(&[], &[&volume])));
-        assert!(volume.is_idle());
-        assert_eq!(keeps.wait().unwrap().signal(), Some(9));
-    });
-}
-
-#[test]
 fn root_a_file_system_without_a_device_is_proved_by_the_mount_tables_and_never_unmounted_lazily() {
     let name = "volumes::root_a_file_system_without_a_device_is_proved_by_the_mount_tables_and_never_unmounted_lazily";
     alone(name, |alone| {
@@ -347,5 +325,31 @@ fn root_a_container_without_a_volume_lives_on() {
         assert!(other.try_wait().unwrap().is_none(), "a container without volumes was killed");
         drop(other.stdin.take());
         other.wait().unwrap();
+    });
+}
+
+#[test]
+fn root_a_file_system_without_a_device_that_was_lazily_unmounted_is_not_proved_while_a_file_is_open_or_mapped()
+ {
+    let name = "volumes::root_a_file_system_without_a_device_that_was_lazily_unmounted_is_not_proved_while_a_file_is_open_or_mapped";
+    alone(name, |alone| {
+        let host = Host::new(alone);
+        let volume = host.memory("vol1");
+        let program = volume.point.join("cat");
+        fs::copy("/usr/bin/cat", &program).unwrap();
+        let held = fs::File::create(volume.point.join("held")).unwrap();
+        // Its program is mapped from the volume, of which it has no file open.
+        let mut mapped = Command::new(&program).stdin(Stdio::piped()).spawn().unwrap();
+        run("umount", &["--lazy", volume.point.to_str().unwrap()]);
+        let table = known(Host::table(&[], &[&volume]));
+        let why = host.fence_in_vain(&table);
+        assert!(why.contains(&format!("by open files of process {}", mapped.id())), "{why}");
+        assert!(why.contains(&format!("by open files of process {}", std::process::id())), "{why}");
+        drop(held);
+        let why = host.fence_in_vain(&table);
+        assert!(why.contains("(cat)"), "{why}");
+        drop(mapped.stdin.take());
+        mapped.wait().unwrap();
+        host.fence(&table);
     });
 }

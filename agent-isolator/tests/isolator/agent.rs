@@ -1,5 +1,6 @@
 //! An isolator, called as Mesos calls it.
 
+use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,18 @@ use prost::Message;
 use tempfile::TempDir;
 
 use crate::stand_in::{DEADLINE, StandIn};
+
+/// Where the agent under test says that it is. Each test has a process of its own.
+static ADDRESS: OnceLock<String> = OnceLock::new();
+
+/// As [`Agent::start`] is told it from now on.
+pub(crate) fn set_address(address: String) {
+    ADDRESS.set(address).expect("it is set once");
+}
+
+fn address() -> Option<String> {
+    Some(ADDRESS.get().cloned().unwrap_or_else(|| "127.0.0.1:5051".into()))
+}
 
 pub(crate) struct Agent {
     isolator: Isolator,
@@ -69,7 +82,7 @@ pub(crate) fn config(labels: &[(&str, &str)], variables: &[(&str, &[u8])]) -> Co
         |(name, value): &(&str, &[u8])| Variable { name: (*name).into(), value: Some(value.to_vec()) };
     let environment = Environment { variables: variables.iter().map(variable).collect() };
     let task = TaskInfo {
-        command: Some(CommandInfo { environment: Some(environment) }),
+        command: Some(CommandInfo { environment: Some(environment), ..Default::default() }),
         labels: Some(Labels { labels: labels.iter().map(label).collect() }),
     };
     ContainerConfig { task_info: Some(task), ..Default::default() }
@@ -83,10 +96,16 @@ impl Agent {
 
     pub(crate) fn start_in(directory: TempDir, more: &[(&str, &str)]) -> Self {
         let run_directory = directory.path().to_str().unwrap();
-        let own = [("etcd_endpoints", "127.0.0.1:1"), ("holder", "h"), ("run_directory", run_directory)];
+        let own = [
+            ("etcd_endpoints", "127.0.0.1:1"),
+            ("holder", "h"),
+            ("drivers", "ebs,rexray"),
+            ("run_directory", run_directory),
+            ("host_paths", run_directory),
+        ];
         let parameters = own.iter().chain(more).map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
         let parameters: Vec<_> = parameters.collect();
-        let isolator = Isolator::start(&parameters, || Some("127.0.0.1:5051".into())).unwrap();
+        let isolator = Isolator::start(&parameters, address).unwrap();
         Self { isolator, directory }
     }
 
@@ -118,6 +137,12 @@ impl Agent {
         let since = Instant::now();
         self.isolator.prepare(container, &config.encode_to_vec(), Box::new(done));
         Waiting { told, since }
+    }
+
+    pub(crate) fn update(&self, container: &[u8]) -> Waiting<()> {
+        let (done, waiting) = waiting();
+        self.isolator.update(container, done);
+        waiting
     }
 
     pub(crate) fn isolate(&self, container: &[u8]) -> Waiting<()> {

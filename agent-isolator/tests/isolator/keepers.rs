@@ -5,6 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use agent_isolator::keeper::deadman::{DEADLINE, LOCK};
+use agent_isolator::keeper::shared_memory::SharedMemory;
 use agent_isolator::wire::{Call, CallLine, LINE_BYTES_MAX};
 use shared::testing::wait_until;
 
@@ -77,6 +79,29 @@ fn what_a_keeper_program_says_when_it_fails_reaches_the_user() {
 }
 
 #[test]
+fn where_a_keeper_runs_that_does_not_answer_yet_none_is_started_and_it_is_said() {
+    if !programs_are_started() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let shared = SharedMemory::create(&directory.path().join(DEADLINE)).unwrap();
+    let lock = std::fs::File::create(directory.path().join(LOCK)).unwrap();
+    lock.try_lock().unwrap();
+    let agent = agent_with_program(directory, "echo >> started; exit 1");
+    let error = agent.prepare(&id("c"), &config(&VOLUME, &[])).answer().unwrap_err();
+    let runs = format!("the keeper on this host, process {}, has not begun to listen", std::process::id());
+    assert!(error.contains(&runs), "{error}");
+    shared.flag();
+    let error = agent.prepare(&id("d"), &config(&VOLUME, &[])).answer().unwrap_err();
+    assert!(error.contains("this host is being fenced by its keeper"), "{error}");
+    let started = agent.directory.path().join("started");
+    assert!(!started.exists());
+    // Nobody holds the lock any more: then one is.
+    drop(lock);
+    wait_until("a keeper is started", || started.exists());
+}
+
+#[test]
 fn a_keeper_is_started_where_none_answers_and_given_the_parameters() {
     if !programs_are_started() {
         return;
@@ -93,7 +118,10 @@ fn a_keeper_is_started_where_none_answers_and_given_the_parameters() {
     let (answer, elapsed) = told.ended();
     assert!(answer.is_ok() && elapsed < NOTICE, "{elapsed:?}");
     let arguments = std::fs::read_to_string(agent.directory.path().join("arguments")).unwrap();
-    assert!(arguments.starts_with("--detach --etcd_endpoints=127.0.0.1:1 --holder=h "), "{arguments}");
+    assert!(
+        arguments.starts_with("--detach ") && arguments.contains(" --etcd_endpoints=127.0.0.1:1 --holder=h "),
+        "{arguments}"
+    );
 }
 
 #[test]
@@ -240,7 +268,7 @@ fn a_call_that_is_too_long_for_a_line_is_not_made_and_holds_up_no_other() {
     let long = "k=".to_owned() + &"v".repeat(2 << 20);
     let labels = [("extvol.name", "a"), ("extvol.options", long.as_str())];
     let error = agent.prepare(&id("c"), &config(&labels, &[])).answer().unwrap_err();
-    assert!(error.contains("label extvol.options=") && error.len() < 1000, "{}", error.len());
+    assert!(error.contains("label extvol.options: ") && error.len() < 1000, "{}", error.len());
     // Many containers, all with long ids: more than a line holds.
     let known: Vec<_> = (0..5000).map(|i| raw_id([format!("{i:0240}").as_bytes()].into_iter())).collect();
     let recover = agent.recover(&known, &[]);

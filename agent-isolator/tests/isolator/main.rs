@@ -4,6 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that unwraps fails with a place and a value")]
 
 mod agent;
+mod declared;
+mod executors;
 mod hosts;
 mod keepers;
 mod limits;

@@ -127,6 +127,7 @@ fn configure(options: &[&str]) -> Result<ClusterConfig, Box<dyn Error>> {
     }
     if !drivers.is_empty() {
         config.add_storage(&drivers)?;
+        config.serve(&drivers);
     }
     Ok(config)
 }

@@ -79,11 +79,10 @@ impl ClusterConfig {
     pub fn complete(agents: u8, drivers: &[&str]) -> Result<Self> {
         let mut config = Self::plain(agents)?;
         config.add_storage(drivers)?;
-        let preempt: Vec<_> = drivers.iter().map(|driver| format!("{driver}={driver}-preempt")).collect();
-        let isolator = vec![("preempt_plugins".into(), preempt.join(","))];
         config.record_leases()?;
         // Quick to see an agent come and go.
-        config.load_modules(vec![("poll_interval".into(), "1secs".into())], isolator)?;
+        config.load_modules(vec![("poll_interval".into(), "1secs".into())], Vec::new())?;
+        config.serve(drivers);
         Ok(config)
     }
 
@@ -110,6 +109,23 @@ impl ClusterConfig {
         Ok(())
     }
 
+    /// Has the agents' module serve these drivers of [`Self::add_storage`], and take volumes away by the second plugin of
+    /// each; what it was given is left as it is.
+    pub fn serve(&mut self, drivers: &[&str]) {
+        if drivers.is_empty() {
+            return;
+        }
+        let preempt: Vec<_> = drivers.iter().map(|driver| format!("{driver}={driver}-preempt")).collect();
+        for (name, value) in [("drivers", drivers.join(",")), ("preempt_plugins", preempt.join(","))] {
+            let isolator = self.modules.as_mut().and_then(|modules| modules.isolator.as_mut());
+            if let Some(isolator) = isolator
+                && isolator.parameters.iter().all(|(given, _)| given != name)
+            {
+                isolator.parameters.push((name.to_owned(), value));
+            }
+        }
+    }
+
     /// The profile `fast` on both sides, and short spans beside it, so that a lost agent or host is over in seconds.
     pub fn set_quick_times(&mut self) {
         for (name, value) in [("profile", "fast"), ("settle_time", "5secs"), ("grace", "1secs")] {
@@ -122,6 +138,13 @@ impl ClusterConfig {
     /// Adds a parameter to the agents' module, in place of one of that name.
     pub fn set_agent_parameter(&mut self, name: &str, value: &str) {
         set(self.modules.as_mut().and_then(|modules| modules.isolator.as_mut()), name, value);
+    }
+
+    /// Takes a parameter away from the agents' module.
+    pub fn drop_agent_parameter(&mut self, name: &str) {
+        if let Some(isolator) = self.modules.as_mut().and_then(|modules| modules.isolator.as_mut()) {
+            isolator.parameters.retain(|(given, _)| given != name);
+        }
     }
 
     /// Adds a parameter to the master's module, in place of one of that name.

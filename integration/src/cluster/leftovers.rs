@@ -20,7 +20,10 @@ pub(super) fn cgroup_root(id: &str, host: &str) -> String {
     format!("extvol_{id}_{host}")
 }
 
-/// The cgroups that the agents of a cluster made.
+/// What a keeper puts before the name of its agent's cgroup root, for its guard's cgroup.
+const GUARD: &str = "extvol-guard.";
+
+/// The cgroups that the agents of a cluster made, and its keepers' guards.
 pub(super) struct Cgroups {
     prefix: String,
     whole_name: bool,
@@ -66,6 +69,7 @@ impl Cgroups {
         let all = hierarchies.iter().flat_map(|hierarchy| subdirectories(hierarchy));
         all.filter(|root| {
             let name = root.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            let name = name.strip_prefix(GUARD).unwrap_or(&name);
             if self.whole_name { name == self.prefix } else { name.starts_with(&self.prefix) }
         })
         .collect()

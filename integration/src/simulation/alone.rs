@@ -39,8 +39,12 @@ impl Alone {
     }
 
     pub(super) fn prepare(&mut self, request: u64, name: &str, volumes: &[usize]) {
-        let wanted =
-            |number: &usize| Wanted { volume: volume(*number), asked: volume(*number), create: None };
+        let wanted = |number: &usize| Wanted {
+            volume: volume(*number),
+            asked: volume(*number),
+            create: None,
+            read_only: false,
+        };
         let (request, container, agent): (_, _, Text) = (Request(request), container(name), "a".into());
         let volumes = volumes.iter().map(wanted).collect();
         self.tell(Input::Prepare { request, container, agent, agent_id: None, volumes });

@@ -26,6 +26,7 @@ pub(super) fn check() -> Result<(), &'static str> {
     another_agent()?;
     told_wants()?;
     calls_of_the_last_host()?;
+    never_started()?;
     kill_first()
 }
 
@@ -165,23 +166,50 @@ fn calls_of_the_last_host() -> Result<(), &'static str> {
     if taken_away(&story) { Ok(()) } else { Err("scenario: a volume was not taken away from its last host") }
 }
 
-/// A fence takes no file system away before every container is dead.
+/// The agent died between a container's preparation and its start, and is given up: there is nothing to kill or to wait for.
+fn never_started() -> Result<(), &'static str> {
+    let mut story = with_volume();
+    let key = Key::Session(holder(0));
+    let Some((Record::Session(session), at)) = story.etcd.entries.get(&key).cloned() else {
+        return Err("scenario: a host that has a volume has no session");
+    };
+    let session = Session { state: SessionState::Revoking, ..session };
+    story.etcd.commit(&Commit::new(&ClusterId("c1".into())).put(key, at, Record::Session(session)));
+    story.later(Duration::from_secs(1));
+    let killed = story.told.iter().any(|effect| matches!(effect, Effect::Kill(_)));
+    if killed || story.host.shared.fenced || !story.host.mounts.is_empty() {
+        return Err("scenario: a container that was never started kept its volume after a revoke");
+    }
+    Ok(())
+}
+
+/// A fence shuts file systems down before it kills, and takes no mount away before every container is dead.
 fn kill_first() -> Result<(), &'static str> {
     let mut story = with_volume();
     story.prepare(2, "d", &[0]);
     story.all();
+    let (request, agent, cgroup) = (Request(3), "a".into(), Some("c".into()));
+    story.tell(Input::Isolate { request, agent, container: container("c"), pid: 1, cgroup });
     let mut fence = Fence::new(&story.host.table, None, None);
+    if fence.poll_act() != Some(Act::Freeze) || fence.poll_act().is_some() {
+        return Err("scenario: a fence did not begin with the freeze");
+    }
+    fence.done(&Act::Freeze, Err("no answer".into()));
+    let Some(shutdown @ Act::Shutdown(_)) = fence.poll_act() else {
+        return Err("scenario: a shutdown waited for something else than the freeze");
+    };
+    fence.done(&shutdown, Err("no answer".into()));
     let mut killing = Vec::new();
     while let Some(act) = fence.poll_act() {
         match act {
             Act::Kill(_) => killing.push(act),
-            _ => return Err("scenario: a file system was taken away under a living process"),
+            _ => return Err("scenario: a mount was taken away under a living process"),
         }
     }
     let [first, second] = &killing[..] else { return Err("scenario: a fence did not kill everybody") };
     fence.done(first, Ok(()));
     if fence.poll_act().is_some() {
-        return Err("scenario: a file system was taken away under a living process");
+        return Err("scenario: a mount was taken away under a living process");
     }
     fence.done(second, Ok(()));
     match fence.poll_act() {

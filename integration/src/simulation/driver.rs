@@ -2,7 +2,9 @@
 //!
 //! A driver makes the calls for one volume on one host one after the other. A call may go without an answer
 //! and happen late, also after its caller or its host has died, but not later than the settle time. An
-//! unmount that happens at the wrong time takes the volume from whoever has it, as EBS's detach does.
+//! unmount that happens at the wrong time takes the volume from whoever has it, as EBS's detach does. In some plans the
+//! storage attaches a volume to one host, refuses it to others, and lets go of it when that host's driver unmounts, when it
+//! is taken away, or when a person detaches it.
 
 use shared::protocol::Op;
 use shared::protocol::holder::{Input, MountFault, UnmountFault};
@@ -94,10 +96,22 @@ impl World<'_> {
         if refused {
             failed = Some("the storage refuses");
         } else if call.mount {
+            let attached = self.attached.get(&volume).copied();
+            let before = self.nodes[host].host.mounts.get(&volume).copied();
             if here {
                 self.nodes[host].host.mounts.insert(volume.clone(), Mount { blocked: false });
                 self.report.mounts += 1;
+                // Whatever the storage says: no protocol should rest on that.
                 self.check_writers(&volume);
+            }
+            if self.plan.attaches_once() && attached.is_some_and(|other| other != host) {
+                failed = Some("resource not found");
+                match before {
+                    Some(before) => self.nodes[host].host.mounts.insert(volume.clone(), before),
+                    None => self.nodes[host].host.mounts.remove(&volume),
+                };
+            } else if self.plan.attaches_once() {
+                self.attached.insert(volume.clone(), host);
             }
         } else {
             if let Some(from) = elsewhere {
@@ -106,8 +120,19 @@ impl World<'_> {
             let used = |process: &super::host::Process| process.runs && process.volumes.contains(&volume);
             if here && self.nodes[host].host.processes.values().any(used) {
                 failed = Some("target is busy");
-            } else if here {
-                self.nodes[host].host.mounts.remove(&volume);
+            } else {
+                if here {
+                    self.nodes[host].host.mounts.remove(&volume);
+                }
+                // The driver looks whether the volume is attached to its own host.
+                match self.attached.get(&volume) {
+                    Some(other) if *other != host => failed = Some("resource not found"),
+                    Some(_) => {
+                        self.attached.remove(&volume);
+                    }
+                    None if self.plan.attaches_once() => failed = Some("resource not found"),
+                    None => {}
+                }
             }
         }
         if call.given_up {
@@ -153,6 +178,9 @@ impl World<'_> {
         }
         self.log(|| format!("h{host} has the storage take {volume} from everybody else"));
         // It is a Mount with preemption, and mounts.
+        if self.plan.attaches_once() {
+            self.attached.insert(volume.clone(), host);
+        }
         self.nodes[host].host.mounts.insert(volume.clone(), Mount { blocked: false });
         self.check_writers(volume);
         self.after(pause, Event::CallAnswered { host, life, input: Input::Settled(op, Ok(())) });

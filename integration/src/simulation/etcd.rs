@@ -72,13 +72,26 @@ impl Etcd {
         }
     }
 
-    /// Whether somebody may take the volume now.
+    /// Whether somebody may take the volume now, where the storage can take it away or not.
     #[must_use]
-    pub fn is_takeable(&self, volume: &VolumeId) -> bool {
+    pub fn is_takeable(&self, volume: &VolumeId, takes_away: bool) -> bool {
         let Some(held) = self.lease(volume).and_then(Lease::held) else { return true };
         self.session(&held.holder).is_some_and(|(epoch, state)| {
-            epoch > held.epoch.0 || epoch == held.epoch.0 && matches!(state, SessionState::Dead(_))
+            let dead = matches!(state, SessionState::Dead(_));
+            epoch > held.epoch.0 && (dead || takes_away) || epoch == held.epoch.0 && dead
         })
+    }
+
+    /// Whether a volume's holder was made safe, lives in a later epoch, and will give it back.
+    #[must_use]
+    pub fn is_given_back(&self, volume: &VolumeId) -> Option<&Holder> {
+        let held = self.lease(volume)?.held()?;
+        let Some((Record::Session(session), _)) = self.entries.get(&Key::Session(held.holder.clone())) else {
+            return None;
+        };
+        let lives = matches!(session.state, SessionState::Live | SessionState::Revoking);
+        let proved = session.epoch > held.epoch && held.epoch > session.unsettled_through;
+        (lives && proved).then_some(&held.holder)
     }
 
     /// A holder's session.

@@ -10,6 +10,7 @@ use shared::protocol::reclaimer;
 
 use super::plan::{Fault, MS, Micros};
 use super::run::{Event, World, holder, new_reclaimer};
+use super::tasks::PERSON;
 
 impl World<'_> {
     pub(super) fn fault(&mut self, fault: Fault) {
@@ -213,6 +214,30 @@ impl World<'_> {
             self.etcd.entries.insert(key, (Record::Lease(Lease::Held(held)), at));
             self.etcd.entries.insert(session, (Record::Session(owner), at));
         }
+    }
+
+    /// What a person does that reads in a free lease, or in the message of a failed task, who has not given a volume back:
+    /// detaches it there, and runs `extvol free`.
+    pub(super) fn detach_by_hand(&mut self) {
+        for volume in self.volumes.clone() {
+            let Some(Lease::Free { last_holder, owed: Some(owed) }) = self.etcd.lease(&volume).cloned()
+            else {
+                continue;
+            };
+            let attached = self.attached.get(&volume).copied();
+            if attached.is_some_and(|host| {
+                let host = &self.nodes[host].host;
+                owed.from.contains(&host.settings.holder) && !host.mounts.contains_key(&volume)
+            }) {
+                self.attached.remove(&volume);
+            }
+            self.log(|| format!("a person has detached {volume} from {}", owed.hosts()));
+            self.etcd.revision.0 += 1;
+            let at = self.etcd.revision;
+            let free = Record::Lease(Lease::Free { last_holder, owed: None });
+            self.etcd.entries.insert(Key::Lease(volume), (free, at));
+        }
+        self.after(PERSON, Event::Person);
     }
 
     /// Everything works again.

@@ -181,7 +181,7 @@ impl Host {
                 }
             }
             Output::ProveIdle { op, asked, .. } => effects.push(Effect::Prove(op, asked)),
-            Output::Look { op, mounted } => effects.push(Effect::Look(op, mounted_volume(&mounted))),
+            Output::Look { op, mounted, .. } => effects.push(Effect::Look(op, mounted_volume(&mounted))),
             Output::MakeSafe { op } => self.start_fence(now, Runner::Worker, op, effects),
             Output::Fence { op, .. } => {
                 self.shared.fenced = true;
@@ -253,7 +253,8 @@ impl Host {
                     self.make_idle(&volume);
                 }
             }
-            Act::Settle(_) | Act::Reset => {}
+            // What they stop could go on until the mount is taken away: here it does.
+            Act::Freeze | Act::Shutdown(_) | Act::Settle(_) | Act::Reset => {}
         }
         let Some((fence, op)) = self.fences.get_mut(&runner) else { return };
         let op = *op;
@@ -369,9 +370,10 @@ impl Host {
 pub fn mounted(volume: &VolumeId) -> MountedVolume {
     MountedVolume {
         mount_point: volume.name.as_str().into(),
-        device_number: "7:0".into(),
-        source: "/dev/loop0".into(),
-        device: None,
+        device_number: format!("7:{}", volume.name).into(),
+        source: format!("/dev/loop-{}", volume.name).into(),
+        can_be_shut_down: true,
+        ..MountedVolume::default()
     }
 }
 

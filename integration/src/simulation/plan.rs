@@ -198,6 +198,16 @@ impl Plan {
         plan
     }
 
+    /// Whether the storage attaches a volume to one host, as EBS does, until its driver detaches it there. Then a person helps
+    /// where the storage cannot take it away. Not where etcd forgets what it knew, or two machines have one name.
+    #[must_use]
+    pub fn attaches_once(&self) -> bool {
+        let forgets = |(_, fault): &(Micros, Fault)| {
+            matches!(fault, Fault::Restore { .. } | Fault::DeleteSession { .. } | Fault::CloneName { .. })
+        };
+        Dice::of([self.seed, 40, 0, 0]).permille(600) && !self.faults.iter().any(forgets)
+    }
+
     /// Checks a plan that was read from a file.
     ///
     /// # Errors

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::fmt;
 use std::time::Duration;
 
-use shared::protocol::exchange::{ByTime, Commit, Instance, Outcome, Reading, View};
+use shared::protocol::exchange::{ByTime, Commit, Instance, Means, Outcome, Reading, View};
 use shared::protocol::fence::Act;
-use shared::protocol::holder::{Input, Settings};
+use shared::protocol::holder::{Idleness, Input, Settings};
 use shared::protocol::reclaimer::{self, Agents};
 use shared::protocol::timing::{Profile, Timing};
 use shared::protocol::{Now, Op, Text};
@@ -30,6 +30,8 @@ pub enum Violation {
     LateUnmount { volume: VolumeId, by: usize, from: usize },
     /// A container runs on the empty directory beneath a mount.
     WithoutVolume { container: ContainerId, volume: VolumeId },
+    /// A lease was taken of a host that lives and is about to give the volume back, where nobody else can mount it.
+    TakenFromTheLiving { volume: VolumeId, from: Holder },
     /// A lease was granted with a token that is not above the last.
     TokenWentBack { volume: VolumeId, last: Token, new: Token },
     /// A session that was revoked or is dead was granted a lease.
@@ -179,6 +181,8 @@ pub(super) enum Event {
     Backup,
     /// Every volume must become usable.
     Calm,
+    /// A person detaches at the storage what the leases say.
+    Person,
     GiveUpProbing,
 }
 
@@ -244,6 +248,8 @@ pub(super) struct World<'p> {
     pub(super) masters: Vec<Master>,
     pub(super) volumes: Vec<VolumeId>,
     pub(super) calls: Vec<(usize, Call)>,
+    /// To which host the storage has a volume attached, where it attaches to one.
+    pub(super) attached: BTreeMap<VolumeId, usize>,
     pub(super) tasks: Vec<Task>,
     pub(super) given_up: BTreeSet<usize>,
     /// Hosts whose agent does not run.
@@ -298,6 +304,7 @@ pub(super) fn settings(plan: &Plan, host: usize) -> Settings {
         boot: "b0".into(),
         timing: timing(),
         by_time,
+        means: [Means::Guard].into(),
         grace: Duration::from_millis(500),
         prepare_timeout: Duration::from_secs(8),
         wait_timeout: Duration::from_secs(if plan.seed.is_multiple_of(3) { 0 } else { 6 }),
@@ -374,6 +381,7 @@ impl<'p> World<'p> {
             masters: plan.reclaimers.iter().map(master).collect(),
             volumes: (0..plan.volumes).map(volume).collect(),
             calls: Vec::new(),
+            attached: BTreeMap::new(),
             tasks: Vec::new(),
             given_up: BTreeSet::new(),
             stopped: BTreeSet::new(),
@@ -577,7 +585,13 @@ impl<'p> World<'p> {
                 Effect::Settle(op, volume) => self.settle(host, op, &volume),
                 Effect::Prove(op, volume) => {
                     let pause = self.dice(11, host as u64, op.0).range(MS, 20 * MS);
-                    let input = Input::Idle(op, self.nodes[host].host.idleness(&volume));
+                    let idleness = match self.nodes[host].host.idleness(&volume) {
+                        Idleness::Proved if self.attached.get(&volume) == Some(&host) => {
+                            Idleness::ProvedAttached
+                        }
+                        idleness => idleness,
+                    };
+                    let input = Input::Idle(op, idleness);
                     self.after(pause, Event::CallAnswered { host, life, input });
                 }
                 Effect::Look(op, volume) => {
@@ -724,6 +738,7 @@ impl<'p> World<'p> {
             Event::Recover(fault) => self.recover(fault),
             Event::Backup => self.backup = Some(self.etcd.clone()),
             Event::Calm => self.calm_down(),
+            Event::Person => self.detach_by_hand(),
             Event::GiveUpProbing => self.give_up_probing(),
         }
     }

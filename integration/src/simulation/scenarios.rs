@@ -71,6 +71,8 @@ pub(super) fn live() -> Session {
         agent: None,
         timing: timing(),
         by_time: ByTime::Allowed,
+        means: Default::default(),
+        unproved: None,
         unsettled_through: Epoch(0),
         wants: BTreeSet::new(),
         reason: None,
@@ -89,6 +91,7 @@ pub(super) fn attached(host: usize) -> Held {
         mount_point: None,
         unsettled: false,
         calls: false,
+        owed: None,
         revoked: None,
         since: None,
     }

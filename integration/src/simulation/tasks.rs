@@ -15,6 +15,9 @@ const ATTEMPTS: u32 = 8;
 /// How long after the calm each volume must have become usable.
 const RECOVERY: Micros = 60_000 * MS;
 
+/// How often a person looks whether something has to be detached by hand.
+pub(super) const PERSON: Micros = 5_000 * MS;
+
 /// How far a task is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
@@ -56,7 +59,7 @@ impl World<'_> {
 
     fn wanted(&self, task: usize) -> Vec<Wanted> {
         let volume = |number: &usize| self.volumes[*number].clone();
-        let wanted = |id: VolumeId| Wanted { volume: id.clone(), asked: id, create: None };
+        let wanted = |id: VolumeId| Wanted { volume: id.clone(), asked: id, create: None, read_only: false };
         self.tasks[task].volumes.iter().map(volume).map(wanted).collect()
     }
 
@@ -71,6 +74,7 @@ impl World<'_> {
     pub(super) fn retry(&mut self, task: usize) {
         let mut dice = self.dice(5, task as u64, u64::from(self.tasks[task].attempt));
         let (hosts, calm) = (self.nodes.len(), self.calm);
+        let attaches_once = self.plan.attaches_once();
         let it = &mut self.tasks[task];
         it.attempt += 1;
         if !it.probe && (it.attempt >= ATTEMPTS || calm) {
@@ -78,7 +82,12 @@ impl World<'_> {
             return;
         }
         it.state = State::Waiting;
-        it.host = if it.probe { (it.host + 1) % hosts } else { dice.index(hosts) };
+        it.host = match it.probe {
+            false => dice.index(hosts),
+            // Where the storage attaches to one host, the volume has to follow to this one.
+            true if attaches_once => it.host,
+            true => (it.host + 1) % hosts,
+        };
         let attempt = it.attempt;
         self.after(dice.range(200 * MS, 1_000 * MS), Event::Start { task, attempt });
     }
@@ -307,6 +316,9 @@ impl World<'_> {
             self.tasks.push(probe);
             let task = self.tasks.len() - 1;
             self.after(700 * MS, Event::Start { task, attempt: 0 });
+        }
+        if self.plan.attaches_once() && !self.plan.storage_fencing {
+            self.after(PERSON, Event::Person);
         }
         self.after(RECOVERY + self.extra_recovery(), Event::GiveUpProbing);
     }

@@ -77,6 +77,7 @@ impl World<'_> {
             Ask::Read(reading) => Answer::Read(Ok(self.etcd.read(reading))),
             Ask::Commit(commit) => {
                 let before = self.etcd.revision;
+                self.check_taken(commit);
                 let outcome = self.etcd.commit(commit);
                 self.log(|| format!("etcd: {client:?} #{} {outcome:?}", op.0));
                 if self.etcd.revision > before {
@@ -104,6 +105,20 @@ impl World<'_> {
                     let input = Input::Changed(key.clone());
                     self.after(dice.range(200, 5 * MS), Event::CallAnswered { host, life, input });
                 }
+            }
+        }
+    }
+
+    /// Where the storage cannot take a volume away, nobody takes one that a living host is about to give back.
+    fn check_taken(&mut self, commit: &Commit) {
+        if self.plan.storage_fencing || !self.etcd.would_commit(commit) {
+            return;
+        }
+        for (key, record) in &commit.puts {
+            let (Key::Lease(volume), Record::Lease(Lease::Held(held))) = (key, record) else { continue };
+            let from = self.etcd.is_given_back(volume).filter(|from| **from != held.holder).cloned();
+            if let Some(from) = from {
+                self.violated(Violation::TakenFromTheLiving { volume: volume.clone(), from });
             }
         }
     }

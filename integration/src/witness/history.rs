@@ -266,7 +266,7 @@ impl Now {
                 self.leases.insert(volume, lease);
             }
             (Key::Lease(volume), _) => {
-                self.leases.insert(volume, Lease::Free { last_holder: None });
+                self.leases.insert(volume, Lease::Free { last_holder: None, owed: None });
             }
             (Key::Session(holder), Some(Record::Session(session))) => {
                 let is_dead = matches!(session.state, SessionState::Dead(_));

@@ -70,6 +70,8 @@ impl Story {
             agent: Some(Agent { id: None, address: "a".into() }),
             timing: Profile::Fast.timing(),
             by_time: ByTime::Allowed,
+            means: Default::default(),
+            unproved: None,
             unsettled_through: Epoch(0),
             wants: BTreeSet::new(),
             reason: None,
@@ -94,6 +96,7 @@ impl Story {
             mount_point: None,
             unsettled: false,
             calls: false,
+            owed: None,
             revoked: None,
             since: None,
         })
@@ -127,7 +130,7 @@ impl Story {
     fn gives_back(&mut self, at: u64, host: &str, token: i64) {
         self.lease(at, Self::held(host, Stage::Detaching, Some(token)));
         self.storage(at + 2, Event::Detach, host, host, None);
-        self.lease(at + 5, Lease::Free { last_holder: Some(holder(host)) });
+        self.lease(at + 5, Lease::Free { last_holder: Some(holder(host)), owed: None });
     }
 
     /// A writer that writes these records, each tried at its time and acknowledged 2 ms later.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shared::protocol::exchange::{ByTime, Instance};
+use shared::protocol::exchange::{ByTime, Instance, Means};
 use shared::protocol::holder::Settings;
 use shared::protocol::timing::Timing;
 
@@ -81,6 +81,7 @@ impl Bounds {
             boot: "b".into(),
             timing: timing(),
             by_time: ByTime::Allowed,
+            means: [Means::Guard].into(),
             grace: TICK,
             prepare_timeout: Duration::from_secs(1_000),
             // A lease of another is asked for again and again instead.

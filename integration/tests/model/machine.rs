@@ -161,7 +161,7 @@ impl Model for Machine {
                 }
                 // The second host is asked when it can take the volume: before, it would say no.
                 if s.prepares[host] > 0
-                    && (host == 0 || s.etcd.is_takeable(&id()))
+                    && (host == 0 || s.etcd.is_takeable(&id(), bounds.storage))
                     && core.epoch().is_some()
                     && !it.processes.contains_key(&user(host))
                     && !core.users().contains(&user(host))
@@ -274,7 +274,7 @@ impl Model for Machine {
             Action::Land(index) => s.land(index),
             Action::Prepare(host) => {
                 s.prepares[host] -= 1;
-                let volumes = vec![Wanted { volume: id(), asked: id(), create: None }];
+                let volumes = vec![Wanted { volume: id(), asked: id(), create: None, read_only: false }];
                 let (request, container) = (Request(1), user(host));
                 s.handle(
                     host,

@@ -153,7 +153,7 @@ impl State {
         let it = user(host);
         match (answer, request.0) {
             (Ok(_), 1) => {
-                let wanted = [Wanted { volume: id(), asked: id(), create: None }];
+                let wanted = [Wanted { volume: id(), asked: id(), create: None, read_only: false }];
                 self.hosts[host].fork(&it, &wanted);
                 let (request, cgroup) = (Request(2), Some("c".into()));
                 self.handle(
@@ -253,7 +253,7 @@ impl State {
     pub(super) fn is_free_or_used(&self, bounds: &Bounds) -> bool {
         let other = self.etcd.lease(&id()).and_then(Lease::held).is_some_and(|held| held.holder != holder(0));
         let used = !bounds.ends && self.hosts[0].processes.values().any(|process| process.runs);
-        other || self.etcd.is_takeable(&id()) || used
+        other || self.etcd.is_takeable(&id(), bounds.storage) || used
     }
 
     pub(super) fn writers(&self) -> usize {

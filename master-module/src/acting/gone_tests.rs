@@ -80,6 +80,8 @@ fn session(state: SessionState, address: SocketAddr) -> Session {
         agent: Some(Agent { id: Some("S1".into()), address: format!("slave(1)@{address}").into() }),
         timing: Profile::Default.timing(),
         by_time: ByTime::Allowed,
+        means: Default::default(),
+        unproved: None,
         unsettled_through: Epoch(0),
         wants: Default::default(),
         reason: Some("silent".into()),

@@ -285,6 +285,7 @@ fn lease(volume: &VolumeId, holder: &Holder, epoch: Epoch, written: Revision) ->
         mount_point: None,
         unsettled: false,
         calls: false,
+        owed: None,
         revoked: None,
         since: None,
     };

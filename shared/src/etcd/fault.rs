@@ -55,6 +55,18 @@ pub enum EtcdFault {
         /// etcd's words.
         reason: String,
     },
+    /// etcd wants to know who asks, or has forbidden it to whoever did: nothing was done, nor will be until somebody
+    /// changes users, roles or this client's name and password.
+    #[error(
+        "{member} does not let this client read or write: {reason}; its authentication is on, and this client has no user \
+         there that may use its keys (`etcdctl auth disable`, or give it one)"
+    )]
+    Denied {
+        /// The member's endpoint.
+        member: String,
+        /// etcd's words.
+        reason: String,
+    },
     /// Refused here, before it was sent.
     #[error(transparent)]
     TooManyOperations(#[from] TooManyOperations),
@@ -113,10 +125,12 @@ impl EtcdFault {
             Code::ResourceExhausted if status.message().contains("too many requests") => {
                 Self::Busy { member, reason }
             }
+            Code::PermissionDenied | Code::Unauthenticated => Self::Denied { member, reason },
+            Code::InvalidArgument | Code::FailedPrecondition if speaks_of_users(status.message()) => {
+                Self::Denied { member, reason }
+            }
             Code::ResourceExhausted
             | Code::InvalidArgument
-            | Code::PermissionDenied
-            | Code::Unauthenticated
             | Code::FailedPrecondition
             | Code::Unimplemented => Self::Refused { member, reason },
             Code::DataLoss => Self::Damaged { member, reason },
@@ -124,6 +138,12 @@ impl EtcdFault {
             // the proposal in the log.
             _ => Self::Failed { member, reason },
         }
+    }
+
+    /// Whether etcd answered, and refused this client itself.
+    #[must_use]
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::Denied { .. })
     }
 
     /// Whether it was certainly never sent, so that it may be sent to another member at once.
@@ -139,7 +159,7 @@ impl EtcdFault {
     /// Whether another try is in vain until somebody changes something.
     #[must_use]
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Refused { .. } | Self::TooManyOperations(_))
+        matches!(self, Self::Refused { .. } | Self::Denied { .. } | Self::TooManyOperations(_))
     }
 
     /// What a read's caller learns.
@@ -159,11 +179,20 @@ impl EtcdFault {
             Self::NotConnected { .. }
             | Self::Busy { .. }
             | Self::Refused { .. }
+            | Self::Denied { .. }
             | Self::TooManyOperations(_)
             // Of reads and watches alone.
             | Self::Compacted { .. } => StoreError::Unavailable(Box::new(self)),
         }
     }
+}
+
+/// Whether etcd's words are about who asks. It has no code of its own for that: "user name is empty" is an
+/// InvalidArgument, like a request that is too large.
+fn speaks_of_users(message: &str) -> bool {
+    ["user name is empty", "user name not found", "authentication", "auth token", "role name", "root user"]
+        .iter()
+        .any(|words| message.contains(words))
 }
 
 fn corrupt(fault: EtcdFault) -> StoreError {
@@ -236,6 +265,25 @@ mod tests {
         assert!(full.is_final() && full.to_string().contains("as it will be again"), "{full}");
         let busy = Status::new(Code::ResourceExhausted, "etcdserver: too many requests");
         assert!(!EtcdFault::of("m", ClientError::GRpcStatus(busy)).is_final());
+    }
+
+    #[test]
+    fn a_client_that_etcd_does_not_know_is_told_from_a_request_that_it_refuses() {
+        let denied = [
+            (Code::InvalidArgument, "etcdserver: user name is empty"),
+            (Code::InvalidArgument, "etcdserver: authentication failed, invalid user ID or password"),
+            (Code::Unauthenticated, "etcdserver: invalid auth token"),
+            (Code::PermissionDenied, "etcdserver: permission denied"),
+            (Code::FailedPrecondition, "etcdserver: user name not found"),
+        ];
+        for (code, message) in denied {
+            let fault = EtcdFault::of("m", ClientError::GRpcStatus(Status::new(code, message)));
+            assert!(fault.is_denied() && fault.is_final() && !fault.blames_member(), "{message}: {fault}");
+            assert!(fault.to_string().contains("its authentication is on"), "{fault}");
+            assert!(matches!(fault.of_write(), StoreError::Unavailable(_)));
+        }
+        let large = Status::new(Code::InvalidArgument, "etcdserver: request is too large");
+        assert!(!EtcdFault::of("m", ClientError::GRpcStatus(large)).is_denied());
     }
 
     #[test]

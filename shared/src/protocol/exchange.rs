@@ -53,7 +53,7 @@ pub enum Record {
 pub enum Proof {
     /// Its holder unmounted everything, and proved every device idle.
     Unmounted,
-    /// Its holder fenced itself, and proved it.
+    /// Its holder fenced itself, and proved it. Only earlier releases wrote this: now the next epoch says it.
     Fenced,
     /// It did not beat for a full wait: its processes cannot write, but what they handed to the block
     /// layer, or a host that was not running, still can (L20).
@@ -81,6 +81,39 @@ pub enum ByTime {
     Unproved,
     /// Its operator wants no fencing while etcd is away.
     Never,
+}
+
+/// What makes sure that a host writes no more when its keeper's processes die: each is established by the keeper itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Means {
+    /// A process beside the keeper's, in a session and cgroups of its own, fences in their place.
+    Guard,
+    /// systemd starts the keeper again at once.
+    Supervisor,
+    /// A watchdog device resets the host.
+    Watchdog,
+    /// The storage takes its volumes away. It does not end what the host does, and so is none by itself.
+    Storage,
+}
+
+impl Means {
+    /// Its name in a record.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Guard => "guard",
+            Self::Supervisor => "supervisor",
+            Self::Watchdog => "watchdog",
+            Self::Storage => "storage",
+        }
+    }
+
+    /// Whether it acts when all of the keeper's processes are dead.
+    #[must_use]
+    pub fn outlives_keeper(self) -> bool {
+        !matches!(self, Self::Storage)
+    }
 }
 
 /// The Mesos agent of a host.
@@ -111,6 +144,10 @@ pub struct Session {
     pub timing: Timing,
     /// Whether silence may end it.
     pub by_time: ByTime,
+    /// What its host's fence rests on.
+    pub means: BTreeSet<Means>,
+    /// Why its host cannot prove its fence, for people.
+    pub unproved: Option<Text>,
     /// Leases of this and earlier epochs are unsettled though a later one was opened: that was done by
     /// another machine, which has proved nothing about the one that held them (L19).
     pub unsettled_through: Epoch,
@@ -129,9 +166,50 @@ pub enum Lease {
     Free {
         /// Who held it last.
         last_holder: Option<Holder>,
+        /// Who lost it without having given it back, if nobody has mounted it since.
+        owed: Option<Owed>,
     },
     /// Somebody holds it.
     Held(Held),
+}
+
+/// Hosts that lost a lease and have not given the volume back: the storage may still have it attached to one of them.
+/// It stays with the lease, held or free, until the volume was mounted somewhere, or a person says that it was detached.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Owed {
+    /// The hosts.
+    pub from: BTreeSet<Holder>,
+    /// Since when the first of them had held it; a wall clock, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Text>,
+    /// Whether one of them was declared dead by time alone: what its kernel had not yet written may still be (L20).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_time: bool,
+}
+
+impl Owed {
+    /// One host more that has not given the volume back.
+    #[must_use]
+    pub fn and(owed: Option<Self>, from: &Holder, since: Option<&Text>, by_time: bool) -> Self {
+        let mut owed =
+            owed.unwrap_or_else(|| Self { from: BTreeSet::new(), since: since.cloned(), by_time: false });
+        owed.from.insert(from.clone());
+        owed.by_time |= by_time;
+        owed
+    }
+
+    /// What is left when this host owes no more.
+    #[must_use]
+    pub fn without(mut self, from: &Holder) -> Option<Self> {
+        self.from.remove(from);
+        (!self.from.is_empty()).then_some(self)
+    }
+
+    /// The hosts, in words.
+    #[must_use]
+    pub fn hosts(&self) -> String {
+        self.from.iter().map(|holder| holder.as_str()).collect::<Vec<_>>().join(" or ")
+    }
 }
 
 /// How far the holder of a lease is. The driver is called only in the first and the last.
@@ -168,6 +246,8 @@ pub struct Held {
     /// Whether those include driver calls: then their settle time is waited for, even where the storage can take
     /// the volume away.
     pub calls: bool,
+    /// Who lost it before without having given it back, until it is mounted.
+    pub owed: Option<Owed>,
     /// Why it alone was revoked, if it was.
     pub revoked: Option<Text>,
     /// Wall clock of the grant; `None` is filled in when it is written.
@@ -240,6 +320,18 @@ impl View {
     pub fn held(&self) -> impl Iterator<Item = (&VolumeId, &Held, Revision)> {
         self.entries.iter().filter_map(|(key, (record, at))| match (key, record) {
             (Key::Lease(volume), Record::Lease(Lease::Held(held))) => Some((volume, held, *at)),
+            _ => None,
+        })
+    }
+
+    /// All free leases whose volume this holder has not given back, with the revisions to compare.
+    pub fn owed_by(&self, holder: &Holder) -> impl Iterator<Item = (&VolumeId, &Owed, Revision)> {
+        self.entries.iter().filter_map(move |(key, (record, at))| match (key, record) {
+            (Key::Lease(volume), Record::Lease(Lease::Free { owed: Some(owed), .. }))
+                if owed.from.contains(holder) =>
+            {
+                Some((volume, owed, *at))
+            }
             _ => None,
         })
     }

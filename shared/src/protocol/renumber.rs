@@ -112,7 +112,7 @@ pub fn holder(core: &mut holder::Core, r: &mut impl Renumber) {
             }
         }
         Life::Fencing { op } => op.iter_mut().for_each(|op| r.op(op)),
-        Life::Open | Life::Dying { .. } | Life::Refused => {}
+        Life::Open | Life::Dying | Life::Refused => {}
     }
     if let Some(mine) = &mut core.mine {
         r.revision(&mut mine.at);

@@ -96,10 +96,11 @@ impl Timing {
     }
 
     /// Whether a session with these times can be judged by time at all: whether fencing ends before
-    /// the holder's right to write does.
+    /// the holder's right to write does. A record may hold any times: with ones beyond all bounds it cannot.
     #[must_use]
     pub fn fences_in_time(&self) -> bool {
-        self.fence + self.kill <= self.write_span()
+        let bounded = self.ttl <= TTL_MAX && self.fence <= self.ttl && self.kill <= self.ttl;
+        bounded && self.fence + self.kill <= self.write_span()
     }
 
     /// Checks the times against each other.
@@ -129,7 +130,8 @@ impl Timing {
             );
             return refuse("fence_after", fence, reason);
         }
-        let needed = beat + request * 2 + election + LEAD;
+        let needed =
+            beat.saturating_add(request.saturating_mul(2)).saturating_add(election).saturating_add(LEAD);
         if needed > fence {
             let reason = format!(
                 "is less than {}: beat_interval {}, twice request_timeout {}, election_time {} and {}, so that a \
@@ -166,6 +168,28 @@ mod tests {
         }
         assert_eq!(Profile::named("calm"), Ok(Profile::Calm));
         assert!(Profile::named("brave").is_err());
+    }
+
+    #[test]
+    fn times_beyond_all_bounds_in_a_record_are_refused_and_nothing_overflows() {
+        let good = Profile::Default.timing();
+        let endless = Duration::from_secs(u64::MAX);
+        let changes: [fn(&mut Timing, Duration); 6] = [
+            |timing, time| timing.ttl = time,
+            |timing, time| timing.fence = time,
+            |timing, time| timing.kill = time,
+            |timing, time| timing.beat = time,
+            |timing, time| timing.request = time,
+            |timing, time| timing.election = time,
+        ];
+        for (place, change) in changes.iter().enumerate() {
+            for time in [endless, Duration::from_secs(1 << 63)] {
+                let mut timing = good;
+                change(&mut timing, time);
+                assert!(timing.check().is_err(), "{timing:?}");
+                assert!(place > 2 || !timing.fences_in_time(), "{timing:?}");
+            }
+        }
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use shared::protocol::exchange::{
-    Agent, ByTime, ClusterId, Commit, Held, Instance, Key, Lease, Outcome, Proof, Reading, Record, Session,
-    SessionState, Stage, View,
+    Agent, ByTime, ClusterId, Commit, Held, Instance, Key, Lease, Outcome, Owed, Proof, Reading, Record,
+    Session, SessionState, Stage, View,
 };
 use shared::protocol::timing::Profile;
 use shared::record::Epoch;
@@ -113,6 +113,7 @@ impl Etcd {
             mount_point: None,
             unsettled: false,
             calls: false,
+            owed: None,
             revoked: None,
             since: Some("2026-11-01T10:00:00Z".into()),
         };
@@ -134,6 +135,8 @@ impl Etcd {
             }),
             timing: Profile::Default.timing(),
             by_time: ByTime::Allowed,
+            means: Default::default(),
+            unproved: None,
             unsettled_through: Epoch(0),
             wants: wants.iter().map(|name| volume(name)).collect(),
             reason: None,
@@ -147,16 +150,39 @@ impl Etcd {
     }
 
     pub(crate) fn free(&mut self, name: &str) {
-        self.put(Key::Lease(volume(name)), Record::Lease(Lease::Free { last_holder: None }));
+        self.put(Key::Lease(volume(name)), Record::Lease(Lease::Free { last_holder: None, owed: None }));
     }
 
-    /// Revokes a session, as `extvol revoke` and the master's module do.
+    /// What is owed of a free lease.
+    pub(crate) fn owed(&self, name: &str) -> Option<&Owed> {
+        match self.entries.get(&Key::Lease(volume(name))) {
+            Some((Record::Lease(Lease::Free { owed, .. }), _)) => owed.as_ref(),
+            other => panic!("the lease of {name} is not free: {other:?}"),
+        }
+    }
+
+    /// A free lease whose volume another host has not given back.
+    pub(crate) fn owe(&mut self, name: &str, from: &str, by_time: bool) {
+        let since = "2026-11-01T10:00:00Z".into();
+        let owed = Some(Owed::and(None, &holder(from), Some(&since), by_time));
+        let last_holder = Some(holder("agent-3"));
+        self.put(Key::Lease(volume(name)), Record::Lease(Lease::Free { last_holder, owed }));
+    }
+
+    /// Another host was made safe, lives, and has opened its next epoch.
+    pub(crate) fn reopen_elsewhere(&mut self, owner: &str) {
+        let before = self.session(owner);
+        let session = Session { epoch: Epoch(before.epoch.0 + 1), ..before.clone() };
+        self.put(Key::Session(holder(owner)), Record::Session(session));
+    }
+
     /// Another host's session is declared dead, after its silence alone.
     pub(crate) fn end_elsewhere(&mut self, owner: &str) {
         let session = Session { state: SessionState::Dead(Proof::Time), ..self.session(owner).clone() };
         self.put(Key::Session(holder(owner)), Record::Session(session));
     }
 
+    /// Revokes a session, as `extvol revoke` and the master's module do.
     pub(crate) fn revoke_session(&mut self, name: &str, reason: &str) {
         let (state, reason) = (SessionState::Revoking, Some(reason.into()));
         let session = Session { state, reason, ..self.session(name).clone() };

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use shared::protocol::exchange::{ByTime, Commit, Instance, Key, Lease, Outcome, Record, Stage, View};
+use shared::protocol::exchange::{ByTime, Commit, Instance, Key, Lease, Means, Outcome, Record, Stage, View};
 use shared::protocol::holder::{
     Answer, BlockDevice, Core, Deadline, Idleness, Input, MountFault, MountedVolume, Output, Settings, Sight,
     Table, UnmountFault, Wanted,
@@ -37,12 +37,21 @@ pub(crate) fn container(name: &str) -> ContainerId {
 }
 
 pub(crate) fn mount(name: &str) -> MountedVolume {
-    let device = BlockDevice { path: "/dev/loop1".into(), number: "7:1".into(), disk_sequence: Some(9) };
+    // A disk of its own for each name.
+    let minor = name.bytes().fold(0_u64, |minor, byte| minor * 31 + u64::from(byte));
+    let (path, number) = (format!("/dev/loop{minor}"), format!("7:{minor}"));
+    let device = BlockDevice {
+        path: path.as_str().into(),
+        number: number.as_str().into(),
+        disk_sequence: Some(minor),
+    };
     MountedVolume {
         mount_point: format!("/mnt/{name}/data").into(),
-        device_number: "7:1".into(),
-        source: "/dev/loop1".into(),
+        device_number: number.into(),
+        source: path.into(),
         device: Some(device),
+        can_be_shut_down: true,
+        ..MountedVolume::default()
     }
 }
 
@@ -101,6 +110,10 @@ pub(crate) struct Host {
     /// Whether etcd's readings are on their way until [`Host::readings_arrive`].
     pub(crate) readings_are_late: bool,
     late: Vec<(Op, Result<View, Text>)>,
+    /// What the last Mount said of those before it.
+    pub(crate) again: Option<bool>,
+    /// Whether the last look was to tell who else sees the volume.
+    pub(crate) doubted: Option<bool>,
     settings: Settings,
     table: Vec<u8>,
     deadline: Deadline,
@@ -108,6 +121,8 @@ pub(crate) struct Host {
     calls: BTreeMap<String, (Op, Step)>,
     steps: Vec<Step>,
     requests: u64,
+    /// The fence under way.
+    fence: Option<Op>,
 }
 
 impl Host {
@@ -130,6 +145,7 @@ impl Host {
             boot: "b1".into(),
             timing: Profile::Default.timing(),
             by_time: ByTime::Allowed,
+            means: [Means::Guard].into(),
             grace: GRACE,
             prepare_timeout: PREPARE,
             wait_timeout: WAIT,
@@ -150,12 +166,15 @@ impl Host {
             back: Vec::new(),
             readings_are_late: false,
             late: Vec::new(),
+            again: None,
+            doubted: None,
             settings,
             table: serde_json::to_vec(&Table::default()).unwrap(),
             deadline: Deadline::default(),
             calls: BTreeMap::new(),
             steps: Vec::new(),
             requests: 0,
+            fence: None,
         };
         host.give(Input::Tick);
         // A lease is taken under a beat of its own, and the last one was sent just now.
@@ -186,6 +205,12 @@ impl Host {
         self.back.clear();
         self.steps.clear();
         self.give(Input::Tick);
+    }
+
+    /// The fence that the worker runs itself, without a deadman, is proved.
+    pub(crate) fn fence_is_proved(&mut self) {
+        let op = self.fence.take().unwrap();
+        self.give(Input::Safe(op, Ok(())));
     }
 
     pub(crate) fn stored(&self) -> Table {
@@ -249,12 +274,14 @@ impl Host {
             Output::Extend(fence_at) => self.deadline.fence_at = fence_at,
             Output::Reset => self.deadline = self.deadline.next(),
             Output::MakeSafe { op } => self.core.handle(self.now, Input::Safe(op, Ok(()))),
-            Output::Fence { why, .. } => {
+            Output::Fence { op, why } => {
                 self.deadline.fenced = true;
+                self.fence = Some(op);
                 self.calls.clear();
                 self.steps.push(Step::Fence(why.to_string()));
             }
-            Output::Mount { op, wanted, .. } => {
+            Output::Mount { op, wanted, again, .. } => {
+                self.again = Some(again);
                 if self.core.may_call_driver(self.now, op) {
                     self.call(op, wanted.asked.name.as_str(), Step::Mount);
                 }
@@ -266,7 +293,8 @@ impl Host {
             }
             Output::Settle { op, asked, .. } => self.call(op, asked.name.as_str(), Step::Settle),
             Output::ProveIdle { op, asked, .. } => self.call(op, asked.name.as_str(), Step::Prove),
-            Output::Look { op, mounted } => {
+            Output::Look { op, mounted, doubted } => {
+                self.doubted = Some(doubted);
                 let name = mounted.mount_point.split('/').nth(2).unwrap().to_owned();
                 self.call(op, &name, Step::Look);
             }
@@ -314,6 +342,16 @@ impl Host {
         self.hold_back_only(None);
     }
 
+    /// What was held back is given up for lost, and may still be done: etcd has it as late.
+    pub(crate) fn give_up_held_back(&mut self) {
+        self.held_back = None;
+        for (op, commit) in std::mem::take(&mut self.back) {
+            self.etcd.late.push(commit);
+            self.core.handle(self.now, Input::Committed(op, Outcome::Unknown));
+        }
+        self.carry_out();
+    }
+
     /// etcd answers what was held back, but for this, which is held back from now on.
     pub(crate) fn hold_back_only(&mut self, held: Option<fn(&Step) -> bool>) {
         self.held_back = held;
@@ -345,7 +383,12 @@ impl Host {
 
     pub(crate) fn ask(&mut self, name: &str, agent: &str, id: Option<&str>, volumes: &[&str]) -> u64 {
         self.requests += 1;
-        let wanted = |name: &&str| Wanted { volume: volume(name), asked: volume(name), create: None };
+        let wanted = |name: &&str| Wanted {
+            volume: volume(name),
+            asked: volume(name),
+            create: None,
+            read_only: false,
+        };
         self.give(Input::Prepare {
             request: Request(self.requests),
             container: container(name),
@@ -358,6 +401,19 @@ impl Host {
 
     pub(crate) fn prepare(&mut self, name: &str, volumes: &[&str]) -> u64 {
         self.ask(name, AGENT, Some("S0"), volumes)
+    }
+
+    pub(crate) fn prepare_read_only(&mut self, name: &str, of: &str) -> u64 {
+        self.requests += 1;
+        let wanted = Wanted { volume: volume(of), asked: volume(of), create: None, read_only: true };
+        self.give(Input::Prepare {
+            request: Request(self.requests),
+            container: container(name),
+            agent: AGENT.into(),
+            agent_id: Some("S0".into()),
+            volumes: vec![wanted],
+        });
+        self.requests
     }
 
     pub(crate) fn isolate(&mut self, name: &str) -> u64 {

@@ -5,9 +5,13 @@
 
 mod containers;
 mod etcd;
+mod fairness;
 mod host;
 mod lives;
 mod mounts;
+mod names;
+mod owed;
+mod proofs;
 mod reclaimers;
 mod releases;
 mod revokes;

@@ -77,7 +77,13 @@ impl Watched {
             }
             Step::Mount(_) if !settling && random.one_in(10) => {
                 let mounted = Some(Box::new(mount(&name)));
-                host.mounts(&name, Err(MountFault::Unusable { why: "elsewhere".into(), mounted }));
+                let unusable = MountFault::Unusable { why: "elsewhere".into(), mounted };
+                let fault = if kind == 0 { MountFault::NotItsOwn("another's".into()) } else { unusable };
+                // Nothing of its own is mounted: there is nothing to prove.
+                if kind == 0 {
+                    self.proved.insert(name.clone());
+                }
+                host.mounts(&name, Err(fault));
             }
             Step::Unmount(_) if fails => {
                 let faults = [UnmountFault::Refused, UnmountFault::Unresolved, UnmountFault::Unreachable];

@@ -1,7 +1,8 @@
 //! `extvol-keeper`: owns the leases and mounts of external volumes on one Mesos agent host.
 //!
-//! It is two processes: the deadman, which this program is when it is started, and the worker, which that starts. Either starts the
-//! other again, and both start helpers for what may hang.
+//! It is three processes: the deadman, which this program is when it is started, the worker, which that starts, and the guard, which is
+//! left when those two are killed together. Deadman and worker start each other again, the deadman the guard, and all
+//! start helpers for what may hang.
 
 mod start;
 mod worker;
@@ -11,6 +12,7 @@ use std::process::ExitCode;
 
 use agent_isolator::keeper::deadman;
 use agent_isolator::keeper::fence::{HELPER_MODE, run_helper};
+use agent_isolator::keeper::limits::raise_descriptors;
 use agent_isolator::keeper::probe::{PROBE_MODE, run_probe};
 use agent_isolator::keeper::sentence;
 use agent_isolator::parameters::KeeperParameters;
@@ -32,6 +34,8 @@ enum Role {
     Worker,
     /// Started by the worker, in place of one that died.
     DeadmanBeside,
+    /// Started by the deadman, and left when all others are killed.
+    Guard,
 }
 
 fn main() -> ExitCode {
@@ -43,6 +47,7 @@ fn main() -> ExitCode {
         Some(PROBE_MODE) => return run_probe(),
         Some(start::WORKER) => Role::Worker,
         Some(start::DEADMAN) => Role::DeadmanBeside,
+        Some(start::GUARD) => Role::Guard,
         _ => Role::Keeper,
     };
     if role != Role::Keeper {
@@ -52,6 +57,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             // Nothing can be done about a standard error that is closed.
+            // The usage has lines of its own; what is quoted of the command line is escaped there.
             let _ = writeln!(std::io::stderr(), "extvol-keeper: {why}");
             ExitCode::FAILURE
         }
@@ -65,9 +71,11 @@ fn run(role: Role, given: Vec<String>) -> Result<(), String> {
         Role::Keeper if detach => start::detached(&parameters),
         Role::Keeper => start::deadman(&parameters),
         Role::Worker => worker::run(parameters),
+        Role::Guard => start::guard(&parameters),
         Role::DeadmanBeside => {
             start::name_deadman();
-            start::log(&parameters)?;
+            raise_descriptors();
+            start::log(&parameters, start::DEADMAN_LOG)?;
             deadman::run_beside(start::settings(&parameters)).map_err(|error| sentence(&error))
         }
     }

@@ -1,12 +1,14 @@
 //! The start of a keeper: as the deadman, in a session of its own, maybe detached from who started it.
 
 use std::ffi::OsString;
-use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
+use agent_isolator::keeper::cgroups;
 use agent_isolator::keeper::checkpoint::private_directory;
-use agent_isolator::keeper::deadman::{self, Settings, check_watchdog, watchdog_timeout};
-use agent_isolator::keeper::log::BoundedLog;
+use agent_isolator::keeper::deadman::{self, GUARD_LOG, Settings, check_watchdog, watchdog_timeout};
+use agent_isolator::keeper::limits::raise_descriptors;
+use agent_isolator::keeper::log::{BoundedLog, OneLine};
 use agent_isolator::keeper::sentence;
 use agent_isolator::parameters::KeeperParameters;
 
@@ -16,10 +18,13 @@ pub(crate) const WORKER: &str = "worker";
 /// The first argument of a deadman that a worker starts.
 pub(crate) const DEADMAN: &str = "deadman";
 
+/// The first argument of a guard.
+pub(crate) const GUARD: &str = "guard";
+
 /// A detached keeper's log, in its run directory.
 pub(crate) const LOG: &str = "keeper.log";
 
-const DEADMAN_LOG: &str = "deadman.log";
+pub(crate) const DEADMAN_LOG: &str = "deadman.log";
 
 /// Says to a keeper that it was detached.
 pub(crate) const DETACHED: &str = "EXTVOL_DETACHED";
@@ -34,6 +39,8 @@ pub(crate) fn settings(parameters: &KeeperParameters) -> Settings {
     Settings {
         directory: parameters.run_directory.clone(),
         worker: arguments(WORKER, parameters),
+        guard: arguments(GUARD, parameters),
+        cgroup: parameters.guard_cgroup(),
         policy: parameters.policy(),
         kill: parameters.timing.kill,
         watchdog: parameters.watchdog.clone(),
@@ -58,6 +65,20 @@ pub(crate) fn detached(parameters: &KeeperParameters) -> Result<(), String> {
     Ok(())
 }
 
+/// The whole life of a guard.
+pub(crate) fn guard(parameters: &KeeperParameters) -> Result<(), String> {
+    let _name_is_for_people = rustix::thread::set_name(c"extvol-guard");
+    // A keeper's processes are found, and killed, by their session: it is not one of them.
+    let session = rustix::process::setsid();
+    log(parameters, GUARD_LOG)?;
+    if let Err(error) = session {
+        tracing::error!("the guard has no session of its own: {error}");
+    }
+    deadman::run_guard(settings(parameters))
+        .map_err(|error| sentence(&error))
+        .inspect_err(|why| tracing::error!("{why}"))
+}
+
 /// So that people, and `pgrep`, tell it from the worker.
 pub(crate) fn name_deadman() {
     let _name_is_for_people = rustix::thread::set_name(c"extvol-deadman");
@@ -66,6 +87,7 @@ pub(crate) fn name_deadman() {
 /// The whole life of a keeper's first process.
 pub(crate) fn deadman(parameters: &KeeperParameters) -> Result<(), String> {
     name_deadman();
+    raise_descriptors();
     if let Some(path) = &parameters.watchdog
         && let Some(timeout) = watchdog_timeout(path)
     {
@@ -79,10 +101,12 @@ pub(crate) fn deadman(parameters: &KeeperParameters) -> Result<(), String> {
             Command::new("/proc/self/exe").args(again).status().map_err(|error| error.to_string())?;
         return if status.success() { Ok(()) } else { Err(format!("the keeper ended with {status}")) };
     }
-    if std::env::var_os(DETACHED).is_some() {
-        leave_cgroups();
+    // Before anything that takes its time: what ends the agent's cgroup is not to end this.
+    let left = if std::env::var_os(DETACHED).is_some() { cgroups::leave() } else { Ok(()) };
+    log(parameters, DEADMAN_LOG)?;
+    if let Err(why) = left {
+        tracing::error!("what ends the agent may end this keeper, too: {why}");
     }
-    log(parameters)?;
     deadman::run(settings(parameters))
         .map_err(|error| sentence(&error))
         .inspect_err(|why| tracing::error!("{why}"))
@@ -93,27 +117,14 @@ fn is_session_leader() -> bool {
 }
 
 /// To a file in memory: whoever reads a pipe could stop reading, and the deadman must not wait for that.
-pub(crate) fn log(parameters: &KeeperParameters) -> Result<(), String> {
+pub(crate) fn log(parameters: &KeeperParameters, name: &str) -> Result<(), String> {
     private_directory(&parameters.run_directory).map_err(|error| sentence(&error))?;
-    let path = parameters.run_directory.join(DEADMAN_LOG);
+    let path = parameters.run_directory.join(name);
     let log = BoundedLog::open(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-    tracing_subscriber::fmt().with_ansi(false).log_internal_errors(false).with_writer(log).init();
+    tracing_subscriber::fmt()
+        .with_ansi(false)
+        .log_internal_errors(false)
+        .with_writer(OneLine(Arc::new(log)))
+        .init();
     Ok(())
-}
-
-/// Moves this process to the root of each cgroup hierarchy that it is below of.
-fn leave_cgroups() {
-    let table = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    for line in table.lines() {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
-        if path == "/" {
-            continue;
-        }
-        let name = controllers.strip_prefix("name=").unwrap_or(controllers);
-        let root = Path::new("/sys/fs/cgroup").join(name).join("cgroup.procs");
-        if let Err(error) = std::fs::write(&root, std::process::id().to_string()) {
-            tracing::warn!("the cgroup {controllers}:{path} could not be left: {error}");
-        }
-    }
 }

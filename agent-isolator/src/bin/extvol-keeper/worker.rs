@@ -2,26 +2,34 @@
 
 use std::io::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use agent_isolator::keeper::checkpoint::{Checkpoint, Owner, lock, machine};
-use agent_isolator::keeper::deadman::{DEADLINE, Guard};
+use agent_isolator::keeper::deadman::{DEADLINE, DeadmanWatch};
 use agent_isolator::keeper::driver::DockerPlugins;
-use agent_isolator::keeper::log::BoundedLog;
+use agent_isolator::keeper::limits::raise_descriptors;
+use agent_isolator::keeper::log::{BoundedLog, OneLine};
 use agent_isolator::keeper::shared_memory::SharedMemory;
+use agent_isolator::keeper::survey::{self, Finding, Level};
 use agent_isolator::keeper::{Worker, mounts, sentence, server};
-use agent_isolator::parameters::KeeperParameters;
+use agent_isolator::parameters::{Drivers, KeeperParameters};
 use shared::clock::holder_now;
 use shared::etcd::{EtcdConfig, EtcdStore};
 use shared::exchange_io::Exchange;
 use shared::keys::Keys;
+use shared::quote;
 
 use crate::start::{DEADMAN, DETACHED, LOG, arguments};
 
 /// For what may hang; helper processes hang, these threads only wait for them.
 const BLOCKING_THREADS: usize = 24;
 
+/// How often plugins that did not answer are asked again, until they have.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
 pub(crate) fn run(parameters: KeeperParameters) -> Result<(), String> {
     let _name_is_for_people = rustix::thread::set_name(c"extvol-worker");
+    raise_descriptors();
     let memory = SharedMemory::open(&parameters.run_directory.join(DEADLINE));
     let memory = Arc::new(memory.map_err(|error| sentence(&error))?);
     // Before anything that takes its time: the deadman counts.
@@ -29,7 +37,7 @@ pub(crate) fn run(parameters: KeeperParameters) -> Result<(), String> {
     log(&parameters);
     // A worker with a part missing would go on half: better none, until it is started again.
     std::panic::set_hook(Box::new(|panic| {
-        let _ = writeln!(std::io::stderr(), "extvol-keeper: a bug: {panic}");
+        let _ = writeln!(std::io::stderr(), "extvol-keeper: a bug: {}", quote::line(&panic.to_string()));
         std::process::abort();
     }));
     let _locks = [&parameters.run_directory, &parameters.state_directory]
@@ -49,8 +57,8 @@ pub(crate) fn run(parameters: KeeperParameters) -> Result<(), String> {
     };
     let store = EtcdStore::new(config).map_err(|error| sentence(&error))?;
     let keys = Keys::new(&parameters.etcd_prefix);
-    let exchange = Exchange::new(store, keys, request, Some(parameters.naming.clone()));
-    let guard = Guard::new(Arc::clone(&memory), arguments(DEADMAN, &parameters));
+    let exchange = Exchange::new(store, keys, request, Some(parameters.drivers.names()));
+    let guard = DeadmanWatch::new(Arc::clone(&memory), arguments(DEADMAN, &parameters));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
@@ -65,8 +73,8 @@ pub(crate) fn run(parameters: KeeperParameters) -> Result<(), String> {
                 tracing::error!("{why}");
             }
         }
-        let plugins =
-            DockerPlugins::new(parameters.naming.driver_aliases.clone(), parameters.preempt_plugins.clone());
+        let plugins = DockerPlugins::new(&parameters.drivers);
+        tokio::spawn(look_at_plugins(plugins.clone(), parameters.drivers.clone()));
         let worker = Worker::start(parameters, checkpoint, machine, memory, exchange, plugins, guard)
             .map_err(|error| sentence(&error))?;
         tokio::spawn(server::serve(listener, worker.events()));
@@ -75,13 +83,47 @@ pub(crate) fn run(parameters: KeeperParameters) -> Result<(), String> {
     })
 }
 
+/// Tells once what is not well with each driver; a plugin that does not answer is asked until it does, for it may be
+/// started after this one.
+async fn look_at_plugins(plugins: DockerPlugins, drivers: Drivers) {
+    let mut silent = Vec::new();
+    for driver in &drivers.served {
+        let findings = survey::driver(&plugins, &drivers, driver).await;
+        tell(&findings);
+        silent.extend(findings.iter().any(|finding| finding.level == Level::Fault).then_some(driver));
+    }
+    while !silent.is_empty() {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        let asked = std::mem::take(&mut silent);
+        for driver in asked {
+            let findings = survey::driver(&plugins, &drivers, driver).await;
+            if findings.iter().any(|finding| finding.level == Level::Fault) {
+                silent.push(driver);
+                continue;
+            }
+            tracing::info!("the driver {driver} is well now");
+            tell(&findings);
+        }
+    }
+}
+
+fn tell(findings: &[Finding]) {
+    for Finding { level, what, advice } in findings {
+        match level {
+            Level::Well => {}
+            Level::Warning => tracing::warn!("{what}; {advice}"),
+            Level::Fault => tracing::error!("{what}; {advice}"),
+        }
+    }
+}
+
 fn log(parameters: &KeeperParameters) {
     let filter = std::env::var("EXTVOL_LOG").unwrap_or_else(|_| "info".into());
     let detached = std::env::var_os(DETACHED).is_some();
     // A log that cannot be written is no reason to end.
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).log_internal_errors(false);
     match BoundedLog::open(&parameters.run_directory.join(LOG)).ok().filter(|_| detached) {
-        Some(bounded) => log.with_writer(bounded).init(),
-        None => log.with_writer(std::io::stderr).init(),
+        Some(bounded) => log.with_writer(OneLine(Arc::new(bounded))).init(),
+        None => log.with_writer(OneLine(std::io::stderr)).init(),
     }
 }

@@ -12,9 +12,10 @@ commands
   revoke VOLUME|HOLDER --yes     make a host give up one volume, or all; its tasks that use them are ended
   free VOLUME --detached HOLDER  free a lease of a host that is lost, once you have detached the volume from it yourself
   storm [lift]                   the storm guard: shows it; lifts it
-  doctor [--agent] [--drivers D,...]
+  doctor [--agent] [--plugins P,...]
                                  checks etcd, the installation and this host; --agent checks this host as an
-                                 agent's even though no keeper was ever started on it
+                                 agent's even though no keeper was ever started on it;
+                                 --plugins asks these too
 
 VOLUME is driver/name, as in ebs/vol-7bca078f; HOLDER is a host as `extvol sessions` names it.
 
@@ -55,7 +56,7 @@ pub(crate) enum Action {
     Revoke { subject: Subject, yes: bool },
     Free { volume: VolumeId, detached_from: Option<Holder> },
     Storm { lift: bool },
-    Doctor { agent: bool, drivers: Vec<Driver> },
+    Doctor { agent: bool, plugins: Vec<Driver> },
 }
 
 /// The command line, understood.
@@ -83,7 +84,7 @@ const FLAGS: [(&str, &str, bool); 7] = [
     ("revoke", "--yes", false),
     ("free", "--detached", true),
     ("doctor", "--agent", false),
-    ("doctor", "--drivers", true),
+    ("doctor", "--plugins", true),
 ];
 
 /// Options of every command: their name, the parameter that they are, and whether they are its name.
@@ -168,12 +169,12 @@ fn action(words: &[String], flags: &[(&'static str, &'static str, String)]) -> R
         ("storm", []) => Ok(Action::Storm { lift: false }),
         ("storm", ["lift"]) => Ok(Action::Storm { lift: true }),
         ("doctor", []) => {
-            let named = value("--drivers").map(String::as_str).unwrap_or_default();
+            let named = value("--plugins").map(String::as_str).unwrap_or_default();
             let driver = |name: &str| {
-                Driver::new(name).map_err(|why| format!("--drivers names {name:?}, which {why}"))
+                Driver::new(name).map_err(|why| format!("--plugins names {name:?}, which {why}"))
             };
-            let drivers = named.split(',').filter(|name| !name.is_empty()).map(driver);
-            Ok(Action::Doctor { agent: has("--agent"), drivers: drivers.collect::<Result<_, _>>()? })
+            let plugins = named.split(',').filter(|name| !name.is_empty()).map(driver);
+            Ok(Action::Doctor { agent: has("--agent"), plugins: plugins.collect::<Result<_, _>>()? })
         }
         ("revoke", []) => Err("`extvol revoke` needs a volume (driver/name) or a holder".to_owned()),
         ("free", []) => Err("`extvol free` needs a volume (driver/name)".to_owned()),
@@ -193,9 +194,9 @@ fn parse_subject(text: &str) -> Result<Subject, String> {
 }
 
 fn parse_volume(text: &str) -> Result<VolumeId, String> {
-    // A driver's name may have slashes, a volume's has none.
+    // The names under which volumes are leased: a driver's has no slash, a volume's may have some.
     let (driver, name) = text
-        .rsplit_once('/')
+        .split_once('/')
         .ok_or_else(|| format!("{text:?} is no volume: it is named driver/name, as in ebs/vol-7bca078f"))?;
     let driver = Driver::new(driver).map_err(|why| format!("the driver of {text:?} {why}"))?;
     let name = VolumeName::new(name).map_err(|why| format!("the volume of {text:?} {why}"))?;
@@ -233,8 +234,8 @@ mod tests {
             Action::Free { volume, detached_from: Some(Holder::new("a").unwrap()) }
         );
         assert_eq!(action_of("storm lift"), Action::Storm { lift: true });
-        let drivers = vec![Driver::new("ebs").unwrap(), Driver::new("scaleio").unwrap()];
-        assert_eq!(action_of("doctor --drivers ebs,scaleio"), Action::Doctor { agent: false, drivers });
+        let plugins = vec![Driver::new("ebs").unwrap(), Driver::new("scaleio").unwrap()];
+        assert_eq!(action_of("doctor --plugins ebs,scaleio"), Action::Doctor { agent: false, plugins });
         let arguments = parsed("-o json --endpoints h:1 sessions --prefix=/x --holder=a --config f").unwrap();
         assert_eq!((arguments.output, arguments.config.as_deref()), (Output::Json, Some("f")));
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
@@ -244,9 +245,9 @@ mod tests {
     }
 
     #[test]
-    fn the_volume_of_a_long_driver_name_is_what_follows_the_last_slash() {
-        let volume = parse_volume("rexray/ebs:latest/vol-7b").unwrap();
-        assert_eq!((volume.driver.as_str(), volume.name.as_str()), ("rexray/ebs:latest", "vol-7b"));
+    fn a_volumes_name_is_what_follows_the_first_slash() {
+        let volume = parse_volume("rbd/pool/image").unwrap();
+        assert_eq!((volume.driver.as_str(), volume.name.as_str()), ("rbd", "pool/image"));
     }
 
     #[test]
@@ -267,7 +268,7 @@ mod tests {
             ("free agent-1", "\"agent-1\" is no volume"),
             ("-o yaml leases", "-o is \"yaml\"; it is table or json"),
             ("--loud leases", "the option --loud is not known"),
-            ("doctor --drivers a\\b", "--drivers names \"a\\\\b\", which"),
+            ("doctor --plugins a\\b", "--plugins names \"a\\\\b\", which"),
         ] {
             let error = parsed(line).unwrap_err();
             assert!(error.contains(expected), "{line:?}: {error}");

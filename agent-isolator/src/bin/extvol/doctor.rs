@@ -3,6 +3,7 @@
 //! It changes nothing, neither in etcd nor on the host. What cannot be told from here is a note that says
 //! with what to compare it, and never counts as good.
 
+mod drivers;
 mod etcd;
 mod host;
 mod installation;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use agent_isolator::parameters::KeeperParameters;
 use serde::Serialize;
 use shared::etcd::EtcdStore;
+use shared::quote;
 use shared::volume::Driver;
 
 use crate::arguments::Output;
@@ -71,8 +73,8 @@ pub(crate) struct Host<'p> {
     pub(crate) compare: bool,
     /// Whether this is an agent's host even though no keeper was ever started on it.
     pub(crate) agent: bool,
-    /// Drivers that have to work here, beside those that leases name.
-    pub(crate) drivers: &'p [Driver],
+    /// Plugins that have to work here, beside those of the drivers that it serves.
+    pub(crate) plugins: &'p [Driver],
 }
 
 /// Checks everything, and prints what was found.
@@ -106,7 +108,8 @@ pub(crate) async fn run(
     if let Some(everything) = &everything {
         checks.extend(installation::checks(everything, host.parameters, is_agent));
     }
-    checks.extend(host::checks(host, is_agent, everything.as_ref()).await);
+    checks.extend(host::checks(host, is_agent, everything.as_ref()));
+    checks.extend(drivers::checks(host, is_agent, everything.as_ref()).await);
     print(out, output, &checks)?;
     let count = |level| checks.iter().filter(|check| check.level == level).count();
     match count(Level::Fail) {
@@ -131,8 +134,7 @@ fn print(out: &mut dyn Write, output: Output, checks: &[Check]) -> Result<(), Fa
             Level::Fail => "FAIL",
         };
         let advice = advice.as_ref().map(|advice| format!(" - {advice}")).unwrap_or_default();
-        let text = format!("{what}{advice}").replace(char::is_control, " ");
-        writeln!(out, "{level:<8} {text}")?;
+        writeln!(out, "{level:<8} {}", quote::line(&format!("{what}{advice}")))?;
     }
     Ok(())
 }
@@ -147,7 +149,7 @@ mod tests {
             [Check::ok("a"), Check::note("b"), Check::warning("c", "mend c"), Check::fail("d\ne", "mend d")];
         let mut out = Vec::new();
         print(&mut out, Output::Table, &checks).unwrap();
-        let expected = "ok       a\nnote     b\nwarning  c - mend c\nFAIL     d e - mend d\n";
+        let expected = "ok       a\nnote     b\nwarning  c - mend c\nFAIL     d\\ne - mend d\n";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
         let mut out = Vec::new();
         print(&mut out, Output::Json, &checks[2..3]).unwrap();

@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use serde::Serialize;
 use shared::event::{EventKind, EventRecord, Seen};
+use shared::quote;
 use shared::retry::Retry;
 use shared::store::{Change, LeaseStore, Revision, StoreError};
 
@@ -95,11 +96,12 @@ fn print_each(out: &mut dyn Write, output: Output, events: &[StoredEvent]) -> Re
     for stored in events {
         match output {
             Output::Json => {
-                writeln!(out, "{}", serde_json::to_string(&row(stored)).map_err(io::Error::from)?)?;
+                let text = serde_json::to_string(&row(stored)).map_err(io::Error::from)?;
+                writeln!(out, "{}", quote::json(&text))?;
             }
             Output::Table => {
-                let [time, revision, what, text] = line(stored);
-                let text = text.replace(char::is_control, " ");
+                let cells = line(stored);
+                let [time, revision, what, text] = cells.each_ref().map(|cell| quote::line(cell));
                 writeln!(out, "{time:<24}  {revision:>8}  {what:<17}  {text}")?;
             }
         }
@@ -142,7 +144,8 @@ async fn go_on<S: LeaseStore>(
             Some(error) => {
                 if !std::mem::replace(&mut broken, true) {
                     // A closed standard error must not end what standard output is for.
-                    let _ = writeln!(warn, "extvol: {}; asking again", Failure::of_store(error));
+                    let why = Failure::of_store(error).to_string();
+                    let _ = writeln!(warn, "extvol: {}; asking again", quote::line(&why));
                 }
             }
         }
@@ -293,7 +296,7 @@ mod tests {
         };
         assert_eq!(
             print(Output::Table),
-            "2026-01-02T03:04:05.678Z        42  session-dead       a is dead (seen by a later read)\n                \
+            "2026-01-02T03:04:05.678Z        42  session-dead       a is\\ndead (seen by a later read)\n                \
              \u{20}               42  unreadable         the event about sessions/a is not a valid record\n"
         );
         assert_eq!(

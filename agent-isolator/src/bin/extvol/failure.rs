@@ -37,7 +37,7 @@ impl Failure {
     pub(crate) fn of_store(error: &StoreError) -> Self {
         let refused_by_etcd = match error {
             StoreError::Unavailable(cause) => {
-                matches!(cause.downcast_ref::<EtcdFault>(), Some(EtcdFault::Refused { .. }))
+                cause.downcast_ref::<EtcdFault>().is_some_and(EtcdFault::is_final)
             }
             StoreError::Conflict | StoreError::Compacted { .. } | StoreError::Corrupt { .. } => true,
             StoreError::Unknown(_) => false,

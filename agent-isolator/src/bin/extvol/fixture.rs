@@ -37,6 +37,7 @@ pub(crate) fn held() -> Held {
         mount_point: Some("/m/v".into()),
         unsettled: false,
         calls: false,
+        owed: None,
         revoked: None,
         since: Some("then".into()),
     }

@@ -9,9 +9,10 @@
 use std::io::Write;
 use std::time::Duration;
 
-use shared::protocol::exchange::{Commit, Key, Lease, Proof, Record, SessionState};
+use shared::protocol::exchange::{Commit, Key, Lease, Owed, Proof, Record, SessionState, View};
+use shared::quote;
 use shared::record::{Epoch, Token};
-use shared::store::LeaseStore;
+use shared::store::{LeaseStore, Revision};
 use shared::volume::{Holder, VolumeId};
 
 use crate::arguments::Subject;
@@ -38,8 +39,12 @@ pub(crate) async fn run<S: LeaseStore>(
         let reading = records.about(&subject).await?;
         return match decide(&reading, &volume, None, &meant) {
             Decision::Write(_) => {
-                let holder = reading.view.lease(&volume).and_then(|(lease, _)| lease.held());
-                let holder = holder.map(|held| held.holder.to_string()).unwrap_or_default();
+                let holder = match reading.view.lease(&volume) {
+                    Some((Lease::Held(held), _)) => Some(&held.holder),
+                    Some((Lease::Free { owed: Some(owed), .. }, _)) => owed.from.first(),
+                    _ => None,
+                };
+                let holder = holder.map(ToString::to_string).unwrap_or_default();
                 Err(Failure::Refused(format!(
                     "nothing is written without `--detached {holder}`. With it you say that you made sure of this: the \
                      storage has detached {volume} from {holder}; {holder} is off, or cannot reach the storage; and no \
@@ -53,11 +58,12 @@ pub(crate) async fn run<S: LeaseStore>(
     };
     let done = write(records, &subject, |reading| decide(reading, &volume, Some(from), &meant)).await?;
     let known = match done {
-        Done::Committed(at) => format!("volume {volume} is free since revision {at}"),
+        Done::Committed(at) => format!("volume {volume} is free since revision {at}, and not owed by {from}"),
         Done::Seen(at) => {
             format!("volume {volume} is free; the write had no answer, and a read at revision {at} shows it")
         }
     };
+    let known = quote::line(&known);
     Ok(writeln!(out, "{known}: the next task that names it can start on any host")?)
 }
 
@@ -71,7 +77,10 @@ fn decide(
     let view = &reading.view;
     let (held, at) = match view.lease(volume) {
         Some((Lease::Held(held), at)) => (held, at),
-        Some((Lease::Free { .. }, _)) => {
+        Some((Lease::Free { last_holder, owed: Some(owed) }, at)) => {
+            return paid(view, volume, (last_holder.clone(), owed.clone(), at), from, meant);
+        }
+        Some((Lease::Free { owed: None, .. }, _)) => {
             return Decision::Already(format!("volume {volume} is free already"));
         }
         None => return Decision::Refuse(format!("volume {volume} was never held by anybody")),
@@ -79,6 +88,14 @@ fn decide(
     let (holder, epoch) = (&held.holder, held.epoch);
     let refuse =
         |why: String| Decision::Refuse(format!("volume {volume} is held by {holder} (epoch {epoch}), {why}"));
+    if let Some(from) = from
+        && held.owed.as_ref().is_some_and(|owed| owed.from.contains(from))
+        && from != holder
+    {
+        return refuse(format!(
+            "which tries to mount it: once it is detached from {from} that succeeds, and nothing has to be freed"
+        ));
+    }
     if from.is_some_and(|from| from != holder) {
         return refuse("and not by the host that you name: detach it from the one that has it".into());
     }
@@ -119,7 +136,9 @@ fn decide(
             );
         }
     }
-    let free = Lease::Free { last_holder: Some(holder.clone()) };
+    // What others owe besides stays owed.
+    let owed = held.owed.clone().and_then(|owed| owed.without(holder));
+    let free = Lease::Free { last_holder: Some(holder.clone()), owed };
     Decision::Write(
         Commit::new(&view.cluster)
             .put(Key::Lease(volume.clone()), at, Record::Lease(free))
@@ -128,14 +147,34 @@ fn decide(
     )
 }
 
+/// A free lease that a host still owes: the person has detached the volume there.
+fn paid(
+    view: &View,
+    volume: &VolumeId,
+    (last_holder, owed, at): (Option<Holder>, Owed, Revision),
+    from: Option<&Holder>,
+    meant: &Meant<(Holder, Epoch, Token)>,
+) -> Decision {
+    let hosts = owed.hosts();
+    let Some(from) = from.or_else(|| owed.from.first()).filter(|from| owed.from.contains(*from)) else {
+        return Decision::Refuse(format!(
+            "volume {volume} is free, and may still be attached to {hosts}, and not to the host that you name"
+        ));
+    };
+    // Hosts that try to mount it rewrite the lease again and again.
+    if !meant.is((from.clone(), Epoch(0), Token(Revision::ABSENT))) {
+        return Decision::Refuse(format!("volume {volume} is free only since this began"));
+    }
+    let free = Lease::Free { last_holder, owed: owed.clone().without(from) };
+    Decision::Write(Commit::new(&view.cluster).put(Key::Lease(volume.clone()), at, Record::Lease(free)))
+}
+
 #[cfg(test)]
 mod tests {
-    use shared::protocol::exchange::{Held, Session};
-    use shared::store::Revision;
-
     use super::*;
     use crate::fixture::{Fixture, held, holder, volume};
     use crate::sessions::tests::session;
+    use shared::protocol::exchange::{Held, Session};
 
     const SETTLE: Duration = Duration::from_secs(120);
 
@@ -174,7 +213,7 @@ mod tests {
             );
             let said = free(&fixture, true).await.unwrap();
             assert!(said.starts_with("volume ebs/v is free since revision "), "{said}");
-            let freed = Record::Lease(Lease::Free { last_holder: Some(holder("a")) });
+            let freed = Record::Lease(Lease::Free { last_holder: Some(holder("a")), owed: None });
             assert_eq!(fixture.stored(&Key::Lease(volume("v"))), Some(freed));
             // The session is compared and not written.
             assert!(fixture.at(&Key::Session(holder("a"))) <= before);
@@ -216,6 +255,45 @@ mod tests {
         let error = free(&fixture, true).await.unwrap_err();
         assert!(error.to_string().contains("has to be detached anew"), "{error}");
         assert_eq!(fixture.stored(&Key::Lease(volume("v"))), Some(Record::Lease(again)));
+    }
+
+    #[tokio::test]
+    async fn a_free_lease_that_lost_hosts_owe_is_paid_host_by_host() {
+        let fixture = Fixture::holding();
+        let owed = Owed::and(Some(Owed::and(None, &holder("a"), None, true)), &holder("b"), None, false);
+        let owing = |owed| Record::Lease(Lease::Free { last_holder: Some(holder("c")), owed });
+        let key = Key::Lease(volume("v"));
+        fixture.put(&key, &owing(Some(owed.clone())));
+        let before = fixture.revision();
+        let error = free(&fixture, false).await.unwrap_err().to_string();
+        assert!(
+            error.contains("without `--detached a`") && error.contains("120 s must have passed"),
+            "{error}"
+        );
+        let error = free_from(&fixture, Some(holder("d"))).await.unwrap_err().to_string();
+        assert!(error.contains("may still be attached to a or b"), "{error}");
+        assert_eq!(fixture.revision(), before);
+        // A host that tries to mount it in between changes nothing.
+        fixture.race(1, &key, &owing(Some(owed.clone())));
+        free_from(&fixture, Some(holder("b"))).await.unwrap();
+        assert_eq!(fixture.stored(&key), Some(owing(owed.without(&holder("b")))));
+        let said = free(&fixture, true).await.unwrap();
+        assert!(said.starts_with("volume ebs/v is free since revision "), "{said}");
+        assert_eq!(fixture.stored(&key), Some(owing(None)));
+        let error = free(&fixture, true).await.unwrap_err().to_string();
+        assert!(error.contains("is free already"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_lease_whose_holder_tries_to_mount_it_pays_by_that() {
+        let fixture = of(session());
+        let owed = Some(Owed::and(None, &holder("b"), None, true));
+        fixture.put(&Key::Lease(volume("v")), &Record::Lease(Lease::Held(Held { owed, ..held() })));
+        let error = free_from(&fixture, Some(holder("b"))).await.unwrap_err().to_string();
+        assert!(
+            error.contains("held by a") && error.contains("once it is detached from b that succeeds"),
+            "{error}"
+        );
     }
 
     #[tokio::test]

@@ -3,7 +3,8 @@
 use std::io::Write;
 
 use serde::Serialize;
-use shared::protocol::exchange::{Held, Lease, Proof, SessionState, Stage};
+use shared::protocol::exchange::{Held, Lease, Owed, Proof, SessionState, Stage};
+use shared::quote;
 use shared::record::Token;
 use shared::store::LeaseStore;
 use shared::volume::VolumeId;
@@ -34,6 +35,9 @@ struct Row {
     /// `dead-time`, `over` (a later epoch is open), `missing`, or `older` than the lease.
     session: Option<&'static str>,
     unsettled: bool,
+    /// Who lost it without having given it back, if nobody has mounted it since.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owed: Option<Owed>,
     revoked: Option<String>,
 }
 
@@ -73,7 +77,9 @@ pub(crate) fn unreadable(everything: &Everything, prefix: &str) -> Result<(), Fa
 }
 
 fn rows(everything: &Everything, all: bool) -> Vec<Row> {
-    let leases = everything.leases.iter().filter(|(_, lease)| all || lease.record.held().is_some());
+    // A free one that a lost host has not given back wants a person, or a storage that takes it away.
+    let shown = |lease: &Lease| lease.held().is_some() || matches!(lease, Lease::Free { owed: Some(_), .. });
+    let leases = everything.leases.iter().filter(|(_, lease)| all || shown(&lease.record));
     leases.map(|(volume, lease)| row(volume, lease, everything)).collect()
 }
 
@@ -93,10 +99,13 @@ fn row(volume: &VolumeId, lease: &Stored<Lease>, everything: &Everything) -> Row
         revision: lease.at.0,
         session: None,
         unsettled: false,
+        owed: None,
         revoked: None,
     };
     match &lease.record {
-        Lease::Free { last_holder } => Row { holder: last_holder.as_ref().map(ToString::to_string), ..free },
+        Lease::Free { last_holder, owed } => {
+            Row { holder: last_holder.as_ref().map(ToString::to_string), owed: owed.clone(), ..free }
+        }
         Lease::Held(held) => Row {
             state: stage(held.stage),
             holder: Some(held.holder.to_string()),
@@ -108,6 +117,7 @@ fn row(volume: &VolumeId, lease: &Stored<Lease>, everything: &Everything) -> Row
             mount_point: held.mount_point.as_deref().map(str::to_owned),
             session: Some(standing(held, everything.sessions.get(&held.holder))),
             unsettled: held.unsettled,
+            owed: held.owed.clone(),
             revoked: held.revoked.as_deref().map(str::to_owned),
             ..free
         },
@@ -147,8 +157,9 @@ fn notes(row: &Row) -> String {
         None => format!("session {how}"),
     });
     let unsettled = row.unsettled.then(|| "unsettled".to_owned());
+    let owed = row.owed.as_ref().map(|owed| format!("may still be attached to {}", owed.hosts()));
     let revoked = row.revoked.as_ref().map(|why| format!("revoked: {why}"));
-    [session, unsettled, revoked].into_iter().flatten().collect::<Vec<_>>().join("; ")
+    [session, unsettled, owed, revoked].into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 fn render(out: &mut dyn Write, output: Output, rows: &[Row]) -> Result<(), Failure> {
@@ -170,7 +181,7 @@ fn render(out: &mut dyn Write, output: Output, rows: &[Row]) -> Result<(), Failu
                 text(row.epoch.map(|epoch| epoch.to_string())),
                 text(row.token.map(|token| token.to_string())),
                 text(row.since.clone()),
-                row.containers.join(","),
+                table::listed(&row.containers),
                 text(row.mount_point.clone()),
                 notes(row),
             ]
@@ -187,7 +198,7 @@ fn render(out: &mut dyn Write, output: Output, rows: &[Row]) -> Result<(), Failu
 /// When it cannot be written.
 pub(crate) fn json(out: &mut dyn Write, value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(std::io::Error::from)?;
-    Ok(writeln!(out, "{text}")?)
+    Ok(writeln!(out, "{}", quote::json(&text))?)
 }
 
 #[cfg(test)]
@@ -201,6 +212,7 @@ mod tests {
 
     use super::*;
     use crate::sessions::tests::{session, stored};
+    use crate::table::listed;
 
     fn volume(name: &str) -> VolumeId {
         VolumeId {
@@ -220,6 +232,7 @@ mod tests {
             mount_point: Some("/m/a".into()),
             unsettled: false,
             calls: false,
+            owed: None,
             revoked: None,
             since: Some("2026-01-02T03:04:05Z".into()),
         }
@@ -239,9 +252,11 @@ mod tests {
             mount_point: None,
             unsettled: true,
             calls: false,
+            owed: None,
             ..held("h-live", 3)
         };
         let alone = Held { revoked: Some("asked for".into()), ..held("h-live", 3) };
+        let owed = Owed::and(None, &Holder::new("h-dead").unwrap(), None, true);
         let leases = [
             ("a", lease(Lease::Held(held("h-live", 3)), 9)),
             ("b", lease(Lease::Held(new), 12)),
@@ -250,7 +265,11 @@ mod tests {
             ("e", lease(Lease::Held(held("h-dead", 3)), 9)),
             ("f", lease(Lease::Held(held("h-live", 2)), 9)),
             ("g", lease(Lease::Held(held("h-none", 3)), 9)),
-            ("h", lease(Lease::Free { last_holder: Some(Holder::new("h-live").unwrap()) }, 9)),
+            ("h", lease(Lease::Free { last_holder: Some(Holder::new("h-live").unwrap()), owed: None }, 9)),
+            (
+                "i",
+                lease(Lease::Free { last_holder: Some(Holder::new("h-live").unwrap()), owed: Some(owed) }, 9),
+            ),
         ];
         Everything {
             leases: leases.into_iter().map(|(name, lease)| (volume(name), lease)).collect(),
@@ -273,9 +292,10 @@ ebs/e   attached   h-dead         3      7      2026-01-02T03:04:05Z  c1,c2     
 ebs/f   attached   h-live         2      7      2026-01-02T03:04:05Z  c1,c2       /m/a         session over
 ebs/g   attached   h-none         3      7      2026-01-02T03:04:05Z  c1,c2       /m/a         session missing
 ebs/h   free       (last h-live)  -      -      2026-01-02T03:04:05Z  -           -            -
+ebs/i   free       (last h-live)  -      -      2026-01-02T03:04:05Z  -           -            may still be attached to h-dead
 ";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
-        assert_eq!(rows(&everything(), false).len(), 7);
+        assert_eq!(rows(&everything(), false).len(), 8);
     }
 
     #[test]
@@ -315,5 +335,38 @@ ebs/h   free       (last h-live)  -      -      2026-01-02T03:04:05Z  -         
         assert!(unreadable(&everything, "/x/sessions/").is_ok());
         let error = unreadable(&everything, "/x/leases/").unwrap_err();
         assert!(error.to_string().contains("/x/leases/ebs/z is not a valid record"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_record_under_a_key_that_nobody_writes_is_unreadable_and_not_held() {
+        let fixture = crate::fixture::Fixture::holding();
+        let lease = fixture.store.get(&["/x/leases/ebs/v".to_owned()]).await.unwrap();
+        let record = lease.entries.into_values().next().unwrap().value;
+        fixture.store.plant("/x/leases/evil/zz%zz", record.clone());
+        fixture.store.plant("/x/leases/ebs/\u{1b}[2J\n", record);
+        let mut out = Vec::new();
+        let ended = run(&mut out, Output::Table, &fixture.records, true).await.unwrap_err();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.lines().count() == 2 && text.contains("ebs/v ") && !text.contains("zz"), "{text}");
+        assert!(ended.to_string().contains("leases/evil/zz%zz is no key of this software"), "{ended}");
+    }
+
+    #[test]
+    fn two_thousand_containers_are_a_line_and_all_of_them_json() {
+        let containers =
+            (0..2_000).map(|n| ContainerId::new(format!("container-{n:04}-{}", "x".repeat(30))).unwrap());
+        let held = Held { containers: containers.collect(), ..held("h-live", 3) };
+        let leases = [(volume("a"), lease(Lease::Held(held), 9))].into();
+        let everything = Everything { leases, ..everything() };
+        let print = |output| {
+            let mut out = Vec::new();
+            render(&mut out, output, &rows(&everything, true)).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let table = print(Output::Table);
+        assert!(table.lines().all(|line| line.chars().count() < 500), "{table}");
+        let listed = listed(&rows(&everything, true)[0].containers);
+        assert!(listed.ends_with(" and 1992 more"), "{listed}");
+        assert_eq!(print(Output::Json).matches("container-").count(), 2_000);
     }
 }

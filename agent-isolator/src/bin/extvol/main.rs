@@ -34,6 +34,7 @@ use std::process::ExitCode;
 use agent_isolator::parameters::KeeperParameters;
 use shared::etcd::{EtcdConfig, EtcdStore};
 use shared::keys::Keys;
+use shared::quote;
 
 use self::arguments::{Action, Arguments, Command};
 use self::failure::Failure;
@@ -48,9 +49,18 @@ fn main() -> ExitCode {
         Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(failure) => {
             // Nothing can be done about a standard error that is closed.
-            let _ = writeln!(io::stderr(), "extvol: {failure}");
+            let _ = writeln!(io::stderr(), "extvol: {}", said(&failure));
             ExitCode::from(failure.exit_code())
         }
+    }
+}
+
+/// A failure as a line; a wrong command line's may have the usage below it.
+fn said(failure: &Failure) -> String {
+    let text = failure.to_string();
+    match text.strip_suffix(arguments::USAGE) {
+        Some(why) => format!("{}\n\n{}", quote::line(why.trim_end()), arguments::USAGE),
+        None => quote::line(&text).into_owned(),
     }
 }
 
@@ -82,10 +92,10 @@ async fn carry_out(
             free::run(out, &records, volume, detached_from.as_ref(), parameters.settle_time).await
         }
         Action::Storm { lift } => storm::run(out, output, &records, *lift).await,
-        Action::Doctor { agent, drivers } => {
+        Action::Doctor { agent, plugins } => {
             // A file is meant for the keeper too; what is on the command line may be of this call alone.
             let compare = arguments.config.is_some() && arguments.parameters.is_empty();
-            let host = doctor::Host { parameters: &parameters, from: &from, compare, agent: *agent, drivers };
+            let host = doctor::Host { parameters: &parameters, from: &from, compare, agent: *agent, plugins };
             doctor::run(out, output, records, &host).await
         }
     }

@@ -205,13 +205,11 @@ impl<S: LeaseStore> Records<S> {
         (self.keys.beat(&holder) == key).then_some(Key::Beat(holder))
     }
 
-    /// The name under which a volume is leased, by the installation's own rules.
+    /// The name under which a volume is leased, by the installation's own rules. One that they do not allow may have been
+    /// leased under earlier rules.
     pub(crate) async fn canonical(&self, volume: &VolumeId) -> Result<VolumeId, Failure> {
         let (cluster, _) = self.cluster().await?;
-        cluster
-            .naming
-            .canonical(volume)
-            .map_err(|why| Failure::Usage(format!("the name of the volume {volume} {why}")))
+        Ok(cluster.naming.leased(volume))
     }
 
     async fn cluster(&self) -> Result<(ClusterRecord, Vec<u8>), Failure> {

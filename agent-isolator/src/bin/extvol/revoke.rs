@@ -5,6 +5,7 @@ use std::io::Write;
 
 use shared::protocol::exchange::{Commit, Held, Key, Lease, Record, Session, SessionState};
 use shared::protocol::timing::Timing;
+use shared::quote;
 use shared::record::{Epoch, Token};
 use shared::store::{LeaseStore, Revision};
 use shared::volume::{ContainerId, Holder, VolumeId};
@@ -64,7 +65,7 @@ pub(crate) async fn run<S: LeaseStore>(
         (_, Err(failure)) => format!("What it concerns could not be read any more: {failure}"),
         (None, Ok(_)) => String::new(),
     };
-    Ok(writeln!(out, "{known}. {told}")?)
+    Ok(writeln!(out, "{known}. {}", quote::line(&told))?)
 }
 
 /// What is revoked: a holder's epoch, and of one volume its token.
@@ -153,7 +154,7 @@ fn of_volume(reading: &Reading, volume: &VolumeId, reason: &str, meant: &Meant<W
     let view = &reading.view;
     let (held, lease_at) = match view.lease(volume) {
         Some((Lease::Held(held), at)) => (held, at),
-        Some((Lease::Free { last_holder }, _)) => {
+        Some((Lease::Free { last_holder, .. }, _)) => {
             let last = last_holder.as_ref().map(|last| format!("; {last} held it last")).unwrap_or_default();
             return Decision::Refuse(format!("volume {volume} is not held by anybody{last}"));
         }
@@ -368,7 +369,7 @@ mod tests {
         missing.delete(&Key::Session(holder("a")));
         let old = Fixture::holding();
         old.put_old_session("a", "live");
-        let free = Lease::Free { last_holder: Some(holder("a")) };
+        let free = Lease::Free { last_holder: Some(holder("a")), owed: None };
         let alone = Lease::Held(Held { revoked: Some("so".into()), ..held() });
         for (fixture, subject, words) in [
             (put(dead(Proof::Time)), all(), "is dead (proof: time): what it held can be taken over already"),

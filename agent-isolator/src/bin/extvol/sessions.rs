@@ -30,6 +30,10 @@ struct Row {
     times: Option<TimesRow>,
     /// Whether silence may end it: `allowed`, `unproved` or `never`.
     by_time: &'static str,
+    /// What its host's fence rests on: `guard`, `supervisor`, `watchdog`, `storage`.
+    means: Vec<&'static str>,
+    /// Why its host cannot prove its fence.
+    unproved: Option<String>,
     leases: usize,
     since: Option<String>,
     revision: i64,
@@ -95,6 +99,8 @@ fn row(
             ByTime::Unproved => "unproved",
             ByTime::Never => "never",
         },
+        means: session.means.iter().map(|means| means.as_str()).collect(),
+        unproved: session.unproved.as_deref().map(str::to_owned),
         leases: leases.filter(|held| held.holder == *holder).count(),
         since: stored.since.clone(),
         revision: stored.at.0,
@@ -165,17 +171,21 @@ fn render(out: &mut dyn Write, output: Output, rows: &[Row]) -> Result<(), Failu
                 row.agent_id.clone().unwrap_or_default(),
                 beat.unwrap_or_default(),
                 times.unwrap_or_else(|| "none: its keeper does not beat".to_owned()),
+                match &row.unproved {
+                    Some(why) => format!("unproved: {why}"),
+                    None => row.means.join(","),
+                },
                 row.reason.clone().unwrap_or_default(),
             ]
         })
         .collect();
-    let heads = ["HOLDER", "EPOCH", "STATE", "LEASES", "AGENT", "LAST-BEAT", "TIMES", "REASON"];
+    let heads = ["HOLDER", "EPOCH", "STATE", "LEASES", "AGENT", "LAST-BEAT", "TIMES", "FENCE", "REASON"];
     Ok(table::print(out, heads, &cells)?)
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use shared::protocol::exchange::{Agent, Instance, Session};
+    use shared::protocol::exchange::{Agent, Instance, Means, Session};
     use shared::protocol::timing::Profile;
     use shared::record::Epoch;
     use shared::store::Revision;
@@ -193,6 +203,8 @@ pub(crate) mod tests {
             agent: Some(Agent { id: Some("S1".into()), address: "slave(1)@10.0.0.1:5051".into() }),
             timing: Profile::Default.timing(),
             by_time: ByTime::Allowed,
+            means: [Means::Guard, Means::Storage].into(),
+            unproved: None,
             unsettled_through: Epoch(0),
             wants: Default::default(),
             reason: None,
@@ -213,12 +225,24 @@ pub(crate) mod tests {
             by_time: ByTime::Never,
             ..session()
         };
-        let old = StoredSession { without_beats: true, ..stored(Session { agent: None, ..session() }) };
+        let unproved = Session {
+            by_time: ByTime::Unproved,
+            means: [].into(),
+            unproved: Some("nothing is so".into()),
+            ..session()
+        };
+        let old = Session { agent: None, means: [].into(), ..session() };
+        let old = StoredSession { without_beats: true, ..stored(old) };
         let holder = |name: &str| Holder::new(name).unwrap();
         let beat = Beat { at: Revision(99), time: Some("2026-01-02T03:05:06Z".into()) };
         Everything {
-            sessions: [(holder("a"), stored(session())), (holder("b"), stored(dead)), (holder("c"), old)]
-                .into(),
+            sessions: [
+                (holder("a"), stored(session())),
+                (holder("b"), stored(dead)),
+                (holder("c"), old),
+                (holder("d"), stored(unproved)),
+            ]
+            .into(),
             beats: [(holder("a"), beat)].into(),
             ..Everything::default()
         }
@@ -229,10 +253,11 @@ pub(crate) mod tests {
         let mut out = Vec::new();
         render(&mut out, Output::Table, &rows(&everything())).unwrap();
         let expected = "\
-HOLDER  EPOCH  STATE        LEASES  AGENT  LAST-BEAT                           TIMES                                    REASON
-a       3      live         0       S1     2026-01-02T03:05:06Z (revision 99)  T=10s hb=1s F=6.5s K=3s                  -
-b       3      dead (time)  0       -      -                                   T=10s hb=1s F=6.5s K=3s; by time: never  it was silent
-c       3      live         0       -      -                                   none: its keeper does not beat           -
+HOLDER  EPOCH  STATE        LEASES  AGENT  LAST-BEAT                           TIMES                                       FENCE                    REASON
+a       3      live         0       S1     2026-01-02T03:05:06Z (revision 99)  T=10s hb=1s F=6.5s K=3s                     guard,storage            -
+b       3      dead (time)  0       -      -                                   T=10s hb=1s F=6.5s K=3s; by time: never     guard,storage            it was silent
+c       3      live         0       -      -                                   none: its keeper does not beat              -                        -
+d       3      live         0       S1     -                                   T=10s hb=1s F=6.5s K=3s; by time: unproved  unproved: nothing is so  -
 ";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
@@ -262,6 +287,11 @@ c       3      live         0       -      -                                   n
       "kill_ms": 3000
     },
     "by_time": "allowed",
+    "means": [
+      "guard",
+      "storage"
+    ],
+    "unproved": null,
     "leases": 0,
     "since": "2026-01-02T03:04:05Z",
     "revision": 8,

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use serde::Serialize;
 use shared::protocol::exchange::{Commit, Key, Record, Storm};
+use shared::quote;
 use shared::store::{LeaseStore, Revision};
 
 use crate::arguments::Output;
@@ -43,8 +44,8 @@ pub(crate) async fn run<S: LeaseStore>(
         let since = storm.as_ref().and_then(|storm| storm.since.clone());
         return json(out, &Row { state: word(state), since, revision: storm.map(|storm| storm.at.0) });
     }
-    let since =
-        storm.and_then(|storm| storm.since).map(|since| format!(" since {since}")).unwrap_or_default();
+    let since = storm.and_then(|storm| storm.since);
+    let since = since.map(|since| format!(" since {}", quote::line(&since))).unwrap_or_default();
     let told = match state {
         Storm::Over => "no storm: lost hosts are reclaimed",
         Storm::Raised => {

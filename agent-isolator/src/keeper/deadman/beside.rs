@@ -14,8 +14,8 @@ use crate::keeper::shared_memory::SharedMemory;
 /// Without a tick for this long the deadman is taken for hung: twenty of its polls.
 pub const DEADMAN_SILENCE: Duration = Duration::from_secs(1);
 
-/// The worker's guard of its deadman.
-pub struct Guard {
+/// The worker's watch of its deadman.
+pub struct DeadmanWatch {
     shared: Arc<SharedMemory>,
     arguments: Vec<OsString>,
     started: Option<(Child, Now)>,
@@ -23,7 +23,7 @@ pub struct Guard {
     older: Vec<Child>,
 }
 
-impl Guard {
+impl DeadmanWatch {
     /// `arguments`: of this very program, to start another deadman with.
     #[must_use]
     pub fn new(shared: Arc<SharedMemory>, arguments: Vec<OsString>) -> Self {

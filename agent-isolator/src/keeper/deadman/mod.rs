@@ -5,6 +5,8 @@
 //! mod.rs           the process: its start, its loop
 //! predecessors.rs  the lock, and the end of older keepers
 //! beside.rs        the worker's side: ticks, and another deadman when this one dies
+//! guard.rs         the process that is left when all of these are killed at once
+//! keep_guard.rs    the deadman's side of that: starts it, replaces it, ends it
 //! watchdog.rs      a watchdog device, where there is one
 //! ```
 //!
@@ -23,6 +25,8 @@
 //! All processes of a keeper are in the session that its first deadman opens: that is how an older keeper's are found.
 
 mod beside;
+mod guard;
+mod keep_guard;
 mod predecessors;
 mod watchdog;
 
@@ -39,10 +43,15 @@ use shared::protocol::deadman::{Deadman, Input, Output, WORKER_SILENCE};
 use shared::protocol::holder::Deadline;
 use shared::protocol::{Now, Text};
 
-pub use self::beside::{DEADMAN_SILENCE, Guard};
+pub use self::beside::{DEADMAN_SILENCE, DeadmanWatch};
+pub use self::guard::{GUARD_LOG, GUARD_SILENCE, run_guard};
+use self::keep_guard::GuardKeeper;
+pub use self::predecessors::LOCK;
 use self::predecessors::{lock, others};
-pub use self::watchdog::{Watchdog, check as check_watchdog, timeout_of as watchdog_timeout};
-use super::fence::{FenceRunner, Known, Policy, Progress};
+pub use self::watchdog::{
+    Watchdog, check as check_watchdog, is_armed as watchdog_is_armed, timeout_of as watchdog_timeout,
+};
+use super::fence::{FenceRunner, Known, Policy, Pool, Progress, before_all_others};
 use super::process::{ProcessId, own_session};
 use super::shared_memory::{SharedMemory, SharedMemoryError};
 use super::stored_table::{Stored, TABLE, read_table};
@@ -62,6 +71,12 @@ const BETWEEN_STARTS: Duration = Duration::from_millis(500);
 /// proved before it has gone and all was looked at again.
 const HANGS: Duration = Duration::from_millis(200);
 
+/// Between two looks at a strike's answers.
+const STRIKE_POLL: Duration = Duration::from_millis(1);
+
+/// A strike is not waited for any longer: the fence goes on with what it has not done.
+const STRIKE: Duration = Duration::from_millis(400);
+
 /// For so long a deadman beside a worker waits for the lock of one that it killed.
 const TAKE_OVER: Duration = Duration::from_secs(2);
 
@@ -72,6 +87,10 @@ pub struct Settings {
     pub directory: PathBuf,
     /// Arguments to start this program with as a worker.
     pub worker: Vec<OsString>,
+    /// Arguments to start this program with as a guard.
+    pub guard: Vec<OsString>,
+    /// The guard's cgroup in each hierarchy.
+    pub cgroup: String,
     /// What a fence may do.
     pub policy: Policy,
     /// K, where the table does not tell it.
@@ -112,7 +131,7 @@ pub fn run(settings: Settings) -> Result<(), DeadmanError> {
     let lock = take_lock(&settings)?
         .ok_or_else(|| DeadmanError::Running { directory: settings.directory.clone() })?;
     let shared = SharedMemory::create(&settings.directory.join(DEADLINE))?;
-    let mut guarding = Guarding::new(settings, shared, lock, false)?;
+    let mut guarding = Guarding::new(settings, shared, lock, Part::Keeper)?;
     // The old session's processes are found by the old session's number: only when all are gone is it forgotten.
     guarding.end_older_keeper();
     let own = ProcessId::own();
@@ -146,7 +165,7 @@ pub fn run_beside(settings: Settings) -> Result<(), DeadmanError> {
         }
     };
     shared.set_deadman(ProcessId::own());
-    let mut guarding = Guarding::new(settings, shared, lock, true)?;
+    let mut guarding = Guarding::new(settings, shared, lock, Part::Beside)?;
     guarding.guard();
     Ok(())
 }
@@ -156,8 +175,35 @@ fn take_lock(settings: &Settings) -> Result<Option<File>, DeadmanError> {
     lock(&settings.directory).map_err(|source| DeadmanError::File { what: what(), source })
 }
 
+/// As what a deadman's work is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// By a new keeper.
+    Keeper,
+    /// By one that a worker has started beside it.
+    Beside,
+    /// By the guard, until the fence is proved: no worker is started.
+    Guard,
+}
+
+/// Keeps this process from what an overloaded host does to it.
+fn undisturbed(name: &str) {
+    // What was paged out could not be read back when the disk hangs.
+    let flags = rustix::mm::MlockAllFlags::CURRENT | rustix::mm::MlockAllFlags::FUTURE;
+    if let Err(error) = rustix::mm::mlockall(flags) {
+        tracing::warn!("the {name}'s memory could not be locked: {error}");
+    }
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
+        tracing::warn!("the {name} could not be kept from the kernel's killing for want of memory: {error}");
+    }
+    if let Err(error) = before_all_others() {
+        tracing::warn!("the {name} has no real-time priority, but the greatest usual weight: {error}");
+    }
+}
+
 struct Guarding {
     settings: Settings,
+    part: Part,
     shared: SharedMemory,
     _lock: File,
     core: Deadman,
@@ -175,32 +221,35 @@ struct Guarding {
     start_at: Option<Now>,
     started: Option<Now>,
     fence: Option<FenceRunner>,
+    /// The helpers, but for those of a fence under way.
+    pool: Pool,
     /// The generation whose fence is proved.
     proved: Option<u64>,
     said: Option<Text>,
+    guard: GuardKeeper,
+    /// The guard's part is done.
+    over: bool,
 }
 
 impl Guarding {
-    fn new(settings: Settings, shared: SharedMemory, lock: File, beside: bool) -> Result<Self, DeadmanError> {
-        // What was paged out could not be read back when the disk hangs.
-        let flags = rustix::mm::MlockAllFlags::CURRENT | rustix::mm::MlockAllFlags::FUTURE;
-        if let Err(error) = rustix::mm::mlockall(flags) {
-            tracing::warn!("the deadman's memory could not be locked: {error}");
-        }
-        if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
-            tracing::warn!(
-                "the deadman could not be kept from the kernel's killing for want of memory: {error}"
-            );
-        }
+    fn new(settings: Settings, shared: SharedMemory, lock: File, part: Part) -> Result<Self, DeadmanError> {
+        undisturbed("deadman");
         let open = |path: &PathBuf| {
             let what = format!("the watchdog {}", path.display());
             Watchdog::open(path).map_err(|source| DeadmanError::File { what, source })
         };
         let watchdog = settings.watchdog.as_ref().map(open).transpose()?;
         let now = Reading::take().holder();
-        let core = if beside { Deadman::beside_worker(now) } else { Deadman::new(now) };
+        let core = match part {
+            Part::Keeper => Deadman::new(now),
+            Part::Beside | Part::Guard => Deadman::beside_worker(now),
+        };
         Ok(Self {
+            guard: GuardKeeper::new(part == Part::Keeper),
+            over: false,
+            pool: Pool::new(settings.policy.program.clone()),
             settings,
+            part,
             shared,
             _lock: lock,
             core,
@@ -208,7 +257,7 @@ impl Guarding {
             watchdog,
             child: None,
             ticked: Now::ZERO,
-            ending: (!beside).then_some(now),
+            ending: (part == Part::Keeper).then_some(now),
             hanging: false,
             hung: Vec::new(),
             start_at: None,
@@ -221,6 +270,11 @@ impl Guarding {
 
     /// Kills every process of an older keeper, and waits until they are gone, or until a fence is due.
     fn end_older_keeper(&mut self) {
+        let now = self.sense();
+        if is_due(self.shared.read(), now) {
+            self.shared.flag();
+            self.strike();
+        }
         loop {
             let now = self.sense();
             let left = self.kill_others();
@@ -243,7 +297,11 @@ impl Guarding {
     fn kill_others(&mut self) -> Vec<ProcessId> {
         self.hung.retain(|process| process.runs());
         // One look can miss a process that was just forked by one that has just been killed.
-        let look = || others(&self.shared).into_iter().chain(self.hung.iter().copied()).collect::<Vec<_>>();
+        let mut own = self.pool.pids();
+        own.extend(self.fence.iter().flat_map(FenceRunner::helpers));
+        let is_others = |process: &ProcessId| !own.contains(&process.pid);
+        let all = || others(&self.shared).into_iter().chain(self.hung.iter().copied());
+        let look = || all().filter(is_others).collect::<Vec<_>>();
         let left = Some(look()).filter(|left| !left.is_empty()).unwrap_or_else(look);
         left.iter().for_each(|process| process.kill());
         left
@@ -254,6 +312,9 @@ impl Guarding {
         let reading = Reading::take();
         let now = reading.holder();
         self.shared.tick_deadman(now);
+        if self.part == Part::Guard {
+            self.shared.tick_guard(now);
+        }
         let deadline = self.shared.read();
         if let Some(slept) = self.suspends.observe(reading).filter(|_| deadline.fence_at.is_some()) {
             // It did not write meanwhile; but what it had handed to the block layer goes out now (L20).
@@ -290,7 +351,17 @@ impl Guarding {
             } else if is_due(self.shared.read(), now) {
                 self.shared.flag();
             }
+            if self.over {
+                return;
+            }
+            // While others of this session are killed, one that has yet to leave it would be killed with them.
+            if self.part != Part::Guard && self.ending.is_none() {
+                self.guard.keep(now, &self.shared, &self.settings.guard);
+            }
             self.start_worker(now);
+            if self.fence.is_none() && self.ending.is_none() {
+                self.pool.tend(now, &self.settings.directory.join(TABLE), &self.settings.policy);
+            }
             let busy = self.fence.is_some() || self.ending.is_some();
             std::thread::sleep(if busy { POLL_CLOSELY } else { POLL });
         }
@@ -307,8 +378,12 @@ impl Guarding {
                 Output::Kill => {
                     tracing::warn!("the worker is killed");
                     self.ending = Some(now);
+                    if is_due(self.shared.read(), now) {
+                        self.strike();
+                    }
                 }
                 Output::Fence => self.begin_fence(now),
+                Output::Start if self.part == Part::Guard => self.over = true,
                 Output::Start => {
                     let soonest = self.started.map_or(now, |started| started + BETWEEN_STARTS);
                     self.start_at = Some(soonest.max(now));
@@ -342,6 +417,30 @@ impl Guarding {
         }
     }
 
+    /// Freezes the containers and shuts the file systems down that the table tells of now. Before anything that
+    /// tenants can make long: who ends the worker looks through all processes.
+    fn strike(&mut self) {
+        self.shared.worker().into_iter().for_each(ProcessId::kill);
+        let Stored::Table(table) = read_table(&self.settings.directory.join(TABLE)) else { return };
+        let pool = std::mem::replace(&mut self.pool, Pool::new(self.settings.policy.program.clone()));
+        let mut strike = FenceRunner::strike(&Known::of(table), self.settings.policy.clone(), pool);
+        let until = self.sense() + STRIKE;
+        loop {
+            let now = self.sense();
+            let _never_a_proof = strike.poll(now);
+            if strike.has_struck() {
+                tracing::error!("the volumes' file systems are shut down, where they can be");
+                break;
+            }
+            if now >= until {
+                tracing::error!("containers and file systems do not answer to the fence yet");
+                break;
+            }
+            std::thread::sleep(STRIKE_POLL);
+        }
+        self.pool = strike.into_pool();
+    }
+
     fn begin_fence(&mut self, now: Now) {
         let deadline = self.shared.read();
         let (known, kill) = match read_table(&self.settings.directory.join(TABLE)) {
@@ -361,7 +460,9 @@ impl Guarding {
         let give_up = deadline.fence_at.unwrap_or(now) + kill;
         self.said = None;
         // Whoever opens an epoch waits for driver calls itself; this fence is about F + K.
-        self.fence = Some(FenceRunner::new(&known, Some(give_up), None, self.settings.policy.clone()));
+        let pool = std::mem::replace(&mut self.pool, Pool::new(self.settings.policy.program.clone()));
+        self.fence =
+            Some(FenceRunner::with_pool(&known, Some(give_up), None, self.settings.policy.clone(), pool));
     }
 
     fn go_on_fencing(&mut self, now: Now) {
@@ -375,14 +476,19 @@ impl Guarding {
                 }
             }
             Progress::Proved => {
-                self.fence = None;
+                self.pool = self
+                    .fence
+                    .take()
+                    .map_or_else(|| Pool::new(self.settings.policy.program.clone()), FenceRunner::into_pool);
                 // A helper of the worker's that hung may have mounted something since: all is looked at again after it.
                 if self.hanging {
                     self.hanging = !self.kill_others().is_empty();
                     return self.begin_fence(now);
                 }
                 tracing::error!("this host is fenced: nothing of it writes to a volume any more");
-                self.proved = Some(self.shared.read().generation);
+                let generation = self.shared.read().generation;
+                self.proved = Some(generation);
+                self.shared.set_proved(generation);
                 self.tell(now, Input::Fenced);
             }
         }
@@ -414,13 +520,14 @@ impl Guarding {
         self.tell(now, Input::WorkerTicked);
     }
 
-    /// Nothing is held: the worker ends, the watchdog is disarmed.
+    /// Nothing is held: worker and guard end, the watchdog is disarmed.
     fn stop(&mut self) {
         tracing::info!("the keeper ends");
         while !self.kill_others().is_empty() {
             self.sense();
             std::thread::sleep(POLL_CLOSELY);
         }
+        self.guard.end(&self.shared, &self.settings.cgroup);
         if let Some(watchdog) = self.watchdog.take() {
             watchdog.disarm();
         }

@@ -11,7 +11,7 @@ use crate::keeper::process::{ProcessId, members};
 use crate::keeper::shared_memory::SharedMemory;
 
 /// In the run directory. Another than the worker's own `keeper.lock`: the two are held at once.
-const LOCK: &str = "deadman.lock";
+pub const LOCK: &str = "deadman.lock";
 
 /// Takes the lock of a run directory's deadman, and makes the directory; none while another one holds it. Held until the file is
 /// dropped, or the process ends; no child inherits it.
@@ -25,13 +25,17 @@ pub(super) fn lock(directory: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// All other processes of the keeper whose memory this is: worker, deadman and helpers of any kind.
+/// All other processes of the keeper whose memory this is: worker, deadman and helpers of any kind, a guard's that died over
+/// a fence among them. The guard itself is none of them: it outlives keepers.
 pub(super) fn others(shared: &SharedMemory) -> Vec<ProcessId> {
     let (session, since) = shared.session();
     let own = std::process::id();
+    let guard = shared.guard();
     let named = shared.worker().into_iter().chain(shared.deadman());
     let named = named.filter(|process| process.pid != own && process.runs());
-    let mut all: Vec<_> = members(session, since).into_iter().chain(named).collect();
+    let of_guard = guard.map(|guard| members(guard.pid, guard.started)).unwrap_or_default();
+    let mut all: Vec<_> = members(session, since).into_iter().chain(of_guard).chain(named).collect();
+    all.retain(|process| Some(*process) != guard);
     all.sort_unstable();
     all.dedup();
     all

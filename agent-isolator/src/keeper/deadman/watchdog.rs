@@ -7,7 +7,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::OFlags;
@@ -41,10 +41,22 @@ impl Watchdog {
 /// The time-out that the kernel shows for a watchdog device such as `/dev/watchdog0`, if it does.
 #[must_use]
 pub fn timeout_of(path: &Path) -> Option<Duration> {
+    let text = fs::read_to_string(device(path)?.join("timeout")).ok()?;
+    text.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// Whether the kernel says that this watchdog runs: somebody has opened it, and it counts.
+#[must_use]
+pub fn is_armed(path: &Path) -> bool {
+    let state = || fs::read_to_string(device(path)?.join("state")).ok();
+    state().is_some_and(|state| state.trim() == "active")
+}
+
+/// Where the kernel tells of a watchdog device.
+fn device(path: &Path) -> Option<PathBuf> {
     let name = path.file_name()?.to_str()?;
     let name = if name == "watchdog" { "watchdog0" } else { name };
-    let text = fs::read_to_string(format!("/sys/class/watchdog/{name}/timeout")).ok()?;
-    text.trim().parse().ok().map(Duration::from_secs)
+    Some(Path::new("/sys/class/watchdog").join(name))
 }
 
 /// Whether a watchdog of that time-out resets this host before its right to write ends.

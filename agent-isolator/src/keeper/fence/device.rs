@@ -45,16 +45,36 @@ fn encoded_number(word: u64) -> String {
     format!("{}:{}", word >> 8 & 0xfff, word & 0xff | word >> 12 & 0xf_ff00)
 }
 
-/// The host's own file systems by device number, each with a path that is on it. By the mount table alone.
-pub(super) fn hosts_own(table: &[Mount], paths: &[PathBuf]) -> BTreeMap<String, PathBuf> {
+/// The host's own file systems by device number, each with a path that is on it: those of the usual paths and of `paths`, and
+/// whatever is mounted outside the mount roots. By the mount table alone.
+pub(super) fn hosts_own(table: &[Mount], paths: &[PathBuf], roots: &[PathBuf]) -> BTreeMap<String, PathBuf> {
+    let roots = real(roots);
+    let outside = table.iter().filter(|mount| !is_below(&mount.mount_point, &roots));
+    let outside = outside.map(|mount| (mount.device_number.clone(), mount.mount_point.clone()));
+    let paths: Vec<_> = paths.iter().chain(&roots).cloned().collect();
+    // The usual paths last: they are the better names.
+    outside.chain(usual(table, &paths)).collect()
+}
+
+/// The file systems of the usual paths and of `paths` by device number, each with a path that is on it. By the mount table alone.
+pub(in crate::keeper) fn usual(table: &[Mount], paths: &[PathBuf]) -> BTreeMap<String, PathBuf> {
     let shown = |path: PathBuf| {
         let covering = table.iter().filter(|mount| path.starts_with(&mount.mount_point));
         // The deepest; of stacked ones the last that was mounted.
         let top = covering.max_by_key(|mount| (mount.mount_point.components().count(), mount.id))?;
         Some((top.device_number.clone(), path))
     };
-    let paths = paths.iter().map(|path| path.canonicalize().unwrap_or_else(|_| path.clone()));
-    HOSTS_OWN.iter().map(PathBuf::from).chain(paths).filter_map(shown).collect()
+    real(paths).into_iter().chain(HOSTS_OWN.iter().map(PathBuf::from)).filter_map(shown).collect()
+}
+
+/// Paths as mount tables have them, without links.
+pub(super) fn real(paths: &[PathBuf]) -> Vec<PathBuf> {
+    paths.iter().map(|path| path.canonicalize().unwrap_or_else(|_| path.clone())).collect()
+}
+
+/// Whether a mount point lies below one of the roots, which are real paths; a root itself does not.
+pub(super) fn is_below(mount_point: &Path, roots: &[PathBuf]) -> bool {
+    roots.iter().any(|root| mount_point != root && mount_point.starts_with(root))
 }
 
 /// A block device, told apart from a later one of the same name or number.

@@ -1,11 +1,12 @@
-//! Kills containers: all in their freezer cgroups and nested ones, and whoever else lives by a volume in a mount namespace that
-//! is not the host's.
+//! Kills containers: all in their freezer cgroups and nested ones, and whoever else of the agent's lives by a volume in a mount
+//! namespace that is not the host's.
 //!
-//! Who that is beside the cgroup: a process that left it but stayed in the container's mount namespace (an orphan), and one of
-//! another namespace that has the volume at another place than the host has it: a bind mount, as every container that uses the
-//! volume has, nested ones in cgroups of their own among them. A copy at the host's own place proves no use: every namespace that was
-//! made while the volume was mounted has one, the host's services and all containers among them, and the host's unmount takes it
-//! along. Where it does not, whoever pins the device is found when that is to be idle (`idle.rs`).
+//! Who that is beside the cgroup: a process that left it but stayed in the container's mount namespace (an orphan); and, of a volume
+//! that could not be shut down, one of another of the agent's containers that has it at another place than the host has it: a bind
+//! mount, as every container that uses the volume has, nested ones in cgroups of their own among them. A copy at the host's own
+//! place proves no use: every namespace that was made while the volume was mounted has one, the host's services and all containers
+//! among them, and the host's unmount takes it along. Where it does not, whoever pins the device is found when that is to be idle
+//! (`idle.rs`). Nobody else is killed: not a monitor that has the host's mounts elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -18,9 +19,9 @@ use shared::protocol::holder::MountedVolume;
 use shared::volume::ContainerId;
 
 use super::device::Device;
-use super::witness::{self, Stranger};
+use super::witness::{self, Stranger, is_agents};
 use crate::keeper::alive;
-use crate::keeper::mount_table;
+use crate::keeper::mount_table::{self, Mount};
 use crate::keeper::mounts::is_of;
 use crate::keeper::process::ProcessId;
 
@@ -37,6 +38,7 @@ pub(super) const FREEZER: &str = "/sys/fs/cgroup/freezer";
 pub(super) fn kill(
     containers: &BTreeMap<ContainerId, Option<String>>,
     volumes: &[MountedVolume],
+    cgroup_root: Option<&str>,
 ) -> io::Result<BTreeMap<ContainerId, String>> {
     let until = Instant::now() + ATTEMPT;
     let mut namespaces = BTreeSet::new();
@@ -49,7 +51,8 @@ pub(super) fn kill(
                 left.insert(container.clone(), why);
             }
         }
-        let outside = users(volumes, &namespaces)?;
+        // Who looks before they are dead looks for nothing.
+        let outside = if left.is_empty() { users(volumes, &namespaces, cgroup_root)? } else { Vec::new() };
         for stranger in &outside {
             stranger.kill();
         }
@@ -149,41 +152,31 @@ pub(super) fn processes(cgroup: &Path) -> io::Result<Vec<u32>> {
     }
 }
 
-/// Who lives by one of the volumes, or in one of the namespaces.
-fn users(volumes: &[MountedVolume], namespaces: &BTreeSet<PathBuf>) -> io::Result<Vec<Stranger>> {
-    let own = mount_table::own()?;
-    let own_places: Vec<_> = volumes
+/// Who lives in one of the namespaces, or by one of the volumes in a container of the agent.
+fn users(
+    volumes: &[MountedVolume],
+    namespaces: &BTreeSet<PathBuf>,
+    cgroup_root: Option<&str>,
+) -> io::Result<Vec<Stranger>> {
+    let is_orphan = |stranger: &Stranger| namespaces.contains(&stranger.namespace);
+    let mut users: Vec<_> = witness::strangers()?.into_iter().filter(is_orphan).collect();
+    // The number may be another file system's by now.
+    let volumes: Vec<_> = volumes
         .iter()
-        .map(|volume| {
-            let places: BTreeSet<_> = own
-                .iter()
-                .filter(|mount| is_of(volume)(mount))
-                .map(|mount| mount.mount_point.clone())
-                .collect();
-            (volume, places)
-        })
-        // The number may be another file system's by now.
-        .filter(|(volume, places)| match Device::recorded(volume) {
-            Some(device) => !device.is_gone(),
-            None => !places.is_empty(),
-        })
+        .filter(|volume| Device::recorded(volume).is_none_or(|device| !device.is_gone()))
         .collect();
-    let mut users = Vec::new();
-    let mut judged: BTreeMap<PathBuf, bool> = BTreeMap::new();
-    for stranger in witness::strangers()? {
-        let uses = judged.entry(stranger.namespace.clone()).or_insert_with(|| {
-            let mounts = stranger.mounts();
-            namespaces.contains(&stranger.namespace)
-                || own_places.iter().any(|(volume, places)| {
-                    mounts.iter().any(|mount| is_of(volume)(mount) && !places.contains(&mount.mount_point))
-                })
-        });
-        // An empty table is that of a process that has just ended: the next one of the namespace tells.
-        if *uses {
-            users.push(stranger);
-        } else if stranger.mounts().is_empty() {
-            judged.remove(&stranger.namespace);
-        }
+    if volumes.is_empty() {
+        return Ok(users);
     }
+    let own = mount_table::own()?;
+    let has_it_elsewhere = |mount: &Mount| {
+        volumes.iter().any(|volume| {
+            let on_host = |own: &Mount| is_of(volume)(own) && own.mount_point == mount.mount_point;
+            is_of(volume)(mount) && !own.iter().any(on_host)
+        })
+    };
+    let agents = |pid: u32| is_agents(pid, cgroup_root);
+    let look = witness::look(has_it_elsewhere, agents)?;
+    users.extend(look.sees.into_iter().map(|(stranger, _)| stranger).filter(|s| agents(s.id.pid)));
     Ok(users)
 }

@@ -1,16 +1,19 @@
 //! Makes this host unable to write to its volumes: carries out what [`shared::protocol::fence::Fence`] decides, in its order (L17).
 //!
 //! ```text
-//! mod.rs       the runner: acts become helper processes, their reports the acts' results
-//! child.rs     one helper process: started, polled, never waited for
-//! job.rs       what a helper does, and its whole life
-//! kill.rs      containers: freezer cgroups, orphans, nested containers
-//! idle.rs      one volume: shut down, unmount, prove
-//! shutdown.rs  the ioctl that stops a file system
-//! device.rs    a device and its claim; which file systems are the host's own
-//! sweep.rs     mounts that no table tells of
-//! witness.rs   processes of other mount namespaces
-//! reset.rs     sysrq and reboot
+//! mod.rs         the runner: acts become jobs of helper processes, their reports the acts' results
+//! pool.rs        helpers that exist before there is a fence
+//! child.rs       one helper process: started, given jobs, polled, never waited for
+//! job.rs         what a helper does, and its whole life
+//! scheduling.rs  who must act in time runs before all others
+//! strike.rs      what must be done at once: freeze, shut down through the host's own mounts
+//! kill.rs        containers: freezer cgroups, orphans, nested containers
+//! idle.rs        one volume: shut down, unmount, prove
+//! shutdown.rs    the ioctl that stops a file system
+//! device.rs      a device and its claim; which file systems are the host's own
+//! sweep.rs       mounts that no table tells of
+//! witness.rs     processes of other mount namespaces
+//! reset.rs       sysrq and reboot
 //! ```
 //!
 //! Nothing in the runner waits, and it makes no call that a volume, a device or a process could keep: each act is a process of its
@@ -24,8 +27,11 @@ mod device;
 mod idle;
 mod job;
 mod kill;
+mod pool;
 mod reset;
+mod scheduling;
 mod shutdown;
+mod strike;
 mod sweep;
 mod witness;
 
@@ -35,18 +41,27 @@ use std::time::Duration;
 
 use shared::clock::holder_now;
 use shared::protocol::fence::{Act, Fence};
-use shared::protocol::holder::{MountedVolume, Phase, Table};
+use shared::protocol::holder::{MountedVolume, Table};
 use shared::protocol::{Now, Text};
 use shared::volume::{ContainerId, VolumeId};
 
 pub use self::child::HELPER_MODE;
-use self::child::Running;
+use self::child::Helper;
+pub(super) use self::device::usual as usual_file_systems;
+use self::idle::Limits;
 pub use self::job::run_helper;
 use self::job::{Job, Report};
+pub use self::pool::Pool;
 pub use self::reset::Reset;
+pub(super) use self::scheduling::before_all_others;
+pub use self::shutdown::can_be_shut_down;
+pub use self::witness::{Pin, who_pins};
 
 /// What failed is tried again after this: a fence has seconds.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
+
+/// A freeze or a shutdown is not waited for any longer: what comes after it does not depend on it.
+const STRIKE: Duration = Duration::from_millis(150);
 
 /// Between two polls of who runs a fence on a thread of its own.
 const POLL: Duration = Duration::from_millis(10);
@@ -94,8 +109,8 @@ pub fn kill_container(
     cgroup: Option<String>,
 ) -> Result<(), String> {
     let containers = BTreeMap::from([(container.clone(), cgroup)]);
-    let job = Job::Kill { containers, volumes: Vec::new() };
-    let mut helper = Running::start(&policy.program, &job).map_err(|error| error.to_string())?;
+    let job = Job::Kill { containers, volumes: Vec::new(), cgroup_root: policy.cgroup_root.clone() };
+    let mut helper = Pool::new(policy.program.clone()).start(&job).map_err(|error| error.to_string())?;
     loop {
         match helper.poll() {
             Some(Report::Killed(left)) => return left.into_values().next().map_or(Ok(()), Err),
@@ -120,15 +135,21 @@ pub enum Progress {
 /// One fence. See the module's head.
 pub struct FenceRunner {
     policy: Policy,
+    pool: Pool,
     fence: Fence,
+    /// The freeze, and since when.
+    freezing: Option<(Helper, Now)>,
+    shutting: BTreeMap<VolumeId, (Helper, Now)>,
+    /// Volumes whose file systems were shut down.
+    shut: BTreeSet<VolumeId>,
     lost: bool,
     containers: BTreeMap<ContainerId, Option<String>>,
-    volumes: Vec<MountedVolume>,
+    volumes: Vec<VolumeId>,
     /// Containers that no helper kills yet.
     to_kill: BTreeSet<ContainerId>,
-    killing: Option<(BTreeSet<ContainerId>, Running)>,
+    killing: Option<(BTreeSet<ContainerId>, Helper)>,
     /// By volume; one that only a sweep found has no act of its own.
-    idling: BTreeMap<Idle, Running>,
+    idling: BTreeMap<Idle, Helper>,
     sweep: Sweep,
     settle: Option<Now>,
     /// Acts that failed, and when they are tried again.
@@ -148,15 +169,38 @@ enum Idle {
 
 enum Sweep {
     No,
-    Looking(Running),
+    Looking(Helper),
     /// What was found is made idle, of which this failed; then it looks again.
     Idling(Option<String>),
 }
 
 impl FenceRunner {
-    /// A fence of what is known. See [`Fence::new`] for `give_up` and `settle`.
+    /// A fence of what is known, with helpers that are started as it goes. See [`Fence::new`] for `give_up` and `settle`.
     #[must_use]
     pub fn new(known: &Known, give_up: Option<Now>, settle: Option<Now>, policy: Policy) -> Self {
+        let pool = Pool::new(policy.program.clone());
+        Self::with_pool(known, give_up, settle, policy, pool)
+    }
+
+    /// The same, with helpers that stand by.
+    #[must_use]
+    pub fn with_pool(
+        known: &Known,
+        give_up: Option<Now>,
+        settle: Option<Now>,
+        policy: Policy,
+        pool: Pool,
+    ) -> Self {
+        Self::carrying_out(known, |table| Fence::new(table, give_up, settle), policy, pool)
+    }
+
+    /// Only what must be done at once: freeze and shutdowns of what is known. It never proves anything.
+    #[must_use]
+    pub fn strike(known: &Known, policy: Policy, pool: Pool) -> Self {
+        Self::carrying_out(known, Fence::strike, policy, pool)
+    }
+
+    fn carrying_out(known: &Known, fence: impl FnOnce(&Table) -> Fence, policy: Policy, pool: Pool) -> Self {
         // Of a lost table everything is possible.
         let nothing = Table { lost: true, ..Table::default() };
         let (table, lost) = match known {
@@ -164,17 +208,16 @@ impl FenceRunner {
             Known::Lost => (&nothing, true),
         };
         let cgroup = |cgroup: &Option<Text>| cgroup.as_deref().map(str::to_owned);
-        let mounted = |phase: &Phase| match phase {
-            Phase::Attached { mounted, .. } => Some(mounted.clone()),
-            Phase::Detaching { mounted, .. } => mounted.clone(),
-            Phase::Acquiring | Phase::Settling { .. } | Phase::Mounting { .. } => None,
-        };
         Self {
-            fence: Fence::new(table, give_up, settle),
+            fence: fence(table),
             policy,
+            pool,
+            freezing: None,
+            shutting: BTreeMap::new(),
+            shut: BTreeSet::new(),
             lost,
             containers: table.containers.iter().map(|(id, c)| (id.clone(), cgroup(&c.cgroup))).collect(),
-            volumes: table.volumes.iter().filter_map(|row| mounted(&row.phase)).collect(),
+            volumes: table.volumes.iter().map(|row| row.wanted.volume.clone()).collect(),
             to_kill: BTreeSet::new(),
             killing: None,
             idling: BTreeMap::new(),
@@ -187,6 +230,27 @@ impl FenceRunner {
         }
     }
 
+    /// Whether freeze and shutdowns are behind it, whatever came of them.
+    #[must_use]
+    pub fn has_struck(&self) -> bool {
+        self.fence.has_struck()
+    }
+
+    /// Its helpers, for the next fence; those that still have a job finish it.
+    #[must_use]
+    pub fn into_pool(self) -> Pool {
+        let mut pool = self.pool;
+        let sweep = if let Sweep::Looking(helper) = self.sweep { Some(helper) } else { None };
+        let strike = self.shutting.into_values().chain(self.freezing).map(|(helper, _)| helper);
+        let killing = self.killing.map(|(_, helper)| helper);
+        strike
+            .chain(self.idling.into_values())
+            .chain(killing)
+            .chain(sweep)
+            .for_each(|helper| pool.leave(helper));
+        pool
+    }
+
     /// Goes on; to be called every 50 ms at the latest. Does not block.
     pub fn poll(&mut self, now: Now) -> Progress {
         self.fence.tick(now);
@@ -197,6 +261,7 @@ impl FenceRunner {
             self.begin(&act, now);
         }
         self.take_acts(now);
+        self.poll_strike(now);
         self.poll_kill(now);
         self.poll_idling(now);
         self.poll_sweep(now);
@@ -227,17 +292,19 @@ impl FenceRunner {
         }
     }
 
-    /// Its helper processes that run.
+    /// All its helper processes.
     #[must_use]
     pub fn helpers(&self) -> Vec<u32> {
-        let sweep = if let Sweep::Looking(running) = &self.sweep { Some(running) } else { None };
-        let killing = self.killing.as_ref().map(|(_, running)| running);
-        self.idling.values().chain(killing).chain(sweep).map(Running::pid).collect()
+        let sweep = if let Sweep::Looking(helper) = &self.sweep { Some(helper) } else { None };
+        let killing = self.killing.as_ref().map(|(_, helper)| helper);
+        let strike = self.shutting.values().chain(&self.freezing).map(|(helper, _)| helper);
+        let busy = self.idling.values().chain(killing).chain(sweep).chain(strike).map(Helper::pid);
+        busy.chain(self.pool.pids()).collect()
     }
 
     /// What stands in the way of the proof.
     fn why(&self) -> String {
-        let under_way = |what: String| format!("{what}: no answer of the kernel yet");
+        let under_way = |what: String| format!("{what}: {NO_ANSWER}");
         let killing = self.killing.iter().flat_map(|(containers, _)| containers);
         let killing = killing.map(|container| Act::Kill(container.clone()));
         let idling = self.idling.keys().filter_map(|idle| match idle {
@@ -262,6 +329,14 @@ impl FenceRunner {
 
     fn begin(&mut self, act: &Act, now: Now) {
         match act {
+            Act::Freeze => {
+                let cgroups = self.containers.values().flatten().cloned().collect();
+                match self.pool.start(&Job::Freeze { cgroups }) {
+                    Ok(helper) => self.freezing = Some((helper, now)),
+                    Err(error) => self.finish(&Act::Freeze, Err(not_started(&error)), now),
+                }
+            }
+            Act::Shutdown(volume) => self.start_shutdown(volume, now),
             Act::Kill(container) => {
                 let runs = self.killing.as_ref().is_some_and(|(batch, _)| batch.contains(container));
                 if !runs {
@@ -290,6 +365,8 @@ impl FenceRunner {
             Ok(()) => {
                 self.failures.remove(act);
             }
+            // Nothing waits for these two: what they did not do is found by what follows.
+            Err(_) if matches!(act, Act::Freeze | Act::Shutdown(_)) => {}
             Err(why) => {
                 self.failures.insert(act.clone(), why.clone());
                 self.again.insert(act.clone(), now + TRY_AGAIN);
@@ -299,6 +376,69 @@ impl FenceRunner {
         self.take_acts(now);
     }
 
+    fn start_shutdown(&mut self, volume: &VolumeId, now: Now) {
+        let act = Act::Shutdown(volume.clone());
+        let Some(mounted) = self.fence.mounted(volume).cloned() else {
+            return self.finish(&act, Ok(()), now);
+        };
+        let Policy { roots, hosts_own, .. } = self.policy.clone();
+        let hosts = self.pool.hosts().cloned();
+        match self.pool.start(&Job::Shutdown { mounted, roots, own: hosts_own, hosts }) {
+            Ok(helper) => {
+                self.shutting.insert(volume.clone(), (helper, now));
+            }
+            Err(error) => self.finish(&act, Err(not_started(&error)), now),
+        }
+    }
+
+    fn poll_strike(&mut self, now: Now) {
+        if let Some((mut helper, since)) = self.freezing.take() {
+            match helper.poll() {
+                Some(report) => {
+                    let result = match report {
+                        Report::Frozen(result) => result,
+                        other => Err(unexpected(&other)),
+                    };
+                    self.pool.put_back(helper);
+                    self.finish(&Act::Freeze, result, now);
+                }
+                None if now < since + STRIKE => self.freezing = Some((helper, since)),
+                None => {
+                    self.pool.leave(helper);
+                    self.finish(&Act::Freeze, Err(NO_ANSWER.to_owned()), now);
+                }
+            }
+        }
+        for (volume, (mut helper, since)) in std::mem::take(&mut self.shutting) {
+            let act = Act::Shutdown(volume.clone());
+            match helper.poll() {
+                Some(report) => {
+                    let result = match report {
+                        Report::Shut(result) => result,
+                        other => Err(unexpected(&other)),
+                    };
+                    self.pool.put_back(helper);
+                    if result == Ok(true) {
+                        self.shut.insert(volume);
+                    }
+                    self.finish(&act, result.map(|_| ()), now);
+                }
+                None if now < since + STRIKE => {
+                    self.shutting.insert(volume, (helper, since));
+                }
+                None => {
+                    self.pool.leave(helper);
+                    self.finish(&act, Err(NO_ANSWER.to_owned()), now);
+                }
+            }
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        let Policy { roots, hosts_own, cgroup_root, .. } = self.policy.clone();
+        Limits { roots, own: hosts_own, cgroup_root }
+    }
+
     fn start_kill(&mut self, now: Now) {
         if self.to_kill.is_empty() || self.killing.is_some() {
             return;
@@ -306,8 +446,12 @@ impl FenceRunner {
         let batch = std::mem::take(&mut self.to_kill);
         let containers =
             batch.iter().map(|id| (id.clone(), self.containers.get(id).cloned().flatten())).collect();
-        match Running::start(&self.policy.program, &Job::Kill { containers, volumes: self.volumes.clone() }) {
-            Ok(running) => self.killing = Some((batch, running)),
+        // What was shut down takes no writes, whoever has it.
+        let writable = self.volumes.iter().filter(|volume| !self.shut.contains(volume));
+        let volumes = writable.filter_map(|volume| self.fence.mounted(volume).cloned()).collect();
+        let job = Job::Kill { containers, volumes, cgroup_root: self.policy.cgroup_root.clone() };
+        match self.pool.start(&job) {
+            Ok(helper) => self.killing = Some((batch, helper)),
             Err(error) => {
                 for container in batch {
                     self.finish(&Act::Kill(container), Err(not_started(&error)), now);
@@ -317,8 +461,9 @@ impl FenceRunner {
     }
 
     fn poll_kill(&mut self, now: Now) {
-        let Some(report) = self.killing.as_mut().and_then(|(_, running)| running.poll()) else { return };
-        let Some((batch, _)) = self.killing.take() else { return };
+        let Some(report) = self.killing.as_mut().and_then(|(_, helper)| helper.poll()) else { return };
+        let Some((batch, helper)) = self.killing.take() else { return };
+        self.pool.put_back(helper);
         for container in batch {
             let result = match &report {
                 Report::Killed(left) => left.get(&container).map_or(Ok(()), |why| Err(why.clone())),
@@ -332,11 +477,11 @@ impl FenceRunner {
         if self.idling.contains_key(&idle) {
             return;
         }
-        let (roots, own) = (self.policy.roots.clone(), self.policy.hosts_own.clone());
-        let job = Job::MakeIdle { volume: volume.clone(), mounted, roots, own };
-        match Running::start(&self.policy.program, &job) {
-            Ok(running) => {
-                self.idling.insert(idle, running);
+        let shut = self.shut.contains(volume);
+        let job = Job::MakeIdle { volume: volume.clone(), mounted, shut, limits: self.limits() };
+        match self.pool.start(&job) {
+            Ok(helper) => {
+                self.idling.insert(idle, helper);
             }
             Err(error) => self.idled(idle, Err(not_started(&error)), now),
         }
@@ -346,10 +491,10 @@ impl FenceRunner {
         let ended: Vec<_> = self
             .idling
             .iter_mut()
-            .filter_map(|(idle, running)| Some((idle.clone(), running.poll()?)))
+            .filter_map(|(idle, helper)| Some((idle.clone(), helper.poll()?)))
             .collect();
         for (idle, _) in &ended {
-            self.idling.remove(idle);
+            self.idling.remove(idle).into_iter().for_each(|helper| self.pool.put_back(helper));
         }
         for (idle, report) in ended {
             let result = match report {
@@ -386,15 +531,9 @@ impl FenceRunner {
         if !matches!(self.sweep, Sweep::No) {
             return;
         }
-        let job = Job::Sweep {
-            roots: self.policy.roots.clone(),
-            own: self.policy.hosts_own.clone(),
-            cgroup_root: self.policy.cgroup_root.clone(),
-            proved: self.proved.clone(),
-            lost: self.lost,
-        };
-        match Running::start(&self.policy.program, &job) {
-            Ok(running) => self.sweep = Sweep::Looking(running),
+        let job = Job::Sweep { limits: self.limits(), proved: self.proved.clone(), lost: self.lost };
+        match self.pool.start(&job) {
+            Ok(helper) => self.sweep = Sweep::Looking(helper),
             Err(error) => self.finish(&Act::Sweep, Err(not_started(&error)), now),
         }
     }
@@ -402,9 +541,11 @@ impl FenceRunner {
     fn poll_sweep(&mut self, now: Now) {
         match &mut self.sweep {
             Sweep::No => {}
-            Sweep::Looking(running) => {
-                let Some(report) = running.poll() else { return };
-                self.sweep = Sweep::No;
+            Sweep::Looking(helper) => {
+                let Some(report) = helper.poll() else { return };
+                if let Sweep::Looking(helper) = std::mem::replace(&mut self.sweep, Sweep::No) {
+                    self.pool.put_back(helper);
+                }
                 match report {
                     Report::Swept(mounted) if mounted.is_empty() => self.finish(&Act::Sweep, Ok(()), now),
                     Report::Swept(mounted) => {
@@ -432,17 +573,17 @@ impl FenceRunner {
     }
 
     fn start_found(&mut self, found: MountedVolume, now: Now) {
-        let (roots, mut own) = (self.policy.roots.clone(), self.policy.hosts_own.clone());
-        own.extend_from_slice(&roots);
         let idle = Idle::Found(Text::clone(&found.device_number));
-        match Running::start(&self.policy.program, &Job::MakeFoundIdle { mounted: found, own }) {
-            Ok(running) => {
-                self.idling.insert(idle, running);
+        match self.pool.start(&Job::MakeFoundIdle { mounted: found, limits: self.limits() }) {
+            Ok(helper) => {
+                self.idling.insert(idle, helper);
             }
             Err(error) => self.idled(idle, Err(not_started(&error)), now),
         }
     }
 }
+
+const NO_ANSWER: &str = "no answer of the kernel yet";
 
 fn not_started(error: &std::io::Error) -> String {
     format!("no helper process could be started: {error}")
@@ -457,6 +598,8 @@ fn unexpected(report: &Report) -> String {
 
 fn in_words(act: &Act) -> String {
     match act {
+        Act::Freeze => "the containers' freeze".to_owned(),
+        Act::Shutdown(volume) => format!("the shutdown of volume {volume}"),
         Act::Kill(container) => format!("container {container}"),
         Act::MakeIdle(volume) => format!("volume {volume}"),
         Act::Sweep => "what else is mounted".to_owned(),

@@ -112,7 +112,9 @@ impl Planter {
         if took < span {
             return Err(format!("dead after {took:?}, which is too soon").into());
         }
-        self.write_leases(&after, |_| Record::Lease(Lease::Free { last_holder: Some(holder.clone()) }))?;
+        self.write_leases(&after, |_| {
+            Record::Lease(Lease::Free { last_holder: Some(holder.clone()), owed: None })
+        })?;
         Ok(Sample { after: milliseconds(took - span), writes: writes as f64 })
     }
 
@@ -169,6 +171,8 @@ fn session() -> Session {
         agent: None,
         timing: Profile::Fast.timing(),
         by_time: ByTime::Allowed,
+        means: Default::default(),
+        unproved: None,
         unsettled_through: Epoch(0),
         wants: BTreeSet::new(),
         reason: None,
@@ -188,6 +192,7 @@ fn held(holder: &Holder, volume: &VolumeId, n: usize) -> Held {
         mount_point: Some(format!("/var/lib/rexray/volumes/{}", volume.name.as_str()).into()),
         unsettled: false,
         calls: false,
+        owed: None,
         revoked: None,
         since: None,
     }

@@ -45,6 +45,7 @@ impl Fault {
 }
 
 /// A record of the test writer (`integration::witness::record`), and when it was tried, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Line<'a> {
     host: &'a str,
     at: u64,
@@ -58,7 +59,9 @@ pub(crate) fn play(time: &Timeline, trial: &Trial, fault: Fault) -> Result<Strin
         .wait_lease(VOLUME, "is attached", |lease| lease.is_some_and(|lease| lease.state() == "attached"))?;
     let from = holder(trial)?.ok_or_else(|| TrialError::Unexpected("nobody has the volume".into()))?;
     let name = trial.cluster.host(from).name().to_owned();
-    trial.wait_written(from, NAME, 2_000)?;
+    // What other tasks have written before is not of this fault, nor is the pause of that move.
+    let before = trial.wait_written(from, NAME, 0)?.len();
+    let written = trial.wait_written(from, NAME, before + 2_000)?.lines().count();
     time.line(format_args!("task `writer` runs on {name}, and writes a record fifty times a second"));
     show_lease(time, trial)?;
     let (began, since) = (Instant::now(), trial.last_event()?);
@@ -85,7 +88,7 @@ pub(crate) fn play(time: &Timeline, trial: &Trial, fault: Fault) -> Result<Strin
         (follows(time, trial, from, began)?, 1 - from)
     };
     tell_events(time, trial, &since)?;
-    let gap = tell_gap(time, &text, &name)?;
+    let gap = tell_gap(time, &text, written)?;
     if fault == Fault::Partition {
         old_side_is_clean(time, trial, from)?;
     }
@@ -98,7 +101,7 @@ pub(crate) fn play(time: &Timeline, trial: &Trial, fault: Fault) -> Result<Strin
     show_lease(time, trial)?;
     let lines = text.lines().count();
     Ok(format!(
-        "{lines} lines on the volume, none missing or doubled; longest pause {:.1} s",
+        "{lines} lines on the volume, none missing or doubled; longest pause across the fault {:.1} s",
         gap.as_secs_f64()
     ))
 }
@@ -163,18 +166,22 @@ fn tell_events(time: &Timeline, trial: &Trial, since: &str) -> Result<()> {
     Ok(())
 }
 
-/// The longest pause between two lines, and between which hosts it was.
-fn tell_gap(time: &Timeline, text: &str, first: &str) -> Result<Duration> {
-    let lines: Vec<_> = text.lines().filter_map(line).collect();
-    let pauses = lines.windows(2).map(|pair| (pair[1].at.saturating_sub(pair[0].at), &pair[0], &pair[1]));
-    let longest = pauses.max_by_key(|(pause, ..)| *pause);
-    let (pause, before, after) =
-        longest.ok_or_else(|| TrialError::Unexpected(format!("no lines of {first}: {text:?}")))?;
+/// The longest pause between two lines since the fault, when so many were `written`, and between which hosts it was.
+fn tell_gap(time: &Timeline, text: &str, written: usize) -> Result<Duration> {
+    let (pause, before, after) = longest_pause(text, written)
+        .ok_or_else(|| TrialError::Unexpected(format!("nothing was written after the fault: {text:?}")))?;
     time.line(format_args!(
         "the longest pause of the writing: {pause} ms, between a line of {} and the next of {}",
         before.host, after.host
     ));
     Ok(Duration::from_millis(pause))
+}
+
+/// In milliseconds. Of the lines that were `written` before, the last alone counts.
+fn longest_pause(text: &str, written: usize) -> Option<(u64, Line<'_>, Line<'_>)> {
+    let lines: Vec<_> = text.lines().skip(written.saturating_sub(1)).filter_map(line).collect();
+    let pauses = lines.windows(2).map(|pair| (pair[1].at.saturating_sub(pair[0].at), pair[0], pair[1]));
+    pauses.max_by_key(|(pause, ..)| *pause)
 }
 
 fn old_side_is_clean(time: &Timeline, trial: &Trial, from: usize) -> Result<()> {
@@ -207,4 +214,27 @@ fn holder(trial: &Trial) -> Result<Option<usize>> {
     let held = trial.held(VOLUME)?;
     let of = |name: &str| trial.cluster.hosts().iter().position(|host| host.name() == name);
     Ok(held.and_then(|held| of(held.holder.as_str())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::longest_pause;
+
+    #[test]
+    fn the_pause_of_an_earlier_move_is_not_that_of_the_fault() {
+        let record =
+            |number: usize, at: u64, host: &str| format!("{number} 0 {} 7 c {host}\n", at * 1_000_000);
+        let text = [
+            record(1, 0, "agent-1"),
+            record(2, 9_000, "agent-2"),
+            record(3, 9_020, "agent-2"),
+            record(4, 11_020, "agent-1"),
+            record(5, 11_040, "agent-1"),
+        ]
+        .concat();
+        let hosts = |written| longest_pause(&text, written).map(|(pause, a, b)| (pause, a.host, b.host));
+        assert_eq!(hosts(3), Some((2_000, "agent-2", "agent-1")));
+        assert_eq!(hosts(0), Some((9_000, "agent-1", "agent-2")));
+        assert_eq!(hosts(5), None);
+    }
 }

@@ -191,8 +191,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "want_not_told",
         "what prepares wait for is not told in the session",
         "holder/mod.rs",
-        "told.is_some_and(|told| *told != self.wants())",
-        "told.is_some_and(|told| *told != self.wants() && told.len() > 40)",
+        "told.wants != self.wants() || !self.has_said(told)",
+        "told.wants != self.wants() && told.wants.len() > 40 || !self.has_said(told)",
     ),
     mutant(
         "late_mount_not_swept",
@@ -235,13 +235,6 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "holder/results.rs",
         "            Err(MountFault::Refused(why)) if volume.settled_at.is_some() => (why, None),\n",
         "",
-    ),
-    mutant(
-        "proved_once",
-        "what was proved before a call settled is not proved again",
-        "holder/volume.rs",
-        "        if settles && let Phase::Detaching",
-        "        if self.calling && let Phase::Detaching",
     ),
     mutant(
         "unmount_without_announce",
@@ -322,10 +315,10 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     ),
     mutant(
         "unmount_not_settled",
-        "a lease is released under a driver call that had no answer",
+        "a driver is asked to unmount, and the lease released, under a call that had no answer",
         "holder/volumes.rs",
-        "if let Some(at) = volume.settled_at {\n                    volume.trouble = Some(\"a driver call without",
-        "if let Some(at) = volume.settled_at.filter(|_| false) {\n                    volume.trouble = Some(\"a driver call without",
+        "Phase::Detaching { step: Step::Announce, .. } if volume.settled_at.is_some() => {",
+        "Phase::Detaching { step: Step::Announce, .. } if volume.settled_at.is_some() && volume.is_called() => {",
     ),
     mutant(
         "acquire_without_a_beat",
@@ -385,10 +378,17 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     ),
     mutant(
         "kill_after_unmount",
-        "file systems are taken away under living processes",
+        "mounts are taken away under living processes",
         "fence.rs",
-        "if !self.killing.is_empty() || self.sweeping {",
-        "if self.sweeping {",
+        "if !self.has_struck() || !self.killing.is_empty() || self.sweeping {",
+        "if !self.has_struck() || self.sweeping {",
+    ),
+    mutant(
+        "kill_before_shutdown",
+        "containers are killed before their file systems are shut down",
+        "fence.rs",
+        "                    self.shut_down();\n",
+        "                    self.kill();\n                    self.shut_down();\n",
     ),
     mutant(
         "unsettled_not_written",
@@ -396,5 +396,33 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "holder/lane.rs",
         "                mount_point: None,\n                unsettled,\n",
         "                mount_point: None,\n                unsettled: false,\n",
+    ),
+    mutant(
+        "owed_forgotten",
+        "a taker that could not mount the volume frees the lease as if nobody owed it",
+        "holder/lane.rs",
+        "let owed = self.owed_after_release(&volume);",
+        "let owed = None.filter(|_: &Owed| self.leases.is_empty());",
+    ),
+    mutant(
+        "own_mount_not_owed",
+        "a host whose Mount came to no known end owes nothing",
+        "holder/lane.rs",
+        "        match volume.attached {\n            true =>",
+        "        match volume.attached && volume.mounted().is_some() {\n            true =>",
+    ),
+    mutant(
+        "taken_from_the_living",
+        "a lease is taken of a host that was fenced, lives, and is about to give the volume back",
+        "holder/claim.rs",
+        "                if owner.epoch > held.epoch\n                    && held.epoch > owner.unsettled_through",
+        "                if owner.epoch > held.epoch && owner.epoch < held.epoch\n                    && held.epoch > owner.unsettled_through",
+    ),
+    mutant(
+        "never_started_is_waited_for",
+        "a revoke waits for the end of a container that was never started",
+        "holder/revoke.rs",
+        "if !container.is_isolated() {",
+        "if !container.is_isolated() && container.killed {",
     ),
 ];

@@ -13,6 +13,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+/// RexRay's server gives a task so long; then it answers, and the task goes on.
+const TASK_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// The methods of the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names are those of the Docker volume plugin protocol")]
@@ -34,6 +37,8 @@ pub enum Method {
 pub struct Faults {
     /// Once, when the set is taken over: all use counts are lost, as by a restart.
     pub forget_counts: bool,
+    /// After how long a request is answered with an empty error while its work goes on, in place of RexRay's 60 s.
+    pub task_timeout_ms: Option<u64>,
     /// What goes wrong with each method.
     pub methods: BTreeMap<Method, Fault>,
 }
@@ -51,6 +56,9 @@ pub struct Fault {
     /// Unmount only: the daemon takes the volume for its host's own without asking the storage, as one does whose knowledge is
     /// old; so that its detach may hit another owner.
     pub stale: bool,
+    /// Mount only: the storage attaches, and the device never shows, as an EBS volume that stays `attaching`. The work never
+    /// ends; until a Mount goes well the plugin has nothing to unmount, though the volume is attached.
+    pub stuck: bool,
     /// Wait after the work, before the answer.
     pub delay_after_ms: u64,
     /// Do not do the work, answer this.
@@ -121,6 +129,12 @@ impl Switchboard {
     /// Replaces all faults.
     pub(super) fn set(&mut self, faults: Faults) {
         self.faults = faults;
+    }
+
+    /// For how long a request waits for its work.
+    #[must_use]
+    pub(super) fn task_timeout(&self) -> Duration {
+        self.faults.task_timeout_ms.map_or(TASK_TIMEOUT, Duration::from_millis)
     }
 
     /// The fault that the request at hand meets, and whether the use counts are to be forgotten first.

@@ -77,16 +77,20 @@ async fn handle(State(plugin): State<Arc<Plugin>>, uri: Uri, body: Bytes) -> Res
             "404 page not found\n".into(),
         );
     };
-    let (fault, forget) = plugin.faults.lock().unwrap_or_else(PoisonError::into_inner).next(method);
+    let ((fault, forget), patience) = {
+        let mut faults = plugin.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        (faults.next(method), faults.task_timeout())
+    };
     if forget {
         plugin.volumes.forget_counts();
     }
     let how = fault.answer;
-    // In a task of its own: a caller that hangs up ends the request, and never the work.
+    // In a task of its own: a caller that hangs up, or is answered without the end, ends the request and never the work.
     let work = tokio::spawn(async move { run(&plugin, method, &body, &fault).await });
-    let (status, body) = match work.await {
-        Ok(done) => done,
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, json!({ "Err": error.to_string() })),
+    let (status, body) = match tokio::time::timeout(patience, work).await {
+        Ok(Ok(done)) => done,
+        Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, json!({ "Err": error.to_string() })),
+        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, json!({ "Error": "" })),
     };
     match how {
         Answer::Normal => answer(status, &body),
@@ -151,7 +155,9 @@ async fn work(
         Method::Capabilities => json!({ "Capabilities": { "Scope": "global" } }),
         Method::Create => volumes.create(name, size(&request.options)).await.map(|()| json!({}))?,
         Method::Remove => volumes.remove(name).await.map(|()| json!({}))?,
-        Method::Mount => json!({ "Mountpoint": volumes.mount(name, request.id.clone()).await? }),
+        Method::Mount => {
+            json!({ "Mountpoint": volumes.mount(name, request.id.clone(), fault.stuck).await? })
+        }
         Method::Unmount => volumes.unmount(name, fault.stale, fault.midway()).await.map(|()| json!({}))?,
         Method::Path => volumes.get(name).await.map(|_| json!({ "Mountpoint": "" }))?,
         Method::Get => json!({ "Volume": described(&volumes.get(name).await?) }),

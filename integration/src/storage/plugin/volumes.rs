@@ -1,9 +1,9 @@
 //! What RexRay does for each request, with its use counts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Settings;
@@ -58,12 +58,14 @@ pub(super) struct Volumes {
     settings: Settings,
     /// By name in lower case.
     uses: Mutex<BTreeMap<String, Uses>>,
+    /// Volumes that the storage has attached, and whose device never showed; likewise.
+    stuck: Mutex<BTreeSet<String>>,
 }
 
 impl Volumes {
     pub(super) fn new(control: ControlClient, settings: Settings) -> Self {
         let control = control.by(Caller { host: Some(settings.host.clone()), mount_id: None });
-        Self { control, settings, uses: Mutex::default() }
+        Self { control, settings, uses: Mutex::default(), stuck: Mutex::default() }
     }
 
     /// What a restart does to the use counts.
@@ -97,11 +99,27 @@ impl Volumes {
         Ok(self.control.volume(name).await?)
     }
 
-    /// Attaches, formats an empty volume, mounts, counts; answers the data directory.
-    pub(super) async fn mount(&self, name: &str, mount_id: Option<String>) -> Result<PathBuf, VolumeError> {
+    fn stuck(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.stuck.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Attaches, formats an empty volume, mounts, counts; answers the data directory. One that is `stuck` attaches, and
+    /// waits for ever for the device.
+    pub(super) async fn mount(
+        &self,
+        name: &str,
+        mount_id: Option<String>,
+        stuck: bool,
+    ) -> Result<PathBuf, VolumeError> {
         let uses = self.uses(name);
         let mut count = uses.lock().await;
         let attachment = self.attach(name, mount_id).await?;
+        if stuck {
+            self.stuck().insert(name.to_ascii_lowercase());
+            drop(count);
+            return std::future::pending().await;
+        }
+        self.stuck().remove(&name.to_ascii_lowercase());
         let target = self.target(name);
         let mount_point = target.clone();
         blocking(move || filesystem::mount_volume(attachment.device.as_ref(), &mount_point)).await?;
@@ -133,6 +151,9 @@ impl Volumes {
         if *count > 1 {
             *count -= 1;
             return Ok(());
+        }
+        if self.stuck().contains(&name.to_ascii_lowercase()) {
+            return Err(VolumeError::NotFound);
         }
         let volume = self.control.volume(name).await?;
         let own = volume.attachment_of(&self.settings.host);

@@ -8,6 +8,10 @@ use crate::protocol::exchange::Agent;
 use crate::protocol::{Now, Request, Text};
 use crate::volume::ContainerId;
 
+/// Why a task that asked to write does not get a volume.
+pub const READ_ONLY: &str = "its driver has mounted it read-only here, and the task asked to write; set extvol.mode to ro, or \
+                             have the driver mount it writable";
+
 impl Core {
     pub(super) fn prepare(
         &mut self,
@@ -70,6 +74,7 @@ impl Core {
         if !self.is_open() {
             return Err(format!("container {id} cannot start: {}", self.obstacle).into());
         }
+        let past_silence = self.is_past_silence();
         let Some(container) = self.containers.get_mut(id).filter(|container| container.is_of(agent)) else {
             return Err(
                 format!("the keeper does not know container {id}: its volumes are not mounted").into()
@@ -81,6 +86,16 @@ impl Core {
         };
         if let Some(gone) = container.volumes.iter().find(|wanted| !attached(wanted)) {
             return Err(format!("volume {} is no longer mounted for container {id}", gone.volume).into());
+        }
+        let untold = |wanted: &&Wanted| {
+            let mounted = self.volumes.get(&wanted.volume).and_then(Volume::mounted);
+            !past_silence
+                && mounted.is_some_and(|mounted| self.settings.leaves_unproved(&wanted.volume, mounted))
+        };
+        if let Some(untold) = container.volumes.iter().find(untold) {
+            return Err(
+                format!("container {id} cannot start: {} volume {}", not_told(), untold.volume).into()
+            );
         }
         container.pid = Some(pid);
         container.cgroup = cgroup;
@@ -176,9 +191,16 @@ impl Core {
         let wanted = self.containers.get(container).map(|entry| entry.volumes.as_slice()).unwrap_or_default();
         let each = wanted.iter().filter_map(|wanted| {
             let volume = self.volumes.get(&wanted.volume)?;
+            let queued;
             let doing = match &volume.phase {
                 _ if volume.revoked => "an operator has revoked",
-                Phase::Acquiring => "etcd has not answered for the lease of",
+                Phase::Acquiring => match self.before_acquire(&wanted.volume) {
+                    None | Some(0) => "etcd has not answered for the lease of",
+                    Some(before) => {
+                        queued = format!("{before} other lease operations of this host come before that of");
+                        &queued
+                    }
+                },
                 Phase::Mounting { .. } if !volume.confirmed && !volume.is_called() => {
                     "etcd has not yet confirmed the lease of"
                 }
@@ -187,10 +209,16 @@ impl Core {
                 Phase::Detaching { .. } => "its last use is not over for",
                 Phase::Attached { .. } if volume.gone => "somebody has unmounted, and others still use,",
                 Phase::Attached { .. } if !volume.seen => "it cannot be told whether it is still mounted:",
+                Phase::Attached { mounted, .. }
+                    if !self.is_past_silence() && self.settings.leaves_unproved(&wanted.volume, mounted) =>
+                {
+                    not_told()
+                }
                 Phase::Attached { .. } => return None,
             };
             let asking = matches!(volume.phase, Phase::Acquiring);
-            let fault = self.fault.as_ref().filter(|_| asking);
+            let untold = doing == not_told();
+            let fault = self.fault.as_ref().filter(|_| asking || untold);
             let trouble = volume.trouble.as_ref().or(fault).map(|t| format!(" ({t})")).unwrap_or_default();
             Some(format!("{doing} volume {}{trouble}", wanted.volume))
         });
@@ -203,10 +231,19 @@ impl Core {
         if self.waiting.get(id).is_some_and(|waiting| waiting.others.is_some()) {
             return;
         }
+        let past_silence = self.is_past_silence();
         let Some(container) = self.containers.get_mut(id) else { return };
         let mut missing: BTreeMap<_, Wanted> = BTreeMap::new();
         let mut mount_points = Vec::new();
         let mut blocked = false;
+        let read_only = container.volumes.iter().find(|wanted| {
+            let mounted = self.volumes.get(&wanted.volume).and_then(Volume::mounted);
+            !wanted.read_only && mounted.is_some_and(|mounted| mounted.read_only)
+        });
+        if let Some(wanted) = read_only {
+            let why = format!("volume {}: {READ_ONLY}", wanted.volume);
+            return self.end(id, &why);
+        }
         for wanted in &container.volumes {
             match self.volumes.get_mut(&wanted.volume) {
                 None => {
@@ -219,8 +256,10 @@ impl Core {
                     }
                     if let Phase::Attached { mounted, .. } = &volume.phase
                         && volume.seen
+                        // Who takes a silent host's volumes must know before anybody writes to one that cannot be fenced in time.
+                        && (past_silence || !self.settings.leaves_unproved(&wanted.volume, mounted))
                     {
-                        mount_points.push(mounted.mount_point.clone());
+                        mount_points.push(mounted.given().clone());
                     }
                 }
                 Some(_) => blocked = true,
@@ -241,7 +280,12 @@ impl Core {
             }
             self.table_changed = true;
             let (container, owners) = (id.clone(), BTreeSet::new());
-            self.jobs.push_back(Job::Acquire { volumes, container, agent_id, owners });
+            self.queue_acquire(Job::Acquire { volumes, container, agent_id, owners });
         }
     }
+}
+
+/// Why a volume whose file system cannot be shut down is not handed out yet.
+fn not_told() -> &'static str {
+    "etcd has not confirmed yet that silence does not end this host, as is due for a file system that cannot be shut down:"
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Core;
 use crate::protocol::Text;
-use crate::protocol::exchange::{Held, Lease, Proof, SessionState, Stage, View};
+use crate::protocol::exchange::{Held, Lease, Owed, Proof, SessionState, Stage, View};
 use crate::record::Epoch;
 use crate::store::Revision;
 use crate::volume::{Holder, VolumeId};
@@ -21,6 +21,8 @@ pub(super) enum Claim {
         unsettled: bool,
         /// Whether those include driver calls.
         calls: bool,
+        /// Who has not given it back.
+        owed: Option<Owed>,
     },
     /// Another host has it; the sentence is for the task.
     Held {
@@ -42,14 +44,28 @@ impl Core {
         view: &View,
         asked: &BTreeSet<Holder>,
     ) -> Claim {
-        let Some(held) = lease.and_then(Lease::held) else {
-            return Claim::Take { from: None, unsettled: false, calls: false };
+        let held = match lease {
+            Some(Lease::Held(held)) => held,
+            // Who had it in between has waited for calls and I/O; the volume may be attached where it was.
+            Some(Lease::Free { owed: Some(owed), .. }) => {
+                if owed.by_time && self.settings.fencing_required && !self.can_take_away(id) {
+                    return Claim::Refused(needs_a_person(id, owed));
+                }
+                let unsettled = self.can_take_away(id);
+                return Claim::Take { from: None, unsettled, calls: false, owed: Some(owed.clone()) };
+            }
+            Some(Lease::Free { owed: None, .. }) | None => {
+                return Claim::Take { from: None, unsettled: false, calls: false, owed: None };
+            }
         };
         if held.holder == self.settings.holder {
             // An acquire whose answer was lost, and which the barrier has closed. Earlier epochs' leases
             // were taken over when this one was opened.
             return match held.epoch == epoch {
-                true => Claim::Take { from: None, unsettled: held.unsettled, calls: held.calls },
+                true => {
+                    let (unsettled, calls, owed) = (held.unsettled, held.calls, held.owed.clone());
+                    Claim::Take { from: None, unsettled, calls, owed }
+                }
                 false => held_elsewhere(id, held, "another session of this host"),
             };
         }
@@ -61,6 +77,15 @@ impl Core {
             return held_elsewhere(id, held, "its session is missing");
         };
         let by_time = match owner.state {
+            // It was made safe, lives, and gives the volume back through its driver: what the storage has attached
+            // there nobody else could mount.
+            SessionState::Live | SessionState::Revoking
+                if owner.epoch > held.epoch
+                    && held.epoch > owner.unsettled_through
+                    && !self.can_take_away(id) =>
+            {
+                return given_back(id, held);
+            }
             _ if owner.epoch > held.epoch => held.epoch <= owner.unsettled_through,
             _ if owner.epoch < held.epoch => {
                 return held_elsewhere(id, held, "its session is older than the lease");
@@ -69,23 +94,35 @@ impl Core {
             SessionState::Live => return held_elsewhere(id, held, "live"),
             SessionState::Revoking => return held_elsewhere(id, held, "being revoked"),
         };
-        if by_time && self.settings.fencing_required && !self.can_take_away(id) {
-            return Claim::Refused(
-                format!(
-                    "volume {id} was held by {}, which was declared dead by time alone; its storage cannot take it \
-                     away from there, and fencing is required: detach it from that host by hand, then run \
-                     `extvol free {id}`",
-                    held.holder
-                )
-                .into(),
-            );
+        let owed = Owed::and(held.owed.clone(), &held.holder, held.since.as_ref(), by_time);
+        if owed.by_time && self.settings.fencing_required && !self.can_take_away(id) {
+            return Claim::Refused(needs_a_person(id, &owed));
         }
         // While it is attached no call is under way.
         let calls = held.calls || held.stage != Stage::Attached;
         // Its holder is dead and has not released it: a fence unmounts, and leaves the volume attached there.
         let unsettled = by_time || held.unsettled || calls || self.can_take_away(id);
-        Claim::Take { from: Some((held.holder.clone(), at)), unsettled, calls }
+        Claim::Take { from: Some((held.holder.clone(), at)), unsettled, calls, owed: Some(owed) }
     }
+}
+
+/// The sentence for a task whose volume a dead host may still have, where only the storage may take it away.
+fn needs_a_person(volume: &VolumeId, owed: &Owed) -> Text {
+    format!(
+        "volume {volume} was held by {}, which was declared dead by time alone; its storage cannot take it away from \
+         there, and fencing is required: detach it from that host by hand, then run `extvol free {volume}`",
+        owed.hosts()
+    )
+    .into()
+}
+
+/// Its host was fenced, and will release it.
+fn given_back(volume: &VolumeId, held: &Held) -> Claim {
+    let why = format!(
+        "volume {volume} was held by {}, which was fenced, lives, and is about to give it back through its driver",
+        held.holder
+    );
+    Claim::Held { owner: held.holder.clone(), why: why.into() }
 }
 
 /// The sentence for a task whose volume is held elsewhere: who, since when, what frees it.

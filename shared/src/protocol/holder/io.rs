@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::table::{MountedVolume, Wanted};
-use crate::protocol::exchange::{Commit, Key, Outcome, Reading, View};
+use crate::protocol::exchange::{Commit, Key, Means, Outcome, Reading, View};
 use crate::protocol::{Now, Op, Request, Text};
 use crate::record::Token;
 use crate::volume::{ContainerId, VolumeId};
@@ -34,9 +34,12 @@ pub enum MountFault {
     Unusable {
         /// What is wrong.
         why: Text,
-        /// What is mounted where the driver says, if that can be told.
+        /// What is mounted where the driver says, if that can be told, and is this volume's.
         mounted: Option<Box<MountedVolume>>,
     },
+    /// What the driver answered is another volume's, or was mounted before it was asked; nothing is left of this call. The
+    /// driver's Unmount would take it from whoever uses it, and is not called.
+    NotItsOwn(Text),
 }
 
 /// Why a driver's Unmount did not end well.
@@ -61,6 +64,8 @@ pub enum Sight {
     },
     /// It is not there: somebody else has unmounted it.
     Gone(Text),
+    /// It is there, and can be written no more: its disk is gone, or its file system has turned read-only.
+    Broken(Text),
     /// It could not be told.
     Unknown(Text),
 }
@@ -130,6 +135,11 @@ pub enum Input {
     },
     /// Something of [`super::Core::watching`] may have changed.
     Changed(Key),
+    /// Something is wrong with a mounted volume: it is looked at, though nobody new wants it.
+    Suspect {
+        /// Which.
+        volume: VolumeId,
+    },
     /// An agent has started, and knows these containers.
     Recover {
         /// Whom to answer.
@@ -141,6 +151,8 @@ pub enum Input {
         /// Containers that it will kill and clean up.
         orphans: BTreeSet<ContainerId>,
     },
+    /// Why etcd did not take a write, or did not answer: told before its [`Input::Committed`], for the texts alone.
+    Silent(Text),
     /// The result of [`Output::Read`]: what was read, or why nothing was. It comes within R.
     Read(Op, Result<View, Text>),
     /// The result of [`Output::Commit`]. It comes within R.
@@ -159,6 +171,13 @@ pub enum Input {
     Safe(Op, Result<(), Text>),
     /// Whether the deadman ticks (L16).
     Guarded(bool),
+    /// What a fence of this host rests on now, as it was established.
+    Means {
+        /// All of it.
+        means: BTreeSet<Means>,
+        /// Why there is no guard, if there is none.
+        lacking: Option<Text>,
+    },
     /// The sticky flag was found set.
     Flagged,
     /// Time has passed: see [`super::Core::next_deadline`].
@@ -208,6 +227,8 @@ pub enum Output {
         token: Token,
         /// What to mount.
         wanted: Wanted,
+        /// Whether an earlier Mount of this lease may have been done, so that it may be mounted already.
+        again: bool,
     },
     /// Have the driver unmount, if [`super::Core::may_call_driver`] still says so right before. Comes only after
     /// the lease was rewritten as `detaching`, which confirmed that it is this session's.
@@ -218,6 +239,8 @@ pub enum Output {
         token: Token,
         /// The volume, as the driver was asked for it.
         asked: VolumeId,
+        /// Its mount, if it is known.
+        mounted: Option<MountedVolume>,
     },
     /// Look whether a volume is still mounted as it was, and who else sees it.
     Look {
@@ -225,11 +248,15 @@ pub enum Output {
         op: Op,
         /// What was mounted.
         mounted: MountedVolume,
+        /// Whether it counts who else sees it: no container is known that uses it, and one may.
+        doubted: bool,
     },
     /// Find out whether the device is idle.
     ProveIdle {
         /// Under which number the result comes.
         op: Op,
+        /// The volume, as it is leased.
+        volume: VolumeId,
         /// The volume, as the driver was asked for it.
         asked: VolumeId,
         /// What was mounted, if that is known.

@@ -12,7 +12,7 @@ use super::session::Life;
 use super::wait::Others;
 use super::{Core, FoundLease, Output};
 use crate::protocol::exchange::{
-    Commit, Held, Key, Lease, Outcome, Proof, Reading, Record, Session, SessionState, Stage, View,
+    Commit, Held, Key, Lease, Outcome, Owed, Reading, Record, Session, SessionState, Stage, View,
 };
 use crate::protocol::renumber::Renumber;
 use crate::protocol::{Now, Op, Text};
@@ -83,6 +83,21 @@ impl Core {
         Key::Session(self.settings.holder.clone())
     }
 
+    /// Puts an acquire into the queue: behind the other acquires, with at most one other job between two. What volumes
+    /// of some containers leave to be written and released, which may be much, delays no launch of another; and
+    /// launches delay it by no more than their own number.
+    pub(super) fn queue_acquire(&mut self, acquire: Job) {
+        let last = self.jobs.iter().rposition(|job| matches!(job, Job::Acquire { .. }));
+        // The first one may be with etcd.
+        let place = last.map_or(1, |last| last + 2).min(self.jobs.len());
+        self.jobs.insert(place, acquire);
+    }
+
+    /// How many jobs are carried out before the acquire of this volume; none when it is not in the queue.
+    pub(super) fn before_acquire(&self, id: &VolumeId) -> Option<usize> {
+        self.jobs.iter().position(|job| matches!(job, Job::Acquire { volumes, .. } if volumes.contains(id)))
+    }
+
     /// Reads session and leases again, when something changed under us.
     pub(super) fn start_check(&mut self, now: Now) {
         let due = self.check.is_some_and(|at| at <= now) && self.checking.is_none() && self.is_open();
@@ -131,7 +146,8 @@ impl Core {
                 },
                 Job::Release { volume, .. } if self.leases.contains_key(&volume) => {
                     let last_holder = Some(self.settings.holder.clone());
-                    self.write_leases(vec![(volume, Lease::Free { last_holder })]);
+                    let owed = self.owed_after_release(&volume);
+                    self.write_leases(vec![(volume, Lease::Free { last_holder, owed })]);
                 }
                 // Freed by the write whose answer was lost.
                 Job::Release { op, volume } => {
@@ -141,7 +157,7 @@ impl Core {
             }
         }
         if self.lane == Lane::Idle && self.is_wound_down() {
-            self.life = Life::Dying { proof: Proof::Unmounted };
+            self.life = Life::Dying;
             self.table_changed = true;
             self.progress_session(now);
         }
@@ -162,7 +178,20 @@ impl Core {
         let (stage, containers) = (volume.stage(), volume.users.clone());
         let unsettled = held.unsettled && stage == Stage::Attaching;
         let calls = held.calls && unsettled;
-        Some(Held { stage, containers, mount_point, unsettled, calls, ..held.clone() })
+        let owed = held.owed.clone().filter(|_| volume.mounted().is_none());
+        Some(Held { stage, containers, mount_point, unsettled, calls, owed, ..held.clone() })
+    }
+
+    /// Who still owes the volume when this host releases it: whoever did before, if it was not mounted here; or this
+    /// host, if its driver may have attached it, and has not detached it.
+    fn owed_after_release(&self, id: &VolumeId) -> Option<Owed> {
+        let (held, _) = self.leases.get(id)?;
+        let volume = self.volumes.get(id)?;
+        let before = held.owed.clone().filter(|_| volume.mounted().is_none());
+        match volume.attached {
+            true => Some(Owed::and(before, &self.settings.holder, held.since.as_ref(), false)),
+            false => before,
+        }
     }
 
     /// Sends the write of leases that are this holder's.
@@ -233,7 +262,7 @@ impl Core {
                     let instance = self.settings.instance.clone();
                     let agent = self.agent.clone().or_else(|| mine.record.agent.clone());
                     let wants = self.wants();
-                    let record = Session { instance, agent, wants, ..mine.record.clone() };
+                    let record = self.with_word(Session { instance, agent, wants, ..mine.record.clone() });
                     let put = Record::Session(record.clone());
                     let commit = Commit::new(cluster).put(self.session_key(), mine.at, put);
                     self.lane_commit(commit, Doing::BarrierWrite(Box::new(record)));
@@ -371,6 +400,29 @@ impl Core {
                 older.push((id.clone(), Lease::Held(held)));
             }
         }
+        // What this host lost and still has attached is given back, too, while nobody else is at it: its driver is the
+        // one that can.
+        for (id, owed, at) in view.owed_by(&self.settings.holder) {
+            if older.len() < VOLUMES_MAX && !self.is_revoking() {
+                // No driver call has been made under it: it says what older leases say that are taken over.
+                let held = Held {
+                    stage: Stage::Attached,
+                    holder: self.settings.holder.clone(),
+                    epoch,
+                    token: None,
+                    agent_id: None,
+                    containers: BTreeSet::new(),
+                    mount_point: None,
+                    unsettled: false,
+                    calls: false,
+                    owed: Some(owed.clone()),
+                    revoked: None,
+                    since: None,
+                };
+                self.leases.insert(id.clone(), (held.clone(), at));
+                older.push((id.clone(), Lease::Held(held)));
+            }
+        }
         if older.is_empty() {
             self.jobs.pop_front();
             self.take_in(now, found);
@@ -393,7 +445,7 @@ impl Core {
         let (mut wants, mut keys, mut held_by) = (BTreeSet::new(), BTreeSet::new(), None);
         for id in volumes {
             let lease = view.lease(id);
-            let (from, unsettled, calls) =
+            let (from, unsettled, calls, owed) =
                 match self.claim(id, lease.map(|(lease, _)| lease), epoch, view, owners) {
                     Claim::Ask(owner) => {
                         more.insert(owner);
@@ -406,7 +458,7 @@ impl Core {
                         held_by.get_or_insert(why);
                         continue;
                     }
-                    Claim::Take { from, unsettled, calls } => (from, unsettled, calls),
+                    Claim::Take { from, unsettled, calls, owed } => (from, unsettled, calls, owed),
                 };
             let held = Held {
                 stage: Stage::Attaching,
@@ -418,6 +470,7 @@ impl Core {
                 mount_point: None,
                 unsettled,
                 calls,
+                owed,
                 revoked: None,
                 since: None,
             };

@@ -6,6 +6,7 @@
 //! mod.rs      time; the fence
 //! session.rs  opening an epoch, beats, what a refused beat means, dying
 //! lane.rs     one write of leases or session at a time; the barrier after an unknown outcome
+//! proof.rs    whether this host can prove its fence, and what its session says of silence
 //! claim.rs    whether a lease may be taken
 //! calls.rs    what the isolator asks: prepare, isolate, cleanup, recover; wait.rs: for others' leases
 //! volumes.rs  what is done next for each volume; results.rs: what follows from it; revoke.rs: winding down
@@ -26,6 +27,7 @@ mod calls;
 mod claim;
 mod io;
 mod lane;
+mod proof;
 mod results;
 mod revoke;
 mod session;
@@ -37,7 +39,9 @@ mod wait;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+pub use calls::READ_ONLY;
 pub use io::{Answer, FoundLease, Idleness, Input, MountFault, Output, Sight, UnmountFault};
+pub use results::other_name_in_words;
 pub use session::{Life, Safety, Silence};
 pub use table::{BlockDevice, Container, MountedVolume, OpenEpoch, Row, Table, Wanted};
 pub use volume::{Notes, Phase, Step, Volume};
@@ -45,7 +49,7 @@ pub use volume::{Notes, Phase, Step, Volume};
 use self::lane::{Job, Lane};
 use self::session::{Beat, Mine};
 pub(super) use self::wait::Waiting;
-use super::exchange::{Agent, ByTime, ClusterId, Held, Instance};
+use super::exchange::{Agent, ByTime, ClusterId, Held, Instance, Means};
 use super::timing::Timing;
 use super::{Now, Op, Text};
 use crate::record::Epoch;
@@ -65,8 +69,10 @@ pub struct Settings {
     pub boot: Text,
     /// The times that a new epoch is opened with. Checked ([`Timing::check`]).
     pub timing: Timing,
-    /// Whether silence may end the session.
+    /// Whether silence may end the session, if this host can prove its fence: allowed, or never.
     pub by_time: ByTime,
+    /// What a fence rests on, as far as it is established at the start ([`Input::Means`]).
+    pub means: BTreeSet<Means>,
     /// How long containers may take to end by themselves after a revoke.
     pub grace: Duration,
     /// Within it a prepare is answered.
@@ -132,6 +138,10 @@ pub struct Core {
     pub(super) beat: Option<Beat>,
     pub(super) next_beat: Now,
     pub(super) guarded: bool,
+    /// What a fence of this host rests on.
+    pub(super) means: BTreeSet<Means>,
+    /// Why no guard is among that.
+    pub(super) lacking: Option<Text>,
     /// The Mesos agent that asked last, for the session to tell.
     pub(super) agent: Option<Agent>,
     /// What the shared deadline was last told.
@@ -142,7 +152,7 @@ pub struct Core {
     /// A write's outcome is unknown, or the session is adopted: the session is rewritten before anything
     /// is concluded (L2).
     pub(super) barrier: bool,
-    /// Why etcd could not be read, the last time.
+    /// Why etcd did not answer, the last time.
     pub(super) fault: Option<Text>,
     /// Something changed under us: from this time on session and leases are read, before the next write.
     pub(super) check: Option<Now>,
@@ -189,6 +199,8 @@ impl Core {
             beat: None,
             next_beat: now,
             guarded: true,
+            means: settings.means.clone(),
+            lacking: None,
             agent: None,
             extended: deadline.fence_at,
             lane: Lane::Idle,
@@ -278,6 +290,12 @@ impl Core {
         self.ready
     }
 
+    /// How many prepares wait for their answer, and whether this container's is one of them.
+    #[must_use]
+    pub fn preparing(&self, container: &ContainerId) -> (usize, bool) {
+        (self.waiting.len(), self.waiting.contains_key(container))
+    }
+
     /// Why there is no session, in words.
     #[must_use]
     pub fn obstacle(&self) -> &str {
@@ -331,10 +349,12 @@ impl Core {
                 }
             }
             Input::Changed(key) => self.changed(now, &key),
+            Input::Suspect { volume } => self.suspect(&volume),
             Input::Recover { request, agent, known, orphans } => {
                 self.recover(&agent, &known, &orphans);
                 self.outputs.push_back(Output::Reply(request, Ok(Answer::Done)));
             }
+            Input::Silent(why) => self.fault = Some(why),
             Input::Read(op, result) => self.read(now, op, result),
             Input::Committed(op, outcome) => self.committed(now, op, outcome),
             Input::Settled(op, result) => self.settled(now, op, result),
@@ -344,6 +364,7 @@ impl Core {
             Input::Idle(op, idleness) => self.idle(now, op, idleness),
             Input::Safe(op, result) => self.safe(now, op, result),
             Input::Guarded(guarded) => self.guarded = guarded,
+            Input::Means { means, lacking } => (self.means, self.lacking) = (means, lacking),
             Input::Flagged => self.fence("the deadman has begun to fence this host"),
             Input::Tick => {}
         }
@@ -359,7 +380,8 @@ impl Core {
     fn progress(&mut self, now: Now) {
         self.expire(now);
         if self.fence_at().is_some_and(|at| at <= now) {
-            self.fence("no heartbeat got through to etcd in time");
+            let fault = self.fault.as_ref().map(|fault| format!(": {fault}")).unwrap_or_default();
+            self.fence(&format!("no heartbeat got through to etcd in time{fault}"));
         }
         if self.is_open() {
             self.wind_down(now);
@@ -372,8 +394,8 @@ impl Core {
                 self.start_effect(now, &id);
             }
         }
-        let told = self.mine.as_ref().map(|mine| &mine.record.wants);
-        if self.is_open() && told.is_some_and(|told| *told != self.wants()) {
+        let told = self.mine.as_ref().map(|mine| &mine.record);
+        if self.is_open() && told.is_some_and(|told| told.wants != self.wants() || !self.has_said(told)) {
             self.barrier = true;
         }
         // Before what is written under the deadline, and after what may have been the last use.

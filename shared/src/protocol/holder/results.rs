@@ -10,6 +10,14 @@ use crate::volume::{ContainerId, VolumeId};
 /// all the same: another host's Mount then meets the storage's own refusal.
 const DETACH_TRIES: u32 = 5;
 
+/// Says that two names lead to one volume.
+#[must_use]
+pub fn other_name_in_words(other: &VolumeId) -> String {
+    format!(
+        "it is the device of {other}, which this host holds under another name; let tasks name it {other} alone"
+    )
+}
+
 impl Core {
     /// The volume whose effect `op` is; none for the effect of a phase that was left.
     fn by_op(&mut self, op: Op) -> Option<(VolumeId, &mut Volume)> {
@@ -24,6 +32,9 @@ impl Core {
         let Some((id, volume)) = self.by_op(op) else { return };
         let Phase::Settling { token } = volume.phase else { return };
         volume.answered();
+        if !matches!(result, Err(MountFault::Unreachable(_))) {
+            volume.attached = true;
+        }
         match result {
             Ok(()) => {
                 volume.settle();
@@ -37,7 +48,8 @@ impl Core {
                 let (MountFault::Refused(why)
                 | MountFault::Unreachable(why)
                 | MountFault::Unresolved(why)
-                | MountFault::Unusable { why, .. }) = fault;
+                | MountFault::Unusable { why, .. }
+                | MountFault::NotItsOwn(why)) = fault;
                 if volume.retry(now, why.clone(), bounds) {
                     let line = format!("the storage has not taken volume {id} from its last host: {why}");
                     self.outputs.push_back(Output::Warn(line.into()));
@@ -48,11 +60,30 @@ impl Core {
 
     pub(super) fn mounted(&mut self, now: Now, op: Op, result: Result<MountedVolume, MountFault>) {
         let (bounds, settled_at) = (self.settings.retry, now + self.settings.settle);
+        let another = result.as_ref().ok().and_then(|mounted| self.other_name(op, mounted));
+        let another = another.as_ref().map(other_name_in_words);
+        let copy = result.as_ref().ok().and_then(|mounted| self.copy(op, mounted));
+        let where_it_is = matches!(result, Err(MountFault::Refused(_))).then(|| self.where_it_may_be(op));
         let Some((id, volume)) = self.by_op(op) else { return };
         let Phase::Mounting { token } = volume.phase else { return };
         volume.answered();
+        if !matches!(result, Err(MountFault::Unreachable(_))) {
+            volume.attached = true;
+        }
         let (why, undo) = match result {
+            // Two names came to be mounted at once: looked at again, it is seen for what it is, and undone.
+            Ok(_) if another.is_some() => {
+                volume.unresolved = true;
+                (another.unwrap_or_default().into(), None)
+            }
             Ok(mounted) => {
+                if let Some(other) = copy {
+                    let line = format!(
+                        "volume {id} has the file system of {other}, by its UUID: a copy, or the same storage by another way"
+                    );
+                    self.outputs.push_back(Output::Warn(line.into()));
+                }
+                let Some(volume) = self.volumes.get_mut(&id) else { return };
                 volume.settle();
                 volume.enter(Phase::Attached { token, mounted });
                 volume.seen = true;
@@ -71,8 +102,20 @@ impl Core {
             Err(MountFault::Refused(why)) if volume.settled_at.is_some() => (why, None),
             Err(MountFault::Refused(why) | MountFault::Unreachable(why)) => (why, Some(None)),
             Err(MountFault::Unusable { why, mounted }) => (why, Some(mounted.map(|mounted| *mounted))),
+            Err(MountFault::NotItsOwn(why)) if volume.settled_at.is_some() => (why, None),
+            Err(MountFault::NotItsOwn(why)) => {
+                volume.not_its_own = true;
+                // It is attached for another name of it: whoever takes this one may not take it away from there.
+                volume.attached = false;
+                (why, Some(None))
+            }
         };
         let worth_a_line = match undo {
+            // Nothing of its own is mounted: there is nothing to unmount, and nothing to prove.
+            Some(mounted) if volume.not_its_own => {
+                volume.enter(Phase::Detaching { token, mounted, step: Step::Release });
+                true
+            }
             Some(mounted) => {
                 volume.enter(Phase::Detaching { token, mounted, step: Step::Announce });
                 true
@@ -81,13 +124,53 @@ impl Core {
         };
         let users = std::mem::take(&mut volume.users);
         self.table_changed = true;
-        let why = format!("volume {id} could not be mounted: {why}");
+        let where_it_is = where_it_is.flatten().unwrap_or_default();
+        let why = format!("volume {id} could not be mounted: {why}{where_it_is}");
         if users.is_empty() && worth_a_line {
             self.outputs.push_back(Output::Warn(why.as_str().into()));
         }
         for user in users {
             self.end(&user, &why);
         }
+    }
+
+    /// The volume under whose name this host has the same storage already.
+    fn other_name(&self, op: Op, mounted: &MountedVolume) -> Option<VolumeId> {
+        let same = |(_, volume): &(&VolumeId, &Volume)| {
+            volume.awaits != Some(op) && volume.mounted().is_some_and(|other| other.is_same_storage(mounted))
+        };
+        self.volumes.iter().find(same).map(|(id, _)| id.clone())
+    }
+
+    /// A volume with the same file system, by its UUID, on other storage.
+    fn copy(&self, op: Op, mounted: &MountedVolume) -> Option<VolumeId> {
+        let uuid = mounted.uuid.as_ref()?;
+        let same = |(_, volume): &(&VolumeId, &Volume)| {
+            volume.awaits != Some(op)
+                && volume.mounted().is_some_and(|other| other.uuid.as_ref() == Some(uuid))
+        };
+        self.volumes.iter().find(same).map(|(id, _)| id.clone())
+    }
+
+    /// For a task whose Mount the driver refused: which other hosts may have the volume, and what to do.
+    fn where_it_may_be(&self, op: Op) -> Option<String> {
+        let (id, _) = self.volumes.iter().find(|(_, volume)| volume.awaits == Some(op))?;
+        let owed = self.leases.get(id)?.0.owed.as_ref()?;
+        let others: Vec<_> = owed.from.iter().filter(|from| **from != self.settings.holder).collect();
+        let first = others.first()?;
+        let since = owed.since.as_deref().map(|since| format!(" since {since}")).unwrap_or_default();
+        let or = match self.can_take_away(id) {
+            true => String::new(),
+            false => format!(
+                "; or name a plugin in preempt_plugins that takes volumes of driver {} away by itself",
+                id.driver
+            ),
+        };
+        Some(format!(
+            "; it was held by {}{since}, never released there, and may still be attached there: detach it at the \
+             storage, then run `extvol free {id} --detached {first}`{or}",
+            owed.hosts()
+        ))
     }
 
     /// The lease was rewritten, and so confirmed.
@@ -119,9 +202,15 @@ impl Core {
         volume.answered();
         // Whatever the driver says, the mount tables decide: RexRay's second Unmount is an error.
         volume.trouble = match result {
-            Ok(()) => None,
+            Ok(()) => {
+                volume.attached = false;
+                None
+            }
             Err(UnmountFault::Refused(why)) => {
                 volume.refusals += 1;
+                // A refused Mount may have attached it, so that the driver is asked to undo that (EBS, a file system that
+                // cannot be mounted). RexRay refuses when there is nothing to undo.
+                volume.attached &= mounted.is_some() || volume.unresolved;
                 Some(why)
             }
             Err(UnmountFault::Unreachable(why)) => Some(why),
@@ -174,11 +263,25 @@ impl Core {
                 let users = volume.users.clone();
                 self.gone(&users, &format!("volume {id} was unmounted behind the keeper's back: {why}"));
             }
+            Sight::Broken(why) => {
+                (volume.seen, volume.gone) = (true, true);
+                // Whether somebody still has it is proved before it is released; who has is to end like its users.
+                volume.doubts.clear();
+                let users = volume.users.clone();
+                self.gone(&users, &format!("volume {id} can be written no more: {why}"));
+            }
         }
     }
 
-    /// Ends the users of a volume that somebody else has unmounted: they would go on in the empty directory
-    /// beneath.
+    /// A mounted volume is looked at, though nobody new wants it.
+    pub(super) fn suspect(&mut self, id: &VolumeId) {
+        if let Some(volume) = self.volumes.get_mut(id).filter(|volume| !volume.gone) {
+            volume.seen = false;
+        }
+    }
+
+    /// Ends the users of a volume that somebody else has unmounted, for they would go on in the empty directory
+    /// beneath; or of one that can be written no more.
     fn gone(&mut self, users: &BTreeSet<ContainerId>, message: &str) {
         self.outputs.push_back(Output::Warn(message.into()));
         for container in users {
@@ -203,7 +306,15 @@ impl Core {
                 (Step::Announce, Some(format!("it is idle, but still attached to this host{driver}")))
             }
             Idleness::Proved | Idleness::ProvedAttached => {
-                line = said.map(|_| format!("volume {id} is idle, and its lease is released{driver}"));
+                // Its disk is gone from this host.
+                volume.attached &= mounted.is_none() || idleness == Idleness::ProvedAttached;
+                line = said.filter(|_| mounted.is_some() || volume.attached).map(|_| match volume.attached {
+                    true => format!(
+                        "volume {id} is idle, and its lease is released, though the storage may still have it attached \
+                         to this host{driver}"
+                    ),
+                    false => format!("volume {id} is idle, and its lease is released{driver}"),
+                });
                 (Step::Release, None)
             }
             Idleness::Mounted => (Step::Announce, Some(format!("the driver has not unmounted it{driver}"))),

@@ -51,7 +51,7 @@ impl Core {
                 self.table_changed = true;
             }
         }
-        let mut unprepared = Vec::new();
+        let (mut unprepared, mut unstarted) = (Vec::new(), Vec::new());
         let mut overdue = false;
         for (id, container) in &mut self.containers {
             if !all && revoked(container, &self.volumes).next().is_none() {
@@ -77,6 +77,12 @@ impl Core {
                 };
                 self.outputs.push_back(Output::Limit { container: id.clone(), message });
             }
+            // Nothing of it runs, and from now on nothing can: `isolate` refuses it. There is nothing to kill or to wait
+            // for, and its agent may be gone.
+            if !container.is_isolated() {
+                unstarted.push(id.clone());
+                continue;
+            }
             if now >= since + self.settings.grace && !container.killed {
                 container.killed = true;
                 self.outputs.push_back(Output::Kill { container: id.clone() });
@@ -85,6 +91,9 @@ impl Core {
         }
         for id in unprepared {
             self.end(&id, "the volumes that it asks for are revoked from this host");
+        }
+        for id in unstarted {
+            self.end(&id, "it was never started");
         }
         if overdue {
             self.fence("a container did not end after a revoke");

@@ -24,11 +24,8 @@ pub enum Life {
     },
     /// An epoch is open, live or revoking.
     Open,
-    /// Its end is being written. Whatever the answer, it is over.
-    Dying {
-        /// How it is known that nothing can write.
-        proof: Proof,
-    },
+    /// It was revoked and has released everything, and its end is being written. Whatever the answer, it is over.
+    Dying,
     /// The host is being fenced; no number while a failed fence waits to be tried again.
     Fencing {
         /// The effect.
@@ -113,6 +110,8 @@ fn session(settings: &Settings, epoch: Epoch) -> Session {
         agent: None,
         timing: settings.timing,
         by_time: settings.by_time,
+        means: settings.means.clone(),
+        unproved: None,
         unsettled_through: Epoch(0),
         wants: BTreeSet::new(),
         reason: None,
@@ -150,7 +149,7 @@ impl Core {
                 self.life = Life::Fencing { op: Some(op) };
                 self.outputs.push_back(Output::MakeSafe { op });
             }
-            Life::Dying { proof } => self.die(proof),
+            Life::Dying => self.die(),
             Life::Open => self.step(now),
         }
     }
@@ -227,8 +226,12 @@ impl Core {
         };
         let agent = self.agent.clone();
         let wants = self.wants();
-        let record =
-            Session { agent, unsettled_through, wants, ..session(&self.settings, Epoch(last.0 + 1)) };
+        let Some(epoch) = last.0.checked_add(1).map(Epoch) else {
+            return self
+                .obstruct(now, format!("etcd has epoch {last} of holder {me}, after which there is none"));
+        };
+        let record = Session { agent, unsettled_through, wants, ..session(&self.settings, epoch) };
+        let record = self.with_word(record);
         let key = Key::Session(me.clone());
         let mut commit = Commit::new(&view.cluster).put(key, at, Record::Session(record.clone()));
         if let Some(beat) = compared_beat {
@@ -256,11 +259,11 @@ impl Core {
 
     /// Everything of an older life has ended, or could not be proved to have.
     pub(super) fn safe(&mut self, now: Now, op: Op, result: Result<(), Text>) {
-        let fenced = match &self.life {
-            Life::Closed { safety: Safety::Making(making), .. } if *making == op => false,
-            Life::Fencing { op: Some(fencing) } if *fencing == op => true,
+        match &self.life {
+            Life::Closed { safety: Safety::Making(making), .. } if *making == op => {}
+            Life::Fencing { op: Some(fencing) } if *fencing == op => {}
             _ => return,
-        };
+        }
         if let Err(why) = result {
             let why: Text = format!("this host cannot be made safe, and gets no session: {why}").into();
             self.outputs.push_back(Output::Warn(why.clone()));
@@ -280,12 +283,12 @@ impl Core {
         self.table_changed = true;
         match &mut self.life {
             Life::Closed { safety, .. } => *safety = Safety::Proved,
+            life if self.refused.is_some() => *life = Life::Refused,
+            // The next epoch says that this one was made safe, and gives its volumes back through their drivers. To be
+            // dead instead would leave them attached here, and to others.
             life => {
-                *life = match (&self.refused, &self.mine) {
-                    (Some(_), _) => Life::Refused,
-                    (None, Some(_)) if fenced => Life::Dying { proof: Proof::Fenced },
-                    _ => Life::CLOSED,
-                }
+                self.mine = None;
+                *life = Life::Closed { silence: None, safety: Safety::Proved };
             }
         }
     }
@@ -318,6 +321,7 @@ impl Core {
                 // Counted from the sending: a reclaimer may have read it right after (L12).
                 self.beaten = self.beaten.max(Some(beat.sent));
                 self.next_beat = beat.sent + timing.beat;
+                self.fault = None;
                 self.saw(at, beat.seen);
             }
             // This holder has rewritten its session since: the beat goes out again against that.
@@ -404,12 +408,12 @@ impl Core {
 
     // --- the end ---------------------------------------------------------------------------------
 
-    fn die(&mut self, proof: Proof) {
+    fn die(&mut self) {
         let (Some(mine), Some(cluster)) = (&self.mine, &self.cluster) else {
             self.life = Life::CLOSED;
             return;
         };
-        let record = Session { state: SessionState::Dead(proof), ..mine.record.clone() };
+        let record = Session { state: SessionState::Dead(Proof::Unmounted), ..mine.record.clone() };
         let key = Key::Session(self.settings.holder.clone());
         let commit = Commit::new(cluster).put(key, mine.at, Record::Session(record));
         self.lane_commit(commit, Doing::Die);

@@ -2,6 +2,7 @@
 //! fenced. It lives where a reboot empties it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,11 +10,12 @@ use super::volume::{Notes, Phase, Volume};
 use crate::protocol::exchange::{ByTime, ClusterId};
 use crate::protocol::timing::Timing;
 use crate::protocol::{Now, Text};
+use crate::quote;
 use crate::record::Epoch;
 use crate::volume::{ContainerId, VolumeId};
 
 /// A volume as a container asks for it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Wanted {
     /// The canonical name, under which it is leased.
     pub volume: VolumeId,
@@ -21,19 +23,81 @@ pub struct Wanted {
     pub asked: VolumeId,
     /// Options for the driver to create it with when it does not exist; `None`: it must exist.
     pub create: Option<BTreeMap<String, String>>,
+    /// Whether the container may only read.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+impl fmt::Debug for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { volume, asked, create, read_only } = self;
+        let create = quote::options(create.as_ref());
+        f.debug_struct("Wanted")
+            .field("volume", volume)
+            .field("asked", asked)
+            .field("create", &create)
+            .field("read_only", read_only)
+            .finish()
+    }
 }
 
 /// A volume's mount on this host, with what is needed to prove later that it is gone.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct MountedVolume {
     /// What the driver answered: a directory at or below the mount.
     pub mount_point: Text,
+    /// The keeper's own mount of that directory, which containers get instead: nobody who writes to the volume can make
+    /// a link of it. `None` where the driver answered the mount itself.
+    #[serde(default)]
+    pub pin: Option<Text>,
     /// The file system's device number, `major:minor`.
     pub device_number: Text,
     /// The source in the mount table, such as `/dev/xvdf` or `server:/export`.
     pub source: Text,
     /// The block device; `None` for a file system without one, such as NFS.
     pub device: Option<BlockDevice>,
+    /// Whether the kernel can end all writes to this file system at once, as a fence does; a row that does not tell is of before
+    /// it was looked at.
+    #[serde(default)]
+    pub can_be_shut_down: bool,
+    /// The file system's type, such as `ext4`.
+    #[serde(default)]
+    pub file_system: Text,
+    /// What identifies the storage beyond this host's numbers: a disk's WWID or serial number, a loop device's file, a
+    /// remote's source. `None`: nothing was found.
+    #[serde(default)]
+    pub identity: Option<Text>,
+    /// The file system's own UUID, which a copy of the volume has as well.
+    #[serde(default)]
+    pub uuid: Option<Text>,
+    /// Whether it is mounted so that nobody can write.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+impl MountedVolume {
+    /// The directory that containers get.
+    #[must_use]
+    pub fn given(&self) -> &Text {
+        self.pin.as_ref().unwrap_or(&self.mount_point)
+    }
+
+    /// Whether another mount is of the same storage: then two names lead to one volume.
+    #[must_use]
+    pub fn is_same_storage(&self, other: &Self) -> bool {
+        let same_disk = |a: &BlockDevice, b: &BlockDevice| {
+            let sequences = a.disk_sequence.zip(b.disk_sequence);
+            a.number == b.number && sequences.is_none_or(|(a, b)| a == b)
+        };
+        let same_number = self.device_number == other.device_number;
+        let same = match (&self.device, &other.device) {
+            (Some(a), Some(b)) => same_disk(a, b),
+            // The number of a file system without a device is given away again.
+            (None, None) => same_number && self.source == other.source,
+            _ => same_number,
+        };
+        same || self.identity.is_some() && self.identity == other.identity
+    }
 }
 
 /// A disk, or a part of one.

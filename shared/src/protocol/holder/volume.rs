@@ -73,6 +73,8 @@ pub struct Notes {
     /// Users that ended without Mesos having said so, with their agents: while there are any, the volume is not
     /// unmounted as long as another mount namespace shows it.
     pub(super) doubts: BTreeMap<ContainerId, Text>,
+    /// Whether what the driver mounts under this name is another volume's: it is not asked to unmount it.
+    pub(super) not_its_own: bool,
 }
 
 /// A volume that this host has, gets or gives up.
@@ -96,15 +98,19 @@ pub struct Volume {
     pub(super) gone: bool,
     /// Whether a Mount may have been done that nobody has heard of.
     pub(super) unresolved: bool,
+    /// Whether the storage may have it attached to this host because of what the driver was asked.
+    pub(super) attached: bool,
     /// How often the driver refused to unmount or detach it, while its device was idle.
     pub(super) refusals: u32,
     /// Whether it alone was revoked: nobody may join.
     pub(super) revoked: bool,
     asked: bool,
     pub(super) doubts: BTreeMap<ContainerId, Text>,
+    pub(super) not_its_own: bool,
     /// A driver call of this life has not ended.
     calling: bool,
-    /// Until when a driver call that had no answer may still happen: the lease is not released before.
+    /// Until when a driver call that had no answer may still happen: the driver is not asked to unmount before, and the
+    /// lease not released.
     pub(in crate::protocol) settled_at: Option<Now>,
     /// An older life's note of such a call; its time begins when the lease is taken in.
     unsettled_before: bool,
@@ -134,10 +140,12 @@ impl Volume {
             seen: false,
             gone: false,
             unresolved: false,
+            attached: false,
             refusals: 0,
             revoked: false,
             asked: notes.asked,
             doubts: notes.doubts,
+            not_its_own: notes.not_its_own,
             calling: false,
             settled_at: None,
             unsettled_before: notes.unsettled,
@@ -155,7 +163,7 @@ impl Volume {
     /// Mount allows on the host that has it: then its device is known, and its release can be proved. A call of
     /// before, of which nothing but the lease tells, may happen until `settled_at`.
     pub(super) fn found(id: &VolumeId, lease: &FoundLease, settled_at: Now) -> Self {
-        let wanted = Wanted { volume: id.clone(), asked: id.clone(), create: None };
+        let wanted = Wanted { volume: id.clone(), asked: id.clone(), create: None, read_only: false };
         let notes = Notes { asked: true, ..Notes::default() };
         let mut volume = Self::restored(wanted, Phase::Acquiring, BTreeSet::new(), notes);
         volume.settled_at = lease.calling.then_some(settled_at);
@@ -167,13 +175,15 @@ impl Volume {
     pub(super) fn adopt(&mut self, lease: &FoundLease, settled_at: Now) {
         let token = lease.token;
         self.unresolved = self.asked;
+        self.attached = self.asked;
         if std::mem::take(&mut self.unsettled_before) || lease.unsettled {
             self.settled_at = Some(settled_at);
         }
         let phase = match &self.phase {
             Phase::Attached { mounted, .. } => Phase::Attached { token, mounted: mounted.clone() },
-            Phase::Detaching { mounted, .. } if !lease.unsettled => {
-                Phase::Detaching { token, mounted: mounted.clone(), step: Step::Announce }
+            Phase::Detaching { mounted, .. } => {
+                let step = if self.not_its_own { Step::Release } else { Step::Announce };
+                Phase::Detaching { token, mounted: mounted.clone(), step }
             }
             _ if lease.unsettled => Phase::Settling { token },
             _ => Phase::Mounting { token },
@@ -183,7 +193,8 @@ impl Volume {
 
     pub(super) fn notes(&self) -> Notes {
         let unsettled = self.calling || self.settled_at.is_some() || self.unsettled_before;
-        Notes { asked: self.asked, unsettled, doubts: self.doubts.clone() }
+        let (doubts, not_its_own) = (self.doubts.clone(), self.not_its_own);
+        Notes { asked: self.asked, unsettled, doubts, not_its_own }
     }
 
     /// Enters a phase or step: whatever failed before counts no more.
@@ -200,6 +211,8 @@ impl Volume {
     pub(super) fn call(&mut self) {
         self.asked = true;
         self.calling = true;
+        // What this call mounts may be its own.
+        self.not_its_own = false;
         self.confirmed = false;
     }
 
@@ -220,15 +233,11 @@ impl Volume {
         self.settled_at = self.settled_at.max(Some(settled_at));
     }
 
-    /// Notes that no call without an answer can be under way any more; answers whether that is new. What
-    /// was proved before, such a call may have undone: it is proved again (L10).
+    /// Notes that no call without an answer can be under way any more; answers whether that is new.
     pub(super) fn settles(&mut self, now: Now) -> bool {
         let settles = self.settled_at.take_if(|at| *at <= now).is_some();
         // The lease may say `attached` now.
         self.recorded &= !settles;
-        if settles && let Phase::Detaching { token, mounted, step: Step::Release } = self.phase.clone() {
-            self.enter(Phase::Detaching { token, mounted, step: Step::Announce });
-        }
         settles
     }
 

@@ -87,32 +87,35 @@ impl Core {
             Phase::Acquiring => return,
             Phase::Settling { token } => Some(Output::Settle { op, token: *token, asked }),
             Phase::Mounting { token } if volume.confirmed => {
-                Some(Output::Mount { op, token: *token, wanted: volume.wanted.clone() })
+                let (wanted, again) = (volume.wanted.clone(), volume.unresolved);
+                Some(Output::Mount { op, token: *token, wanted, again })
             }
             Phase::Attached { mounted, .. } if !volume.seen || volume.users.is_empty() => {
-                Some(Output::Look { op, mounted: mounted.clone() })
+                let doubted = !volume.doubts.is_empty() && volume.users.is_empty();
+                Some(Output::Look { op, mounted: mounted.clone(), doubted })
             }
             Phase::Attached { .. } if volume.recorded => return,
+            // A call without an answer is not to be seen at the device. An Unmount beside it would be a second one under
+            // way (L9); and whoever mounts next would lose the volume to a late unmount, or share it with a late mount
+            // (L10). The lease says `attaching` or `detaching` all the while.
+            Phase::Detaching { step: Step::Announce, .. } if volume.settled_at.is_some() => {
+                volume.trouble = Some("a driver call without an answer may still be under way".into());
+                volume.retry_at = volume.settled_at;
+                return;
+            }
             Phase::Mounting { .. }
             | Phase::Attached { .. }
             | Phase::Detaching { step: Step::Announce, .. } => {
                 self.jobs.push_back(Job::Record { op, volume: id.clone() });
                 None
             }
-            Phase::Detaching { token, step: Step::Unmount, .. } => {
-                Some(Output::Unmount { op, token: *token, asked })
+            Phase::Detaching { token, mounted, step: Step::Unmount } => {
+                Some(Output::Unmount { op, token: *token, asked, mounted: mounted.clone() })
             }
             Phase::Detaching { mounted, step: Step::Prove, .. } => {
-                Some(Output::ProveIdle { op, asked, mounted: mounted.clone() })
+                Some(Output::ProveIdle { op, volume: id.clone(), asked, mounted: mounted.clone() })
             }
             Phase::Detaching { step: Step::Release, .. } => {
-                // A call without an answer is not to be seen at the device. Whoever mounts next would lose the
-                // volume to a late unmount, or share it with a late mount (L10).
-                if let Some(at) = volume.settled_at {
-                    volume.trouble = Some("a driver call without an answer may still be under way".into());
-                    volume.retry_at = Some(at);
-                    return;
-                }
                 self.jobs.push_back(Job::Release { op, volume: id.clone() });
                 None
             }

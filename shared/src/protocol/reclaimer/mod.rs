@@ -302,7 +302,9 @@ impl Core {
             {
                 self.revoke(view, &holder);
             } else if watch.span.is_none() && !watch.warned && now >= watch.since + span {
-                let line = format!("{holder} is silent, and its session was opened to never end by silence");
+                let unproved = view.session(&holder).and_then(|(session, _)| session.unproved.as_deref());
+                let why = unproved.map(|why| format!(": {why}")).unwrap_or_default();
+                let line = format!("{holder} is silent, and its session is never ended by silence{why}");
                 self.outputs.push_back(Output::Alarm(line.into()));
                 if let Some(watch) = self.watches.get_mut(&holder) {
                     watch.warned = true;
@@ -433,6 +435,8 @@ fn tombstone(epoch: Epoch, settings: &Settings, reason: Option<Text>) -> Session
         agent: None,
         timing: settings.timing,
         by_time: ByTime::Allowed,
+        means: Default::default(),
+        unproved: None,
         unsettled_through: Epoch(0),
         wants: BTreeSet::new(),
         reason,

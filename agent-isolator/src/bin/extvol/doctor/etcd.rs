@@ -99,6 +99,7 @@ fn judge(said: &Said) -> Vec<Check> {
 fn member(at: &str, status: &Result<MemberStatus, String>) -> Check {
     let status = match status {
         Ok(status) => status,
+        Err(why) if speaks_of_users(why) => return denied(&format!("etcd at {at}"), why),
         Err(why) => {
             let advice = "start etcd there, or take it out of etcd_endpoints";
             return Check::fail(format!("etcd at {at} does not answer: {why}"), advice);
@@ -110,6 +111,11 @@ fn member(at: &str, status: &Result<MemberStatus, String>) -> Check {
             format!("etcd {version} at {at} knows no leader"),
             "see its log: it is cut off from the others, or there is no quorum",
         );
+    }
+    if let Err(why) = status.linearizable.as_ref()
+        && speaks_of_users(why)
+    {
+        return denied(&format!("etcd {version} at {at}"), why);
     }
     if let Err(why) = &status.linearizable {
         return Check::fail(
@@ -126,6 +132,21 @@ fn member(at: &str, status: &Result<MemberStatus, String>) -> Check {
     }
     let role = if status.leader == status.member { ", the leader" } else { "" };
     Check::ok(format!("etcd {version} at {at}{role} answers a linearizable read"))
+}
+
+/// Whether etcd's words are about who asks, and so not about its health.
+fn speaks_of_users(why: &str) -> bool {
+    ["user name is empty", "user name not found", "permission denied", "auth token", "authentication"]
+        .iter()
+        .any(|words| why.contains(words))
+}
+
+fn denied(what: &str, why: &str) -> Check {
+    Check::fail(
+        format!("{what} answers, and does not let this program read: {why}"),
+        "its authentication is on, and this release has no user there: `etcdctl auth disable`; keepers that hold leases \
+         fence their hosts as long as it is on",
+    )
 }
 
 fn parsed(version: &str) -> Option<(u32, u32)> {

@@ -1,17 +1,15 @@
 //! Whether this host can run a keeper, and does.
 
-use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
-use std::os::linux::fs::MetadataExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use agent_isolator::keeper::driver::DockerPlugins;
+use agent_isolator::keeper::flock::holder_of;
 use agent_isolator::keeper::mounts::check_root;
 use agent_isolator::wire::{self, Call, CallLine, KeeperLine};
 use shared::protocol::exchange::SessionState;
-use shared::volume::Driver;
 
 use super::{Check, Host};
 use crate::records::Everything;
@@ -19,8 +17,6 @@ use crate::sessions::state;
 
 /// A keeper answers from memory.
 const KEEPER_TIMEOUT: Duration = Duration::from_secs(3);
-/// A plugin's Activate touches no volume.
-const PLUGIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 const FREEZER: &str = "/sys/fs/cgroup/freezer/cgroup.procs";
 const CLOCK: &str = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
@@ -31,7 +27,7 @@ pub(super) fn is_agent(host: &Host<'_>) -> bool {
     host.agent || host.parameters.run_directory.exists() || host.parameters.state_directory.exists()
 }
 
-pub(super) async fn checks(host: &Host<'_>, is_agent: bool, everything: Option<&Everything>) -> Vec<Check> {
+pub(super) fn checks(host: &Host<'_>, is_agent: bool, everything: Option<&Everything>) -> Vec<Check> {
     let parameters = host.parameters;
     let mut checks = Vec::new();
     if is_agent {
@@ -52,56 +48,26 @@ pub(super) async fn checks(host: &Host<'_>, is_agent: bool, everything: Option<&
             parameters.state_directory.display()
         )));
     }
-    let plugins =
-        DockerPlugins::new(parameters.naming.driver_aliases.clone(), parameters.preempt_plugins.clone());
-    for (driver, needed) in drivers(host, is_agent, everything) {
-        checks.push(match (plugins.activate(&driver, PLUGIN_TIMEOUT).await, needed) {
-            (Ok(()), _) => Check::ok(format!("the volume plugin {driver} answers")),
-            (Err(error), Needed::Here(why)) => Check::fail(
-                format!("{}, {why}", crate::failure::cause(&error)),
-                "start it, or see its log: tasks with its volumes fail on this host",
-            ),
-            (Err(error), Needed::Elsewhere) => Check::warning(
-                format!("{}, and other hosts hold volumes of it", crate::failure::cause(&error)),
-                "if tasks with its volumes may come here, start it",
-            ),
-        });
-    }
     checks
-}
-
-/// Why a driver has to work here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Needed {
-    /// It does, for this reason.
-    Here(&'static str),
-    /// It may have to.
-    Elsewhere,
-}
-
-fn drivers(host: &Host<'_>, is_agent: bool, everything: Option<&Everything>) -> Vec<(Driver, Needed)> {
-    let mut drivers: Vec<_> =
-        host.drivers.iter().map(|driver| (driver.clone(), Needed::Here("which was asked for"))).collect();
-    let mut known: BTreeSet<Driver> = host.drivers.iter().cloned().collect();
-    let leases = everything.filter(|_| is_agent).into_iter().flat_map(|everything| &everything.leases);
-    let held: Vec<_> = leases.filter_map(|(volume, lease)| Some((volume, lease.record.held()?))).collect();
-    // Those of this host first: a driver is named once, with the stronger reason.
-    for own in [true, false] {
-        for (volume, held) in &held {
-            if (held.holder == host.parameters.holder) == own && known.insert(volume.driver.clone()) {
-                let here = Needed::Here("and this host holds volumes of it");
-                drivers.push((volume.driver.clone(), if own { here } else { Needed::Elsewhere }));
-            }
-        }
-    }
-    drivers
 }
 
 fn mount_root(root: &Path) -> Check {
     match check_root(root) {
         // Its sentence holds the command that mends it.
         Err(why) => Check::fail(why, "and see that it is done at each boot, before the keeper starts"),
-        Ok(()) if root.is_dir() => Check::ok(format!("the mount root {} is shared", root.display())),
+        Ok(()) if root.is_dir() => match std::fs::metadata(root).map(|file| file.mode() & 0o7777) {
+            Ok(mode) if mode & 0o077 == 0 => {
+                Check::ok(format!("the mount root {} is shared, and root's alone", root.display()))
+            }
+            Ok(mode) => Check::warning(
+                format!("the mount root {} is shared, and open to others (mode {mode:04o})", root.display()),
+                format!("`chmod 0700 {}`: who sees it sees the volumes of all tasks", root.display()),
+            ),
+            Err(error) => Check::fail(
+                format!("the mount root {} could not be looked at: {error}", root.display()),
+                "run this as root",
+            ),
+        },
         Ok(()) => Check::warning(
             format!("the mount root {} does not exist yet", root.display()),
             "the driver makes it with its first mount; if it mounts elsewhere, name that in mount_roots",
@@ -200,11 +166,7 @@ fn keeper(host: &Host<'_>) -> Check {
 /// Whether a keeper that does not answer runs at all, by its lock.
 fn no_answer(host: &Host<'_>, what: &str) -> Check {
     let lock = host.parameters.run_directory.join("keeper.lock");
-    let held = std::fs::metadata(&lock).ok().and_then(|file| {
-        let locks = std::fs::read_to_string("/proc/locks").ok()?;
-        locked_by(&locks, file.st_dev(), file.st_ino())
-    });
-    match held {
+    match holder_of(&lock) {
         Some(pid) => Check::fail(
             format!("{what}; process {pid} holds {}", lock.display()),
             "a keeper starts or hangs: see its log",
@@ -214,20 +176,6 @@ fn no_answer(host: &Host<'_>, what: &str) -> Check {
             "start it: `systemctl start extvol-keeper`, or start the agent, whose module starts one",
         ),
     }
-}
-
-/// The process that holds an exclusive flock(2) on a file, as `/proc/locks` tells.
-fn locked_by(locks: &str, device: u64, inode: u64) -> Option<String> {
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    let file = format!("{major:02x}:{minor:02x}:{inode}");
-    locks.lines().find_map(|line| {
-        let fields: Vec<_> = line.split_whitespace().collect();
-        // 1: FLOCK ADVISORY WRITE <pid> <file> 0 EOF; who waits for it has an arrow behind the number.
-        match fields[..] {
-            [_, "FLOCK", _, "WRITE", pid, on, ..] if on == file => Some(pid.to_owned()),
-            _ => None,
-        }
-    })
 }
 
 /// Greets the keeper; `Some` is its refusal.
@@ -257,15 +205,9 @@ fn hello(mut stream: &UnixStream, host: &Host<'_>) -> Result<Option<String>, Str
 mod tests {
     use std::os::unix::net::UnixListener;
 
-    use agent_isolator::parameters::KeeperParameters;
-    use shared::protocol::exchange::{Held, Lease};
-    use shared::store::Revision;
-    use shared::volume::VolumeId;
-
     use super::super::Level;
     use super::*;
-    use crate::fixture;
-    use crate::records::Stored;
+    use agent_isolator::parameters::KeeperParameters;
 
     fn parameters(directory: &Path) -> KeeperParameters {
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
@@ -274,7 +216,7 @@ mod tests {
     }
 
     fn host(parameters: &KeeperParameters) -> Host<'_> {
-        Host { parameters, from: "a test", compare: true, agent: false, drivers: &[] }
+        Host { parameters, from: "a test", compare: true, agent: false, plugins: &[] }
     }
 
     #[test]
@@ -313,46 +255,6 @@ mod tests {
         let own = format!("process {} holds", std::process::id());
         assert!(check.level == Level::Fail && check.what.contains(&own), "{check:?}");
         drop(lock);
-    }
-
-    #[test]
-    fn one_who_waits_for_a_lock_does_not_hold_it() {
-        let locks =
-            "1: -> FLOCK  ADVISORY  WRITE 7 08:01:42 0 EOF\n2: FLOCK  ADVISORY  WRITE 9 08:01:42 0 EOF\n";
-        assert_eq!(locked_by(locks, rustix::fs::makedev(8, 1), 42).as_deref(), Some("9"));
-        assert_eq!(locked_by(locks, rustix::fs::makedev(8, 2), 42), None);
-    }
-
-    #[test]
-    fn a_driver_is_needed_here_when_this_host_holds_volumes_of_it_and_else_may_be() {
-        let lease = |holder: &str| Stored {
-            record: Lease::Held(Held { holder: fixture::holder(holder), ..fixture::held() }),
-            at: Revision(9),
-            since: None,
-        };
-        let of = |driver: &str, name: &str, holder: &str| {
-            let driver = Driver::new(driver).unwrap();
-            (VolumeId { driver, ..fixture::volume(name) }, lease(holder))
-        };
-        let leases =
-            [of("ebs", "1", "b"), of("ebs", "2", "a"), of("scaleio", "3", "b"), of("asked", "4", "b")];
-        let everything = Everything { leases: leases.into(), ..Everything::default() };
-        let parameters =
-            KeeperParameters { holder: fixture::holder("a"), ..parameters(Path::new("/nonexistent")) };
-        let asked = [Driver::new("asked").unwrap()];
-        let host = Host { drivers: &asked, ..host(&parameters) };
-        let found = drivers(&host, true, Some(&everything));
-        let found: Vec<_> = found.iter().map(|(driver, why)| (driver.as_str(), why.clone())).collect();
-        assert_eq!(
-            found,
-            [
-                ("asked", Needed::Here("which was asked for")),
-                ("ebs", Needed::Here("and this host holds volumes of it")),
-                ("scaleio", Needed::Elsewhere),
-            ]
-        );
-        // Beside a master only what was asked for.
-        assert_eq!(drivers(&host, false, Some(&everything)).len(), 1);
     }
 
     #[test]

@@ -15,7 +15,9 @@ const NAMES_MAX: usize = 10;
 
 pub(super) fn checks(everything: &Everything, parameters: &KeeperParameters, is_agent: bool) -> Vec<Check> {
     let mut checks = vec![cluster(everything, parameters)];
-    checks.extend(is_agent.then(|| naming(everything, parameters)).flatten());
+    if is_agent {
+        checks.extend(naming(everything, parameters));
+    }
     checks.extend(unreadable(everything));
     checks.extend(times(everything));
     checks.extend(storm(everything));
@@ -37,21 +39,23 @@ fn cluster(everything: &Everything, parameters: &KeeperParameters) -> Check {
     }
 }
 
-fn naming(everything: &Everything, parameters: &KeeperParameters) -> Option<Check> {
-    let theirs = &everything.cluster.as_ref()?.naming;
-    if *theirs == parameters.naming {
-        return Some(Check::ok("driver_aliases and case_sensitive_drivers are those of the installation"));
-    }
-    let show = |rules| serde_json::to_string(rules).unwrap_or_default();
-    Some(Check::fail(
-        format!(
-            "driver_aliases and case_sensitive_drivers here ({}) differ from the installation's ({})",
-            show(&parameters.naming),
-            show(theirs)
+fn naming(everything: &Everything, parameters: &KeeperParameters) -> Vec<Check> {
+    let Some(cluster) = &everything.cluster else { return Vec::new() };
+    let mut checks = vec![match cluster.naming.admit(&parameters.drivers.names()) {
+        Ok(()) => Check::ok("the names of drivers and volumes here are those of the installation"),
+        Err(fault) => Check::fail(
+            fault.to_string(),
+            "give this host the installation's: its keeper gets no session. To change them for all: docs/operating.md",
         ),
-        "give this host the installation's: its keeper gets no session, for two hosts could lease one volume under two \
-         names",
-    ))
+    }];
+    if cluster.naming.preempting.is_none() {
+        checks.push(Check::warning(
+            "etcd's record `cluster` is an earlier release's, and does not say which plugins take volumes away: a host \
+             that was told otherwise than the rest could serve one to its tasks",
+            "add them as `preempting` to its `naming`: docs/operating.md",
+        ));
+    }
+    checks
 }
 
 fn unreadable(everything: &Everything) -> Option<Check> {
@@ -82,7 +86,10 @@ fn times(everything: &Everything) -> Vec<Check> {
         match record.by_time {
             ByTime::Allowed => {}
             ByTime::Never => never.push(holder),
-            ByTime::Unproved => unproved.push(holder),
+            ByTime::Unproved => unproved.push(match &record.unproved {
+                Some(why) => format!("{holder} ({why})"),
+                None => holder.to_string(),
+            }),
         }
         elections.insert(record.timing.election);
         match record.timing.check() {
@@ -123,9 +130,9 @@ fn times(everything: &Everything) -> Vec<Check> {
         checks.push(Check::warning(
             format!(
                 "the keepers of {} cannot prove their fence: they are never reclaimed by time alone",
-                of(&unproved)
+                names(unproved.into_iter())
             ),
-            "see the log of each of them for what is missing",
+            "see the log of each of them for what is missing, and docs/operating.md for what ends one that is lost",
         ));
     }
     checks
@@ -213,7 +220,7 @@ mod tests {
 
     fn with(session: StoredSession) -> Everything {
         Everything {
-            cluster: Some(ClusterRecord { id: "c1".into(), naming: NamingRules::default() }),
+            cluster: Some(ClusterRecord { id: "c1".into(), naming: parameters().drivers.naming }),
             sessions: [(Holder::new("a").unwrap(), session)].into(),
             ..Everything::default()
         }
@@ -229,9 +236,18 @@ mod tests {
     fn rules_of_names_that_differ_fail_on_an_agents_host_alone() {
         let mut everything = with(stored(session()));
         assert_says(&everything, Level::Ok, "are those of the installation");
-        let drivers = [Driver::new("ebs").unwrap()].into();
+        let drivers: BTreeSet<_> = [Driver::new("rexray").unwrap()].into();
+        let naming = &mut everything.cluster.as_mut().unwrap().naming;
+        naming.preempting = Some(drivers.clone());
+        assert_says(
+            &everything,
+            Level::Fail,
+            "the driver rexray, which this host serves, is a plugin that takes",
+        );
+        everything.cluster.as_mut().unwrap().naming = NamingRules::default();
+        assert_says(&everything, Level::Warning, "does not say which plugins take volumes away");
         everything.cluster.as_mut().unwrap().naming.case_sensitive_drivers = drivers;
-        assert_says(&everything, Level::Fail, "differ from the installation's");
+        assert_says(&everything, Level::Fail, "differ from those that etcd has");
         let on_master = checks(&everything, &parameters(), false);
         assert!(on_master.iter().all(|check| check.level != Level::Fail), "{on_master:#?}");
     }
@@ -252,9 +268,13 @@ mod tests {
         let old = StoredSession { without_beats: true, ..stored(session()) };
         assert_says(&with(old), Level::Note, "the keepers of a do not beat");
         assert_says(
-            &with(stored(Session { by_time: ByTime::Unproved, ..session() })),
+            &with(stored(Session {
+                by_time: ByTime::Unproved,
+                unproved: Some("no guard".into()),
+                ..session()
+            })),
             Level::Warning,
-            "cannot prove",
+            "the keepers of a (no guard) cannot prove",
         );
         assert_says(
             &with(stored(Session { by_time: ByTime::Never, ..session() })),

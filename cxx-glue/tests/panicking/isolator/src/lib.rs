@@ -2,7 +2,7 @@
 //!
 //! | word | what happens |
 //! | --- | --- |
-//! | `panic-in-<call>` | the call for that container panics: `prepare`, `isolate`, `watch`, `cleanup`, `recover` |
+//! | `panic-in-<call>` | the call for that container panics: `prepare`, `isolate`, `watch`, `update`, `cleanup`, `recover` |
 //! | `drop-in-<call>` | the call's `Done` is dropped: the same ones |
 //! | `refuse-in-watch` | the watch fails |
 //!
@@ -75,6 +75,13 @@ pub mod isolator {
             }
             if let Some(done) = misbehave("watch", &config, done) {
                 self.real.watch(container, done);
+            }
+        }
+
+        /// As the real one's.
+        pub fn update(&self, container: &[u8], done: Done<()>) {
+            if let Some(done) = misbehave("update", &self.config(container), done) {
+                self.real.update(container, done);
             }
         }
 

@@ -1,0 +1,449 @@
+//! Tasks of executors. Mesos tells an isolator of the executor's container alone: the labels of a task that a custom or
+//! default executor runs are in no call, nor is the ContainerInfo of a custom executor's task. Such a task would run
+//! without its volume, and write where nothing is kept.
+//!
+//! But the agent calls `update` each time before it hands tasks to an executor, waits for the answer, and ends the
+//! executor, with our sentence, when that is a refusal. By then the tasks stand in the agent's own state. So `update`
+//! is answered after a look at it, over HTTP, as anybody may: a task that names a volume which its executor's container
+//! has not is refused.
+//!
+//! One look at a time; a container that comes while one is under way waits for the next. What cannot be looked at
+//! (an agent that wants authentication, TLS, or hides tasks) is let through and logged: the agent's other tasks are not
+//! to suffer for it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::Duration;
+
+use serde::Deserialize;
+use shared::quote;
+use tokio::sync::mpsc;
+
+use super::Done;
+use crate::parameters::IsolatorParameters;
+use crate::rules::Declared;
+use crate::task::shown;
+
+/// The agent answers within milliseconds, unless it is very busy; so long does it wait for this look.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+/// The state of an agent with thousands of tasks has some megabytes.
+const STATE_BYTES_MAX: usize = 256 << 20;
+
+/// Why the state of an agent that has just started is not seen.
+const RECOVERING: &str = "it is still recovering";
+
+/// Who waits for a look: the outermost id of a container.
+type Waiting = Vec<(String, Done<()>)>;
+
+/// By container, why it must end; or why nothing was seen.
+type Seen = Result<BTreeMap<String, Result<(), String>>, String>;
+
+/// What a look ends with.
+pub(super) struct Looked {
+    waiting: Waiting,
+    seen: Seen,
+}
+
+/// The looks.
+pub(super) struct Looks {
+    parameters: IsolatorParameters,
+    docker_volume_isolator: bool,
+    next: Waiting,
+    running: bool,
+    /// Where the agent is, as the last container was told.
+    agent: String,
+    looked: mpsc::UnboundedSender<Looked>,
+    /// What was logged last.
+    fault: Option<String>,
+}
+
+impl Looks {
+    pub(super) fn new(
+        parameters: IsolatorParameters,
+        docker_volume_isolator: bool,
+    ) -> (Self, mpsc::UnboundedReceiver<Looked>) {
+        let (looked, receiver) = mpsc::unbounded_channel();
+        let looks = Self {
+            parameters,
+            docker_volume_isolator,
+            next: Waiting::new(),
+            running: false,
+            agent: String::new(),
+            looked,
+            fault: None,
+        };
+        (looks, receiver)
+    }
+
+    /// Has the tasks of an executor looked at, by a look that begins from now on.
+    pub(super) fn look(&mut self, agent: String, container: String, done: Done<()>) {
+        self.agent = agent;
+        self.next.push((container, done));
+        self.start();
+    }
+
+    fn start(&mut self) {
+        if self.running || self.next.is_empty() {
+            return;
+        }
+        self.running = true;
+        let end = End { looked: self.looked.clone(), waiting: std::mem::take(&mut self.next), seen: None };
+        let (agent, parameters) = (self.agent.clone(), self.parameters.clone());
+        let docker_volume_isolator = self.docker_volume_isolator;
+        tokio::spawn(async move {
+            let look = look(&agent, parameters, docker_volume_isolator);
+            let seen = tokio::time::timeout(LOOK_TIMEOUT, look).await;
+            end.tell(seen.unwrap_or_else(|_| Err("it did not answer in time".into())));
+        });
+    }
+
+    /// A look has ended.
+    pub(super) fn ended(&mut self, Looked { waiting, seen }: Looked) {
+        self.running = false;
+        for (container, done) in waiting {
+            let verdict = match &seen {
+                Ok(seen) => {
+                    seen.get(&container).cloned().ok_or_else(|| "it does not show this executor".to_owned())
+                }
+                Err(why) => Err(why.clone()),
+            };
+            match verdict {
+                Ok(Err(refused)) => {
+                    tracing::warn!("container {} is to end: {refused}", quote::line(&container));
+                    done(Err(refused));
+                }
+                Ok(Ok(())) => {
+                    self.fault = None;
+                    done(Ok(()));
+                }
+                Err(why) => {
+                    if self.fault.as_ref() != Some(&why) && why != RECOVERING {
+                        tracing::error!(
+                            "the tasks of the executor in container {} could not be looked at in the agent's state: {}; \
+                             they start, and if one names a volume by labels, it has none",
+                            quote::line(&container),
+                            quote::line(&why)
+                        );
+                        self.fault = Some(why);
+                    }
+                    done(Ok(()));
+                }
+            }
+        }
+        self.start();
+    }
+}
+
+/// Tells the end of a look, also of one that panicked.
+struct End {
+    looked: mpsc::UnboundedSender<Looked>,
+    waiting: Waiting,
+    seen: Option<Seen>,
+}
+
+impl End {
+    fn tell(mut self, seen: Seen) {
+        self.seen = Some(seen);
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let seen = self.seen.take().unwrap_or_else(|| Err("a bug: the look panicked".into()));
+        // Nobody waits any more when the isolator is gone.
+        let _ = self.looked.send(Looked { waiting: std::mem::take(&mut self.waiting), seen });
+    }
+}
+
+async fn look(agent: &str, parameters: IsolatorParameters, docker_volume_isolator: bool) -> Seen {
+    let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build();
+    let client = client.map_err(|error| chain(&error))?;
+    let mut response =
+        client.get(format!("http://{agent}/slave(1)/state")).send().await.map_err(|error| chain(&error))?;
+    match response.status().as_u16() {
+        200 => {}
+        // No task is handed to an executor before that.
+        503 => return Err(RECOVERING.into()),
+        401 | 403 => return Err("it wants authentication".into()),
+        status => return Err(format!("it answers with status {status}")),
+    }
+    let mut state = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| chain(&error))? {
+        if state.len() + chunk.len() > STATE_BYTES_MAX {
+            return Err(format!("it has more than {STATE_BYTES_MAX} bytes"));
+        }
+        state.extend_from_slice(&chunk);
+    }
+    let judge = move || {
+        let declared =
+            Declared { rules: &parameters.rules, keeper: &parameters.keeper, docker_volume_isolator };
+        judge(&state, &declared)
+    };
+    tokio::task::spawn_blocking(judge).await.unwrap_or_else(|_| Err("a bug: it was read with a panic".into()))
+}
+
+/// An error with its causes, which reqwest leaves out.
+fn chain(error: &reqwest::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let _ = write!(text, ": {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// The part of the agent's state that is looked at.
+#[derive(Deserialize)]
+struct State {
+    #[serde(default)]
+    frameworks: Vec<Framework>,
+}
+
+#[derive(Deserialize)]
+struct Framework {
+    #[serde(default)]
+    executors: Vec<Executor>,
+}
+
+#[derive(Deserialize)]
+struct Executor {
+    container: String,
+    #[serde(default, rename = "type")]
+    kind: Option<String>,
+    #[serde(default)]
+    labels: Labels,
+    #[serde(default)]
+    tasks: Vec<Task>,
+    #[serde(default)]
+    queued_tasks: Vec<Task>,
+}
+
+/// A launched task as Mesos models it, or a queued one as the message that it is.
+#[derive(Deserialize)]
+struct Task {
+    #[serde(default)]
+    id: Option<String>,
+    #[serde(default)]
+    task_id: Option<TaskId>,
+    #[serde(default)]
+    labels: Labels,
+    #[serde(default)]
+    container: Option<Container>,
+}
+
+#[derive(Deserialize)]
+struct TaskId {
+    value: String,
+}
+
+/// Either form, again.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Labels {
+    Plain(Vec<Label>),
+    Message {
+        #[serde(default)]
+        labels: Vec<Label>,
+    },
+}
+
+impl Default for Labels {
+    fn default() -> Self {
+        Self::Plain(Vec::new())
+    }
+}
+
+impl Labels {
+    fn ours(&self) -> impl Iterator<Item = &Label> {
+        let (Self::Plain(labels) | Self::Message { labels }) = self;
+        labels.iter().filter(|label| label.key.starts_with("extvol."))
+    }
+}
+
+#[derive(Deserialize, PartialEq, Eq)]
+struct Label {
+    key: String,
+    #[serde(default)]
+    value: String,
+}
+
+#[derive(Deserialize)]
+struct Container {
+    #[serde(default)]
+    volumes: Vec<Volume>,
+}
+
+#[derive(Deserialize)]
+struct Volume {
+    #[serde(default)]
+    container_path: String,
+    #[serde(default)]
+    source: Option<Source>,
+}
+
+#[derive(Deserialize)]
+struct Source {
+    #[serde(default)]
+    docker_volume: Option<DockerVolume>,
+}
+
+#[derive(Deserialize)]
+struct DockerVolume {
+    #[serde(default)]
+    driver: Option<String>,
+    #[serde(default)]
+    name: String,
+}
+
+/// Whether each executor of the agent's state may go on with its tasks.
+fn judge(state: &[u8], declared: &Declared<'_>) -> Seen {
+    // Texts of frameworks may hold any bytes, and one of them is not to hide the rest.
+    let state: State = serde_json::from_str(&String::from_utf8_lossy(state))
+        .map_err(|error| format!("it cannot be read: {error}"))?;
+    let executors = state.frameworks.into_iter().flat_map(|framework| framework.executors);
+    Ok(executors.map(|executor| (executor.container.clone(), judge_executor(&executor, declared))).collect())
+}
+
+fn judge_executor(executor: &Executor, declared: &Declared<'_>) -> Result<(), String> {
+    // Each task of a default executor has a container of its own, which the isolator sees.
+    let is_default = executor.kind.as_deref() == Some("DEFAULT");
+    for task in executor.queued_tasks.iter().chain(&executor.tasks) {
+        // The executor of a command task has the task's labels, and its volumes.
+        let unseen = |label: &&Label| is_default || !executor.labels.ours().any(|known| known == *label);
+        if let Some(label) = task.labels.ours().find(unseen) {
+            return Err(refused(task, label, is_default));
+        }
+        let volumes = task.container.iter().flat_map(|container| &container.volumes);
+        for volume in volumes.filter(|_| !is_default) {
+            let docker = volume.source.as_ref().and_then(|source| source.docker_volume.as_ref());
+            if let Some(docker) = docker {
+                declared
+                    .check_leased(docker.driver.as_deref(), &docker.name, &volume.container_path)
+                    .map_err(|why| format!("task {}: {why}", id(task)))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn refused(task: &Task, label: &Label, is_default: bool) -> String {
+    let what_to_do = match is_default {
+        true => {
+            "name the volume by the task's variables DVDI_VOLUME_NAME, DVDI_VOLUME_DRIVER and \
+             DVDI_VOLUME_CONTAINERPATH"
+        }
+        false => "give the labels to the executor, or run the task without an executor of its own",
+    };
+    let key = shown(&label.key);
+    format!(
+        "task {} has the label {}, which Mesos does not hand to the isolator for a task of an executor: it would run \
+         without its volume; {what_to_do}",
+        id(task),
+        quote::line(&key),
+    )
+}
+
+fn id(task: &Task) -> String {
+    let id = task.id.as_deref().or(task.task_id.as_ref().map(|id| id.value.as_str()));
+    quote::line(&shown(id.unwrap_or_default())).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn verdict(executor: &Value) -> String {
+        let pairs = [("etcd_endpoints".to_owned(), "h:1".to_owned())];
+        let parameters = IsolatorParameters::read(&pairs).unwrap();
+        let declared =
+            Declared { rules: &parameters.rules, keeper: &parameters.keeper, docker_volume_isolator: false };
+        let state = json!({ "id": "S0", "frameworks": [
+            { "id": "other" },
+            { "executors": [{ "container": "bystander" }, executor], "completed_executors": [{}] },
+        ] });
+        let seen = judge(&serde_json::to_vec(&state).unwrap(), &declared).unwrap();
+        assert_eq!(seen["bystander"], Ok(()));
+        seen["c"].clone().err().unwrap_or_default()
+    }
+
+    /// As Mesos writes a launched task, and one that is queued.
+    fn both(task: &str, key: &str, value: &str) -> [Value; 2] {
+        let labels = json!([{ "key": "app", "value": "x" }, { "key": key, "value": value }]);
+        let launched = json!({ "id": task, "state": "TASK_RUNNING", "labels": labels });
+        let queued = json!({ "task_id": { "value": task }, "labels": { "labels": labels } });
+        [
+            json!({ "container": "c", "tasks": [launched], "queued_tasks": [] }),
+            json!({ "container": "c", "tasks": [], "queued_tasks": [queued] }),
+        ]
+    }
+
+    #[test]
+    fn a_task_whose_labels_reach_nobody_ends_its_executor_with_a_sentence() {
+        for mut executor in both("t1", "extvol.name", "vol-1") {
+            let said = verdict(&executor);
+            assert!(
+                said.starts_with("task t1 has the label extvol.name, which Mesos does not hand to"),
+                "{said}"
+            );
+            assert!(said.ends_with(
+                "give the labels to the executor, or run the task without an executor of its own"
+            ));
+            executor["type"] = json!("DEFAULT");
+            let said = verdict(&executor);
+            assert!(said.contains("name the volume by the task's variables DVDI_VOLUME_NAME"), "{said}");
+        }
+        for executor in both("t1", "extvolume", "x") {
+            assert_eq!(verdict(&executor), "");
+        }
+        let [forged, _] = both("t\n1", "extvol.\u{1b}x", "");
+        let said = verdict(&forged);
+        assert!(said.starts_with("task t\\n1 has the label extvol.\\u{1b}x, which"), "{said}");
+    }
+
+    #[test]
+    fn labels_that_the_executor_has_too_were_seen_with_it() {
+        for mut executor in both("t1", "extvol.name", "vol-1") {
+            executor["labels"] = json!([{ "key": "extvol.name", "value": "vol-1" }]);
+            assert_eq!(verdict(&executor), "");
+            executor["labels"] = json!([{ "key": "extvol.name", "value": "vol-2" }]);
+            assert!(verdict(&executor).contains("has the label extvol.name"));
+            // Those of a default executor are seen by none of its tasks.
+            executor["type"] = json!("DEFAULT");
+            executor["labels"] = json!([{ "key": "extvol.name", "value": "vol-1" }]);
+            assert!(verdict(&executor).contains("has the label extvol.name"));
+        }
+    }
+
+    #[test]
+    fn a_leased_volume_that_a_custom_executors_task_declares_is_refused() {
+        let of = |driver: &str, kind: &str| {
+            let docker = json!({ "driver": driver, "name": "vol-1" });
+            let source = json!({ "type": "DOCKER_VOLUME", "docker_volume": docker });
+            let volume = json!({ "container_path": "data", "mode": "RW", "source": source });
+            let task = json!({ "task_id": { "value": "t1" }, "container": { "type": "MESOS", "volumes": [volume] } });
+            verdict(&json!({ "container": "c", "type": kind, "queued_tasks": [task] }))
+        };
+        let said = of("rexray", "CUSTOM");
+        assert!(said.starts_with("task t1: DOCKER_VOLUME rexray/vol-1 is not mounted"), "{said}");
+        // That executor may mount it itself; and a default executor's task has a container that is prepared.
+        assert_eq!(of("pxd", "CUSTOM"), "");
+        assert_eq!(of("rexray", "DEFAULT"), "");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_hide_no_other_task() {
+        let [_, executor] = both("t1", "extvol.name", "vol-1");
+        let state = json!({ "frameworks": [{ "name": "BYTES", "executors": [executor] }] }).to_string();
+        let mut bytes = state.into_bytes();
+        let at = bytes.windows(5).position(|window| window == b"BYTES").unwrap();
+        bytes[at] = 0xff;
+        let pairs = [("etcd_endpoints".to_owned(), "h:1".to_owned())];
+        let parameters = IsolatorParameters::read(&pairs).unwrap();
+        let declared =
+            Declared { rules: &parameters.rules, keeper: &parameters.keeper, docker_volume_isolator: false };
+        assert!(judge(&bytes, &declared).unwrap()["c"].is_err());
+        assert!(judge(b"<html>", &declared).unwrap_err().starts_with("it cannot be read: "));
+    }
+}

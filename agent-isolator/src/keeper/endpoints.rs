@@ -1,0 +1,131 @@
+//! Where plugins listen, and which of them may be found at one place.
+//!
+//! A volume has one lease, under the name of one driver. Two plugins that serve one storage give each of its volumes two
+//! names, and so two leases; and a driver that is found where its preempting plugin listens takes every volume that it
+//! mounts away from whoever has it. What a plugin stores cannot be seen; that two names lead to one socket or one address
+//! can. Such names are aliases (`driver_aliases`), or neither is called.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use shared::volume::Driver;
+
+use crate::parameters::Drivers;
+
+/// Where a plugin listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Endpoint {
+    Unix(PathBuf),
+    /// Scheme, host and port.
+    Tcp(String),
+}
+
+/// What two endpoints have in common when they are one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Place {
+    /// Device and inode, behind all links.
+    Socket(u64, u64),
+    /// A socket that cannot be looked at.
+    Path(PathBuf),
+    Address(String),
+}
+
+impl Endpoint {
+    pub(super) fn shown(&self) -> String {
+        match self {
+            Self::Unix(path) => path.display().to_string(),
+            Self::Tcp(base) => base.clone(),
+        }
+    }
+
+    pub(super) fn place(&self) -> Place {
+        match self {
+            Self::Unix(path) => match std::fs::metadata(path) {
+                Ok(file) => Place::Socket(file.dev(), file.ino()),
+                Err(_) => Place::Path(path.clone()),
+            },
+            Self::Tcp(base) => {
+                let address = base.to_ascii_lowercase();
+                let (host, port) = address.rsplit_once(':').unwrap_or((&address, ""));
+                let host = match host {
+                    "http://localhost" | "http://[::1]" => "http://127.0.0.1",
+                    host => host,
+                };
+                Place::Address(format!("{host}:{port}"))
+            }
+        }
+    }
+}
+
+/// The plugins that this host knows by name, and the storage of each: its driver, and whether it takes volumes away.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Plugins {
+    known: BTreeMap<Driver, (Driver, bool)>,
+}
+
+impl Plugins {
+    pub(super) fn new(drivers: &Drivers) -> Self {
+        let rules = &drivers.naming;
+        let served = drivers.served.iter().map(|driver| (driver.clone(), (driver.clone(), false)));
+        let aliases = rules
+            .driver_aliases
+            .iter()
+            .flat_map(|(alias, of)| [alias, of].map(|name| (name.clone(), (of.clone(), false))));
+        let preempting = drivers.preempt.iter().map(|(of, plugin)| (plugin.clone(), (of.clone(), true)));
+        Self { known: served.chain(aliases).chain(preempting).collect() }
+    }
+
+    /// Those that must not be found where this one is.
+    pub(super) fn apart_from<'a>(&'a self, driver: &'a Driver) -> impl Iterator<Item = &'a Driver> {
+        let own = self.known.get(driver);
+        self.known
+            .iter()
+            .filter(move |(name, storage)| *name != driver && Some(*storage) != own)
+            .map(|(name, _)| name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use shared::volume::NamingRules;
+
+    use super::*;
+
+    fn name(name: &str) -> Driver {
+        Driver::new(name).unwrap()
+    }
+
+    #[test]
+    fn aliases_of_one_driver_may_be_one_plugin_and_no_others_may() {
+        let aliases = [("rexray", "ebs"), ("old", "ebs")].map(|(alias, of)| (name(alias), name(of)));
+        let naming = NamingRules { driver_aliases: aliases.into(), ..NamingRules::default() };
+        let plugins = Plugins::new(&Drivers {
+            served: [name("ebs"), name("s")].into(),
+            preempt: [(name("ebs"), name("ebs-p"))].into(),
+            shared_storage: BTreeSet::new(),
+            naming,
+        });
+        let apart = |driver: &str| {
+            let driver = name(driver);
+            let names: Vec<_> = plugins.apart_from(&driver).map(|name| name.as_str().to_owned()).collect();
+            names.join(" ")
+        };
+        assert_eq!(apart("ebs"), "ebs-p s");
+        assert_eq!(apart("rexray"), "ebs-p s");
+        assert_eq!(apart("ebs-p"), "ebs old rexray s");
+        assert_eq!(apart("unknown"), "ebs ebs-p old rexray s");
+    }
+
+    #[test]
+    fn an_address_is_one_however_it_is_spelt() {
+        let place = |base: &str| Endpoint::Tcp(base.into()).place();
+        for same in ["http://localhost:7979", "http://[::1]:7979", "http://LOCALHOST:7979"] {
+            assert_eq!(place(same), place("http://127.0.0.1:7979"), "{same}");
+        }
+        assert_ne!(place("http://127.0.0.1:7979"), place("http://127.0.0.1:7980"));
+        assert_ne!(place("http://a:1"), place("http://b:1"));
+    }
+}

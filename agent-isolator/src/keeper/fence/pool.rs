@@ -1,0 +1,198 @@
+//! Helper processes that exist before there is a fence: a full process table, a fork bomb or a machine without memory cannot keep a
+//! fence from what must be done at once. One for each volume of the table and some more stand by, each with its memory locked and
+//! its scheduling set (`job.rs`). One that hangs in the kernel occupies itself alone.
+//!
+//! With them is kept which file systems are the host's own: looking for that reads a mount table, under a lock that tenants can make
+//! its readers wait for.
+
+use std::collections::BTreeMap;
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use shared::protocol::Now;
+
+use super::Policy;
+use super::child::Helper;
+use super::job::{Job, Report};
+use crate::keeper::stored_table::{Stored, read_table};
+
+/// Beside those of the volumes: the freeze, which is the kill's later, the sweep, and one that hangs.
+const BESIDE: usize = 3;
+
+/// So many stand by at most: each is a process with a megabyte or two of its own.
+const MOST: usize = 128;
+
+/// So many are started in one go: the deadman ticks in between.
+const AT_ONCE: usize = 8;
+
+/// When a start has failed, and between two looks at the host's mounts.
+const AGAIN: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
+/// The host's own file systems by device number, each with a path that is on it.
+pub(super) type Hosts = BTreeMap<String, PathBuf>;
+
+/// The helpers of one process. See the module's head.
+pub struct Pool {
+    program: PathBuf,
+    standby: Vec<Helper>,
+    /// With a job that nobody waits for any more.
+    late: Vec<Helper>,
+    /// Killed, and to be reaped.
+    ending: Vec<Helper>,
+    wanted: usize,
+    /// The table that `wanted` was read from: its file's inode, time and size.
+    table: Option<(u64, i64, i64, u64)>,
+    hosts: Option<Hosts>,
+    looking: Option<Helper>,
+    look_at: Now,
+    start_at: Now,
+    /// It was said that too few stand by.
+    said: bool,
+}
+
+impl Pool {
+    /// A pool of helpers of this program, in which none stands by before [`Pool::tend`].
+    #[must_use]
+    pub fn new(program: PathBuf) -> Self {
+        Self {
+            program,
+            standby: Vec::new(),
+            late: Vec::new(),
+            ending: Vec::new(),
+            wanted: 0,
+            table: None,
+            hosts: None,
+            looking: None,
+            look_at: Now::ZERO,
+            start_at: Now::ZERO,
+            said: false,
+        }
+    }
+
+    /// Sees that as many stand by as the table at `path` needs. To be called now and then while nothing is fenced; does not block.
+    pub fn tend(&mut self, now: Now, path: &Path, policy: &Policy) {
+        self.follow(path);
+        self.ending.retain_mut(|helper| !helper.has_ended());
+        self.standby.retain_mut(|helper| !helper.has_ended());
+        self.take_late();
+        let missing = self.wanted.saturating_sub(self.standby.len());
+        if missing == 0 {
+            self.said = false;
+        } else if now >= self.start_at
+            && let Err(error) = self.add(missing.min(AT_ONCE))
+        {
+            self.start_at = now + AGAIN;
+            if !std::mem::replace(&mut self.said, true) {
+                let (has, wanted) = (self.standby.len(), self.wanted);
+                tracing::warn!(
+                    "{has} of {wanted} fence helpers stand by, and no more can be started: {error}"
+                );
+            }
+        }
+        while self.standby.len() > self.wanted + BESIDE
+            && let Some(mut helper) = self.standby.pop()
+        {
+            helper.kill();
+            self.ending.push(helper);
+        }
+        self.look(now, policy);
+    }
+
+    fn add(&mut self, count: usize) -> io::Result<()> {
+        for _ in 0..count {
+            self.standby.push(Helper::start(&self.program)?);
+        }
+        Ok(())
+    }
+
+    fn follow(&mut self, path: &Path) {
+        let of = |found: Metadata| (found.ino(), found.mtime(), found.mtime_nsec(), found.size());
+        let found = std::fs::metadata(path).ok().map(of);
+        if found == self.table && self.wanted > 0 {
+            return;
+        }
+        self.table = found;
+        let volumes = match read_table(path) {
+            Stored::Table(table) => table.volumes.len(),
+            Stored::Missing | Stored::Broken(_) => 0,
+        };
+        self.wanted = (volumes + BESIDE).min(MOST);
+        // What was mounted since may be the host's.
+        self.look_at = Now::ZERO;
+    }
+
+    fn look(&mut self, now: Now, policy: &Policy) {
+        if let Some(report) = self.looking.as_mut().and_then(Helper::poll) {
+            self.standby.extend(self.looking.take());
+            if let Report::Hosts(hosts) = report {
+                self.hosts = Some(hosts);
+            }
+        }
+        if self.looking.is_none() && now >= self.look_at {
+            self.look_at = now + LOOK_AGAIN;
+            let job = Job::Look { roots: policy.roots.clone(), own: policy.hosts_own.clone() };
+            self.looking = self.standby.pop().and_then(|mut helper| helper.give(&job).ok().map(|()| helper));
+        }
+    }
+
+    fn take_late(&mut self) {
+        let mut answered: Vec<_> = self.late.extract_if(.., |helper| helper.poll().is_some()).collect();
+        self.standby.append(&mut answered);
+    }
+
+    /// The host's own file systems as far as they are known.
+    pub(super) fn hosts(&self) -> Option<&Hosts> {
+        self.hosts.as_ref()
+    }
+
+    /// Has a job done: by a helper that stands by, or else by one that is started for it.
+    pub(super) fn start(&mut self, job: &Job) -> io::Result<Helper> {
+        if self.standby.is_empty() {
+            self.take_late();
+        }
+        while let Some(mut helper) = self.standby.pop() {
+            // It may have been killed while it stood by.
+            if helper.give(job).is_ok() {
+                return Ok(helper);
+            }
+        }
+        let mut helper = Helper::start(&self.program)?;
+        helper.give(job)?;
+        Ok(helper)
+    }
+
+    /// Takes one back whose job is done.
+    pub(super) fn put_back(&mut self, mut helper: Helper) {
+        if !helper.has_ended() {
+            self.standby.push(helper);
+        }
+    }
+
+    /// Takes one back whose job is not waited for.
+    pub(super) fn leave(&mut self, helper: Helper) {
+        self.late.push(helper);
+    }
+
+    /// How many wait for a job.
+    #[must_use]
+    pub fn standby(&self) -> usize {
+        self.standby.len()
+    }
+
+    /// Whether it has looked which file systems are the host's own.
+    #[must_use]
+    pub fn knows_the_host(&self) -> bool {
+        self.hosts.is_some()
+    }
+
+    /// All its processes.
+    #[must_use]
+    pub fn pids(&self) -> Vec<u32> {
+        let all = self.standby.iter().chain(&self.late).chain(&self.ending).chain(&self.looking);
+        all.map(Helper::pid).collect()
+    }
+}

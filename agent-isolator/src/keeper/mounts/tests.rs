@@ -1,0 +1,6 @@
+//! Real mounts and loop devices, below a root of each test's own.
+
+mod disks;
+mod identified;
+mod idleness;
+mod looks;

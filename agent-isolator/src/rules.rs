@@ -1,0 +1,364 @@
+//! What a task may not do, and what this agent's operator allows all the same. Labels and variables are read in
+//! [`task`](crate::task); here is what a container declares beside them: volumes that would be passed over in silence,
+//! and paths of the host that would lead around a lease.
+
+use std::fmt::Display;
+use std::path::{Component, Path, PathBuf};
+
+use shared::parameters::{ParameterError, Parameters};
+use shared::quote;
+use shared::volume::Driver;
+
+use crate::mesos::mount_propagation::Mode;
+use crate::mesos::volume::source::Type;
+use crate::mesos::{ContainerConfig, Volume};
+use crate::parameters::KeeperParameters;
+
+/// The module's parameters about tasks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// `docker_volumes` (`refuse`, `ignore`): a container that declares a DOCKER_VOLUME which nobody would mount is
+    /// refused, or starts without it.
+    pub refuse_docker_volumes: bool,
+    /// `docker_volume_isolator` (`refuse`, `allow`): whether Mesos's own `docker/volume` may run beside this module.
+    pub allow_docker_volume_isolator: bool,
+    /// `executor_tasks` (`refuse`, `ignore`): an executor is ended when one of its tasks names a volume in a way that
+    /// reaches no isolator, or the task starts without it.
+    pub look_at_executors: bool,
+    /// `host_paths`: the directories below which a container path without an image may lie; default none.
+    pub host_paths: Vec<PathBuf>,
+    /// `hide_volumes` (`true`, `false`): whether containers without an image see the mount roots as empty.
+    pub hide_volumes: bool,
+}
+
+impl Rules {
+    /// The names of these parameters.
+    pub const NAMES: [&str; 5] =
+        ["docker_volumes", "docker_volume_isolator", "executor_tasks", "host_paths", "hide_volumes"];
+
+    /// Takes them out of the module's.
+    ///
+    /// # Errors
+    /// Names the parameter and its value.
+    pub fn take(parameters: &mut Parameters) -> Result<Self, ParameterError> {
+        let refuse_or_ignore = |text: &str| either(text, "refuse", "ignore");
+        Ok(Self {
+            refuse_docker_volumes: parameters.parsed("docker_volumes", refuse_or_ignore)?.unwrap_or(true),
+            allow_docker_volume_isolator: parameters
+                .parsed("docker_volume_isolator", |text: &str| either(text, "allow", "refuse"))?
+                .unwrap_or(false),
+            look_at_executors: parameters.parsed("executor_tasks", refuse_or_ignore)?.unwrap_or(true),
+            host_paths: parameters.parsed("host_paths", host_paths)?.unwrap_or_default(),
+            hide_volumes: parameters
+                .parsed("hide_volumes", |text: &str| either(text, "true", "false"))?
+                .unwrap_or(true),
+        })
+    }
+}
+
+fn either(text: &str, yes: &str, no: &str) -> Result<bool, String> {
+    if text != yes && text != no {
+        return Err(format!("is neither {yes} nor {no}"));
+    }
+    Ok(text == yes)
+}
+
+fn host_paths(text: &str) -> Result<Vec<PathBuf>, String> {
+    let path = |part: &str| {
+        let path = PathBuf::from(part);
+        let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+        if !path.is_absolute() || !plain {
+            return Err(format!("holds {part:?}, which is not a plain absolute path"));
+        }
+        match kernels(&path) {
+            Some(own) => Err(format!("holds {part:?}, and {own} is never covered")),
+            None if path.parent().is_none() => Err("holds /, below which everything is".to_owned()),
+            None => Ok(path),
+        }
+    };
+    text.split(',').filter(|part| !part.is_empty()).map(path).collect()
+}
+
+/// Which of the kernel's own trees an absolute path is in; without them no program of the container works.
+#[must_use]
+pub fn kernels(path: &Path) -> Option<&'static str> {
+    ["/proc", "/sys", "/dev"].into_iter().find(|own| path.starts_with(own))
+}
+
+/// Who mounts what on this agent.
+pub struct Declared<'a> {
+    /// The module's parameters.
+    pub rules: &'a Rules,
+    /// The keeper's.
+    pub keeper: &'a KeeperParameters,
+    /// Whether the agent runs Mesos's own `docker/volume`.
+    pub docker_volume_isolator: bool,
+}
+
+impl Declared<'_> {
+    /// Whether all that the container declares beside labels and variables is mounted by somebody who may.
+    ///
+    /// # Errors
+    /// A sentence for the framework: the first volume that is not, and what to do instead.
+    pub fn check(&self, config: &ContainerConfig) -> Result<(), String> {
+        volumes(config).try_for_each(|volume| self.check_volume(volume))
+    }
+
+    fn check_volume(&self, volume: &Volume) -> Result<(), String> {
+        if let Some(path) = host_path(volume) {
+            return self.check_host_path(path);
+        }
+        let Some(source) = volume.source.as_ref().filter(|source| source.r#type() == Type::DockerVolume)
+        else {
+            return Ok(());
+        };
+        let docker = source.docker_volume.as_ref();
+        let name = lossy(docker.map(|docker| docker.name.as_slice()).unwrap_or_default());
+        let driver = docker.and_then(|docker| docker.driver.as_deref()).map(lossy);
+        self.check_docker_volume(driver.as_deref(), &name, &lossy(&volume.container_path))
+    }
+
+    /// A DOCKER_VOLUME of a custom executor's task: that executor may mount it itself, but not what is leased here.
+    pub(crate) fn check_leased(
+        &self,
+        driver: Option<&str>,
+        name: &str,
+        container_path: &str,
+    ) -> Result<(), String> {
+        if self.serves(driver) { self.check_docker_volume(driver, name, container_path) } else { Ok(()) }
+    }
+
+    fn serves(&self, driver: Option<&str>) -> bool {
+        driver.is_some_and(|name| Driver::new(name).is_ok_and(|name| self.keeper.serves(&name)))
+    }
+
+    fn check_docker_volume(
+        &self,
+        driver: Option<&str>,
+        name: &str,
+        container_path: &str,
+    ) -> Result<(), String> {
+        if !self.rules.refuse_docker_volumes {
+            return Ok(());
+        }
+        let ours = self.serves(driver);
+        if !ours && self.docker_volume_isolator {
+            return Ok(());
+        }
+        let shown = |text: &str| quote::line(&crate::task::shown(text)).into_owned();
+        let (name, driver) = (shown(name), driver.map(shown));
+        if ours {
+            let (driver, path) = (driver.unwrap_or_default(), shown(container_path));
+            return Err(format!(
+                "DOCKER_VOLUME {driver}/{name} is not mounted: volumes of the driver {driver} are leased, and those of \
+                 ContainerInfo are not read; name it by the task's labels extvol.name={name}, extvol.driver={driver} \
+                 and extvol.container_path={path} instead, in a task group by the variables DVDI_VOLUME_NAME, \
+                 DVDI_VOLUME_DRIVER and DVDI_VOLUME_CONTAINERPATH"
+            ));
+        }
+        let what = driver.as_ref().map_or_else(|| name.clone(), |driver| format!("{driver}/{name}"));
+        let why = match driver {
+            Some(driver) => format!("the driver {driver} is none that mesos-extvol serves here"),
+            None => "it names no driver".to_owned(),
+        };
+        Err(format!(
+            "DOCKER_VOLUME {what} is not mounted: nobody on this agent mounts it ({why}, and the agent's --isolation \
+             does not list docker/volume)"
+        ))
+    }
+
+    /// A bind mount of a volume, or of what is below it, would be one that no lease knows and that no unmount of the
+    /// host takes away. As it is written: links are not followed.
+    fn check_host_path(&self, path: &[u8]) -> Result<(), String> {
+        let path = lossy(path);
+        let plain: PathBuf =
+            Path::new(&*path).components().filter(|part| *part != Component::CurDir).collect();
+        let roots = &self.keeper.mount_roots;
+        match roots.iter().find(|root| plain.starts_with(root)) {
+            None => Ok(()),
+            Some(root) => Err(format!(
+                "host path {path:?} is not mounted: below {} volumes are mounted under leases; name the volume by the \
+                 task's labels instead",
+                root.display()
+            )),
+        }
+    }
+}
+
+/// The host's path that a volume shows: the older field, or the source HOST_PATH.
+fn host_path(volume: &Volume) -> Option<&[u8]> {
+    let of_source = volume.source.as_ref().filter(|source| source.r#type() == Type::HostPath);
+    volume.host_path.as_deref().or_else(|| Some(of_source?.host_path.as_ref()?.path.as_slice()))
+}
+
+/// Whether the container's mounts are also the host's: what is mounted in it would be mounted on the host.
+#[must_use]
+pub fn shares_mounts_with_the_host(config: &ContainerConfig) -> bool {
+    let propagation = |volume: &Volume| {
+        let path = volume.source.as_ref()?.host_path.as_ref()?;
+        Some(path.mount_propagation.as_ref()?.mode() == Mode::Bidirectional)
+    };
+    volumes(config).any(|volume| propagation(volume) == Some(true))
+}
+
+/// Whether the container declares a volume of source DOCKER_VOLUME, whoever mounts it.
+#[must_use]
+pub fn has_docker_volume(config: &ContainerConfig) -> bool {
+    let mut sources = volumes(config).filter_map(|volume| volume.source.as_ref());
+    sources.any(|source| source.r#type() == Type::DockerVolume)
+}
+
+fn volumes(config: &ContainerConfig) -> impl Iterator<Item = &Volume> {
+    config.container_info.iter().flat_map(|info| &info.volumes)
+}
+
+/// The sentence to refuse a parameter's value with.
+pub(crate) fn invalid(name: &str, value: impl Display, reason: String) -> ParameterError {
+    ParameterError::Invalid { name: name.to_owned(), value: value.to_string(), reason }
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mesos::volume::Source;
+    use crate::mesos::volume::source::{DockerVolume, HostPath};
+    use crate::mesos::{ContainerInfo, MountPropagation};
+    use crate::parameters::IsolatorParameters;
+
+    fn parameters(pairs: &[(&str, &str)]) -> Result<IsolatorParameters, String> {
+        let given = [("etcd_endpoints", "h:1"), ("drivers", "rexray,ebs"), ("driver_aliases", "elastic=ebs")];
+        let pairs = given.iter().chain(pairs).map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        IsolatorParameters::read(&pairs.collect::<Vec<_>>()).map_err(|error| error.to_string())
+    }
+
+    fn container(volumes: Vec<Volume>) -> ContainerConfig {
+        let info = ContainerInfo { r#type: None, volumes };
+        ContainerConfig { container_info: Some(info), ..Default::default() }
+    }
+
+    fn docker_volume(driver: Option<&str>, name: &str) -> Volume {
+        let docker_volume = Some(DockerVolume { driver: driver.map(Into::into), name: name.into() });
+        let source = Source { r#type: Some(Type::DockerVolume.into()), docker_volume, host_path: None };
+        Volume { container_path: b"data".to_vec(), host_path: None, source: Some(source) }
+    }
+
+    fn host_volume(path: &str, propagation: Option<Mode>) -> Volume {
+        let mount_propagation = propagation.map(|mode| MountPropagation { mode: Some(mode.into()) });
+        let host_path = Some(HostPath { path: path.into(), mount_propagation });
+        let source = Source { r#type: Some(Type::HostPath.into()), docker_volume: None, host_path };
+        Volume { container_path: b"data".to_vec(), host_path: None, source: Some(source) }
+    }
+
+    fn check(pairs: &[(&str, &str)], isolator: bool, volume: Volume) -> String {
+        let parameters = parameters(pairs).unwrap();
+        let declared = Declared {
+            rules: &parameters.rules,
+            keeper: &parameters.keeper,
+            docker_volume_isolator: isolator,
+        };
+        declared.check(&container(vec![host_volume("/srv", None), volume])).err().unwrap_or_default()
+    }
+
+    #[test]
+    fn a_docker_volume_that_nobody_would_mount_is_refused_by_name_with_what_to_do() {
+        let ours = "DOCKER_VOLUME ebs/vol-1 is not mounted: volumes of the driver ebs are leased";
+        let table = [
+            (Some("ebs"), false, ours),
+            (Some("ebs"), true, ours),
+            (
+                Some("elastic"),
+                true,
+                "DOCKER_VOLUME elastic/vol-1 is not mounted: volumes of the driver elastic",
+            ),
+            (
+                Some("rexray"),
+                false,
+                "DOCKER_VOLUME rexray/vol-1 is not mounted: volumes of the driver rexray",
+            ),
+            (Some("pxd"), false, "nobody on this agent mounts it (the driver pxd is none"),
+            (Some("pxd"), true, ""),
+            (Some("../x"), false, "nobody on this agent mounts it (the driver ../x is none"),
+            (None, false, "DOCKER_VOLUME vol-1 is not mounted: nobody on this agent mounts it (it names no"),
+            (None, true, ""),
+        ];
+        for (driver, isolator, expected) in table {
+            let said = check(&[], isolator, docker_volume(driver, "vol-1"));
+            assert!(said.contains(expected) && said.is_empty() == expected.is_empty(), "{driver:?}: {said}");
+            assert_eq!(check(&[("docker_volumes", "ignore")], isolator, docker_volume(driver, "vol-1")), "");
+        }
+        let said = check(&[], false, docker_volume(Some("ebs"), "vol-1"));
+        assert!(
+            said.contains(
+                "labels extvol.name=vol-1, extvol.driver=ebs and extvol.container_path=data instead"
+            )
+        );
+        let forged =
+            check(&[], false, docker_volume(Some("pxd"), "a\nE1130 00:00:00.0 1 slave.cpp:1] forged"));
+        assert!(forged.contains("pxd/a\\nE1130") && !forged.contains('\n'), "{forged}");
+    }
+
+    #[test]
+    fn a_path_of_the_host_does_not_lead_to_a_volume() {
+        let refused = "below /var/lib/rexray/volumes volumes are mounted under leases";
+        for path in ["/var/lib/rexray/volumes", "/var/lib//rexray/./volumes/vol-1/data"] {
+            let said = check(&[], true, host_volume(path, None));
+            assert!(said.contains(refused), "{path}: {said}");
+            let older = Volume {
+                container_path: b"data".to_vec(),
+                host_path: Some(path.as_bytes().to_vec()),
+                source: None,
+            };
+            assert!(check(&[], true, older).contains(refused), "{path}");
+        }
+        assert_eq!(check(&[], false, host_volume("/var/lib/rexray/volumes2", None)), "");
+        assert_eq!(check(&[], false, host_volume("data", None)), "");
+    }
+
+    #[test]
+    fn only_a_bidirectional_path_shares_the_hosts_mounts() {
+        let shares = |mode| shares_mounts_with_the_host(&container(vec![host_volume("/srv", mode)]));
+        assert!(shares(Some(Mode::Bidirectional)));
+        assert!(!shares(Some(Mode::HostToContainer)) && !shares(None));
+        assert!(!shares_mounts_with_the_host(&container(vec![docker_volume(None, "a")])));
+    }
+
+    #[test]
+    fn the_rules_are_strict_unless_the_operator_says_otherwise() {
+        let rules = parameters(&[]).unwrap().rules;
+        assert!(rules.refuse_docker_volumes && rules.look_at_executors && rules.hide_volumes);
+        assert!(!rules.allow_docker_volume_isolator && rules.host_paths.is_empty());
+        let all = [
+            ("docker_volumes", "ignore"),
+            ("docker_volume_isolator", "allow"),
+            ("executor_tasks", "ignore"),
+            ("host_paths", "/tmp,/srv/data"),
+            ("hide_volumes", "false"),
+        ];
+        let read = parameters(&all).unwrap();
+        let rules = &read.rules;
+        assert!(!rules.refuse_docker_volumes && !rules.look_at_executors && !rules.hide_volumes);
+        assert!(rules.allow_docker_volume_isolator);
+        assert_eq!(rules.host_paths, [PathBuf::from("/tmp"), "/srv/data".into()]);
+        // They are the module's alone: the keeper is not told.
+        assert!(Rules::NAMES.iter().all(|name| !read.keeper.given.contains_key(*name)));
+        let table = [
+            ("docker_volumes", "no", "which is neither refuse nor ignore"),
+            ("docker_volume_isolator", "yes", "which is neither allow nor refuse"),
+            ("executor_tasks", "kill", "which is neither refuse nor ignore"),
+            ("hide_volumes", "1", "which is neither true nor false"),
+            ("host_paths", "tmp", "not a plain absolute path"),
+            ("host_paths", "/srv/../etc", "not a plain absolute path"),
+            ("host_paths", "/", "below which everything is"),
+            ("host_paths", "/srv,/proc/sys", "/proc is never covered"),
+        ];
+        for (name, value, expected) in table {
+            let error = parameters(&[(name, value)]).unwrap_err();
+            assert!(error.contains(&format!("`{name}` has the value `{value}`")), "{error}");
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

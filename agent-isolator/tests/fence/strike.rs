@@ -1,0 +1,374 @@
+//! What a fence does at once, whatever tenants do: nobody's mounts are looked at, no process is started, and nobody of the host's is
+//! harmed.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use agent_isolator::keeper::fence::{FenceRunner, Known, Pool, Progress, can_be_shut_down, who_pins};
+use rustix::io::Errno;
+use shared::clock::holder_now;
+use shared::protocol::Now;
+use shared::protocol::holder::{MountedVolume, Table};
+
+use crate::alone::{Alone, FREEZER, alone};
+use crate::host::{Host, Volume, eventually, run};
+
+fn known(table: Table) -> Known {
+    Known::Table(Box::new(table))
+}
+
+/// A process that runs a shell script in a namespace of its own, says `up` when it is there, and ends with its standard input.
+struct Tenant(Child);
+
+impl Tenant {
+    /// `cgroup`: a freezer cgroup, or none, for a process of the host's.
+    fn start(cgroup: Option<&str>, propagation: &str, environment: &[(&str, &Path)], script: &str) -> Self {
+        let at = cgroup.map(|cgroup| Path::new(FREEZER).join(&cgroup[1..]));
+        if let Some(at) = &at {
+            fs::create_dir_all(at).unwrap();
+        }
+        let enter = "[ -z \"$AT\" ] || echo 0 >$AT/cgroup.procs; exec unshare --mount --propagation $KEEP sh -ec \"$DO\"";
+        let mut child = Command::new("sh")
+            .args(["-c", enter])
+            .env("AT", at.unwrap_or_default())
+            .envs([("KEEP", propagation), ("DO", &format!("{script}\necho up; read end"))])
+            .envs(environment.iter().copied())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "up\n");
+        Self(child)
+    }
+
+    fn lives(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
+    }
+
+    fn signal(mut self) -> Option<i32> {
+        self.0.wait().unwrap().signal()
+    }
+}
+
+impl Drop for Tenant {
+    fn drop(&mut self) {
+        let _ended = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
+
+/// Sixteen thousand mounts, by recursive binds, each of which doubles them.
+const MANY: &str = "mount -t tmpfs many $MANY
+    for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14; do mkdir $MANY/$i; mount --rbind $MANY $MANY/$i; done";
+
+/// A pool whose helpers stand by for this table, and which has looked at the host's mounts.
+fn pool(host: &Host<'_>, table: &Table) -> Pool {
+    let path = host.alone.directory.join("table.json");
+    fs::write(&path, serde_json::json!({ "table": table }).to_string()).unwrap();
+    let mut pool = Pool::new(host.policy().program);
+    let wanted = table.volumes.len() + 3;
+    let began = holder_now();
+    while pool.standby() < wanted || !pool.knows_the_host() {
+        pool.tend(holder_now(), &path, &host.policy());
+        assert!(holder_now() < began + Now::from_secs(20), "{} of {wanted} stand by", pool.standby());
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    pool
+}
+
+/// How much these processes have read so far.
+fn read_by(pids: &[u32]) -> u64 {
+    let of = |pid: &u32| {
+        let counted = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+        counted.lines().find_map(|line| line.strip_prefix("rchar: ")?.parse::<u64>().ok()).unwrap_or_default()
+    };
+    pids.iter().map(of).sum()
+}
+
+fn strike(runner: &mut FenceRunner) {
+    let began = holder_now();
+    while !runner.has_struck() {
+        assert_eq!(runner.poll(holder_now()), Progress::Running);
+        assert!(holder_now() < began + Now::from_secs(20), "not struck");
+    }
+}
+
+fn is_shut_down(volume: &Volume) -> bool {
+    let written = fs::write(volume.point.join("after"), "x");
+    written.is_err_and(|error| error.raw_os_error() == Some(Errno::IO.raw_os_error()))
+}
+
+#[test]
+fn root_file_systems_are_shut_down_before_anybody_is_killed_and_without_a_look_at_hostile_namespaces() {
+    let name = "strike::root_file_systems_are_shut_down_before_anybody_is_killed_and_without_a_look_at_hostile_namespaces";
+    alone(name, |alone| {
+        let host = Host::new(alone);
+        let volumes = [host.volume("ext4", "vol1"), host.volume("xfs", "vol2")];
+        let container = host.container("task1", &volumes[0], false);
+        let many = alone.directory.join("many");
+        fs::create_dir(&many).unwrap();
+        let hostile = |n: u32| {
+            let cgroup = host.cgroup(&format!("hostile{n}"));
+            Tenant::start(Some(&cgroup), "private", &[("MANY", &many)], MANY)
+        };
+        let mut hostile: Vec<_> = (0..3).map(hostile).collect();
+        let table = Host::table(&[&container], &[&volumes[0], &volumes[1]]);
+        let pool = pool(&host, &table);
+        let pids = pool.pids();
+        let before = read_by(&pids);
+        let mut runner = FenceRunner::strike(&known(table.clone()), host.policy(), pool);
+        strike(&mut runner);
+        let read = read_by(&pids) - before;
+        assert!(volumes.iter().all(is_shut_down));
+        assert!(!container.processes().is_empty(), "who is killed before the shutdown may delay it");
+        let state = Path::new(FREEZER).join(&container.cgroup[1..]).join("freezer.state");
+        assert_ne!(fs::read_to_string(state).unwrap().trim(), "THAWED");
+        // Each hostile table is more than a megabyte, and the host's own some kilobytes.
+        assert!(read < 100_000, "{read} bytes were read before the last shutdown");
+        assert!(runner.helpers().iter().all(|pid| pids.contains(pid)), "a process was started for the fence");
+        let pool = runner.into_pool();
+        let mut runner = FenceRunner::with_pool(&known(table), None, None, host.policy(), pool);
+        // They pin both by their copies: the shutdown is the proof.
+        runner.run_until_proved(holder_now() + Now::from_secs(20)).unwrap();
+        assert_eq!(container.processes(), [].into());
+        assert!(hostile.iter_mut().all(Tenant::lives), "containers without a volume were killed");
+        volumes.iter().for_each(Volume::assert_no_writes);
+    });
+}
+
+/// This process's tasks and those of its children cannot become more, until it is dropped.
+struct FullTable(PathBuf);
+
+impl FullTable {
+    fn new(alone: &Alone) -> Self {
+        let root = Path::new("/sys/fs/cgroup/pids");
+        let full = root.join(&alone.cgroup);
+        fs::create_dir(&full).unwrap();
+        let it = Self(full.clone());
+        fs::write(full.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+        let tasks = fs::read_to_string(full.join("pids.current")).unwrap();
+        fs::write(full.join("pids.max"), tasks.trim()).unwrap();
+        it
+    }
+}
+
+impl Drop for FullTable {
+    fn drop(&mut self) {
+        let all = Path::new("/sys/fs/cgroup/pids/cgroup.procs");
+        let _left = fs::write(all, std::process::id().to_string());
+        let _removed = fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn root_a_whole_fence_is_proved_by_helpers_that_stand_by_while_no_process_can_be_started() {
+    let name =
+        "strike::root_a_whole_fence_is_proved_by_helpers_that_stand_by_while_no_process_can_be_started";
+    alone(name, |alone| {
+        let host = Host::new(alone);
+        let volumes = [host.volume("ext4", "vol1"), host.volume("btrfs", "vol2")];
+        let containers =
+            [host.container("task1", &volumes[0], false), host.container("task2", &volumes[1], false)];
+        let table = Host::table(&[&containers[0], &containers[1]], &[&volumes[0], &volumes[1]]);
+        let pool = pool(&host, &table);
+        let full = FullTable::new(alone);
+        let refused = Command::new("true").spawn().unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(Errno::AGAIN.raw_os_error()));
+        let mut runner = FenceRunner::with_pool(&known(table.clone()), None, None, host.policy(), pool);
+        runner.run_until_proved(holder_now() + Now::from_secs(20)).unwrap();
+        assert!(volumes.iter().all(Volume::is_idle));
+        assert!(containers.iter().all(|container| container.processes().is_empty()));
+        // Without those that stand by there is no fence.
+        let mut without = FenceRunner::new(&known(table), None, None, host.policy());
+        let why = without.run_until_proved(holder_now() + Now::from_millis(200)).unwrap_err();
+        assert!(why.contains("no helper process could be started"), "{why}");
+        drop(full);
+    });
+}
+
+#[test]
+fn root_helpers_that_died_while_they_stood_by_are_replaced_before_and_in_a_fence() {
+    let name = "strike::root_helpers_that_died_while_they_stood_by_are_replaced_before_and_in_a_fence";
+    alone(name, |alone| {
+        let host = Host::new(alone);
+        let volume = host.volume("ext4", "vol1");
+        let table = Host::table(&[], &[&volume]);
+        let mut pool = pool(&host, &table);
+        let kill = |pids: &[u32]| {
+            for pid in pids {
+                run("kill", &["-KILL", &pid.to_string()]);
+                let state = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+                eventually("it ends", || !state().contains("(extvol-fence)") || state().contains(") Z "));
+            }
+        };
+        let first = pool.pids();
+        kill(&first[..2]);
+        pool.tend(holder_now(), &alone.directory.join("table.json"), &host.policy());
+        assert!(pool.standby() >= 4 && !pool.pids().contains(&first[0]));
+        kill(&pool.pids());
+        let mut runner = FenceRunner::with_pool(&known(table), None, None, host.policy(), pool);
+        runner.run_until_proved(holder_now() + Now::from_secs(20)).unwrap();
+        assert!(volume.is_idle());
+        assert!(runner.into_pool().standby() > 0, "helpers are used again");
+    });
+}
+
+#[test]
+fn root_monitors_with_slave_copies_of_the_whole_host_survive_a_fence() {
+    alone("strike::root_monitors_with_slave_copies_of_the_whole_host_survive_a_fence", |alone| {
+        let host = Host::new(alone);
+        let volumes = [host.volume("ext4", "vol1"), host.volume("btrfs", "vol2")];
+        let containers =
+            [host.container("task1", &volumes[0], false), host.container("task2", &volumes[1], true)];
+        let place = alone.directory.join("host");
+        fs::create_dir(&place).unwrap();
+        let all = [("ROOT", host.root.as_path()), ("PLACE", &place)];
+        let mut monitor = Tenant::start(None, "slave", &all, "mount --rbind --make-rslave $ROOT $PLACE");
+        let seen = format!("/proc/{}/root{}/vol2", monitor.0.id(), place.display());
+        assert!(Path::new(&seen).join("outer").exists(), "it sees the volume elsewhere");
+        host.fence(&known(Host::table(&[&containers[0], &containers[1]], &[&volumes[0], &volumes[1]])));
+        assert!(monitor.lives(), "a process of the host's was killed");
+        assert!(volumes.iter().all(Volume::is_idle), "its copies go with the host's mounts");
+        assert!(containers.iter().all(|container| container.processes().is_empty()));
+    });
+}
+
+#[test]
+fn root_who_pins_a_btrfs_is_killed_if_it_is_of_the_agents_containers_and_only_named_otherwise() {
+    let name =
+        "strike::root_who_pins_a_btrfs_is_killed_if_it_is_of_the_agents_containers_and_only_named_otherwise";
+    alone(name, |alone| {
+        let host = Host::new(alone);
+        let volume = host.volume("btrfs", "vol1");
+        let mounted: MountedVolume = serde_json::from_value(volume.mounted()).unwrap();
+        let cgroup_root = format!("/{}", alone.cgroup);
+        let mut tenant = Tenant::start(Some(&host.cgroup("other")), "private", &[], ":");
+        let mut hosts = Tenant::start(None, "private", &[], ":");
+        let (pins, all) = who_pins(&mounted, Some(&cgroup_root)).unwrap();
+        let found: Vec<_> =
+            pins.iter().map(|pin| (pin.pid, pin.cgroup.clone(), pin.mount_point.clone())).collect();
+        let other = Some(host.cgroup("other"));
+        assert_eq!(
+            found,
+            [(tenant.0.id(), other, volume.point.clone()), (hosts.0.id(), None, volume.point.clone())]
+        );
+        assert!(all);
+        let why = host.fence_in_vain(&known(Host::table(&[], &[&volume])));
+        assert!(
+            why.contains(&format!("process {}", hosts.0.id())) && why.contains("in its own mount namespace"),
+            "{why}"
+        );
+        assert!(!why.contains(&format!("process {}", tenant.0.id())), "{why}");
+        assert!(hosts.lives() && !tenant.lives());
+        assert_eq!(tenant.signal(), Some(9));
+        drop(hosts);
+        host.fence(&known(Host::table(&[], &[&volume])));
+        assert!(volume.is_idle());
+    });
+}
+
+#[test]
+fn root_a_tenant_whose_mounts_are_too_many_to_be_seen_through_cannot_hide_a_volume_there() {
+    let name =
+        "strike::root_a_tenant_whose_mounts_are_too_many_to_be_seen_through_cannot_hide_a_volume_there";
+    alone(name, |alone| {
+        let host = Host::new(alone);
+        let volume = host.volume("btrfs", "vol1");
+        let many = alone.directory.join("many");
+        fs::create_dir(&many).unwrap();
+        let hidden = alone.directory.join("hidden");
+        fs::create_dir(&hidden).unwrap();
+        let hide = format!("{MANY}\nmount --bind $VOLUME $HIDDEN; umount $VOLUME");
+        let places = [("MANY", many.as_path()), ("VOLUME", &volume.point), ("HIDDEN", &hidden)];
+        let tenant = Tenant::start(Some(&host.cgroup("other")), "private", &places, &hide);
+        host.fence(&known(Host::table(&[], &[&volume])));
+        assert!(volume.is_idle());
+        assert_eq!(tenant.signal(), Some(9));
+    });
+}
+
+#[test]
+fn root_what_is_mounted_outside_the_roots_as_well_is_not_shut_down_and_the_fence_says_why() {
+    let name =
+        "strike::root_what_is_mounted_outside_the_roots_as_well_is_not_shut_down_and_the_fence_says_why";
+    alone(name, |alone| {
+        let host = Host::new(alone);
+        // The host's data disk, of which a plugin has bound a directory below the root.
+        let disk = host.volume("ext4", "vol1");
+        let data = alone.directory.join("data");
+        fs::create_dir(&data).unwrap();
+        fs::create_dir(disk.point.join("sub")).unwrap();
+        run("umount", &[disk.point.to_str().unwrap()]);
+        run("mount", &[&disk.device, data.to_str().unwrap()]);
+        let sub = data.join("sub");
+        run("mount", &["--bind", sub.to_str().unwrap(), disk.point.to_str().unwrap()]);
+        let table = Host::table(&[], &[&disk]);
+        // With and without what a pool knows of the host.
+        for pool in [pool(&host, &table), Pool::new(host.policy().program)] {
+            let mut runner = FenceRunner::with_pool(&known(table.clone()), None, None, host.policy(), pool);
+            strike(&mut runner);
+            let why = runner.run_until_proved(holder_now() + Now::from_secs(1)).unwrap_err();
+            assert!(why.contains("outside mount_roots") && why.contains("volume ebs/vol1"), "{why}");
+        }
+        fs::write(data.join("still"), "writable").unwrap();
+        assert!(disk.is_mounted_on_host());
+        // Nor what a record of an older keeper names outside the roots alone.
+        run("umount", &[disk.point.to_str().unwrap()]);
+        let mut stored = serde_json::to_value(&table).unwrap();
+        stored["volumes"][0]["mounted"]["mount_point"] = data.to_str().unwrap().into();
+        let why = host.fence_in_vain(&known(serde_json::from_value(stored).unwrap()));
+        assert!(why.contains("outside mount_roots"), "{why}");
+        // Nor by a sweep.
+        host.fence(&known(Table::default()));
+        host.fence(&Known::Lost);
+        fs::write(data.join("still"), "writable").unwrap();
+    });
+}
+
+#[test]
+fn root_a_volume_behind_a_link_or_under_another_mount_is_shut_down_by_what_the_table_of_mounts_tells() {
+    let name = "strike::root_a_volume_behind_a_link_or_under_another_mount_is_shut_down_by_what_the_table_of_mounts_tells";
+    alone(name, |alone| {
+        let host = Host::new(alone);
+        let volume = host.volume("ext4", "vol1");
+        // The driver's answer is a directory on the volume, which a task replaced by a link to the host's.
+        let inside = volume.point.join("data");
+        std::os::unix::fs::symlink(&alone.directory, &inside).unwrap();
+        let linked = alone.directory.join("linked");
+        std::os::unix::fs::symlink(&host.root, &linked).unwrap();
+        let mut stored = serde_json::to_value(Host::table(&[], &[&volume])).unwrap();
+        for (point, roots) in [(inside, host.root.clone()), (linked.join("vol1"), linked)] {
+            stored["volumes"][0]["mounted"]["mount_point"] = point.to_str().unwrap().into();
+            let table: Table = serde_json::from_value(stored.clone()).unwrap();
+            let policy = agent_isolator::keeper::fence::Policy { roots: vec![roots], ..host.policy() };
+            let pool = pool(&host, &table);
+            let mut runner = FenceRunner::strike(&known(table), policy, pool);
+            strike(&mut runner);
+            assert!(is_shut_down(&volume), "{}", point.display());
+            run("umount", &[volume.point.to_str().unwrap()]);
+            run("mount", &[&volume.device, volume.point.to_str().unwrap()]);
+            assert!(!is_shut_down(&volume));
+        }
+        fs::write(alone.directory.join("still"), "writable").unwrap();
+    });
+}
+
+#[test]
+fn root_the_kinds_that_are_said_to_have_a_shutdown_have_it_and_others_have_not() {
+    alone("strike::root_the_kinds_that_are_said_to_have_a_shutdown_have_it_and_others_have_not", |alone| {
+        let host = Host::new(alone);
+        for kind in ["ext3", "ext4", "xfs", "btrfs"] {
+            let volume = host.volume(kind, kind);
+            let table = Host::table(&[], &[&volume]);
+            let pool = pool(&host, &table);
+            let mut runner = FenceRunner::strike(&known(table), host.policy(), pool);
+            strike(&mut runner);
+            assert_eq!(is_shut_down(&volume), can_be_shut_down(kind), "{kind}");
+        }
+    });
+}

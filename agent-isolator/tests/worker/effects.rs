@@ -1,0 +1,125 @@
+//! The gate, the last look before a driver's call, the table before the effect, beats under a guard.
+
+use std::fs;
+use std::time::Duration;
+
+use agent_isolator::wire::Answer;
+
+use crate::alone::alone;
+use crate::world::{Process, eventually, is_mounted, with_worker};
+
+#[test]
+fn root_a_volume_is_leased_mounted_handed_over_and_given_back() {
+    alone("effects::root_a_volume_is_leased_mounted_handed_over_and_given_back", |alone| {
+        with_worker(alone, &[], async |mut world| {
+            world.disk("a");
+            let prepare = world.prepare("c1", &["ebs/a"]);
+            let mount_points = vec![world.point("a").to_str().unwrap().to_owned()];
+            assert_eq!(world.answer(prepare).await, Ok(Answer::Prepared { mount_points }));
+            let (lease, _) = world.stored("leases/ebs/a").await.unwrap();
+            assert!(lease.contains(r#""holder":"h""#), "{lease}");
+            let cleanup = world.cleanup("c1");
+            assert_eq!(world.answer(cleanup).await, Ok(Answer::Done));
+            let world = &world;
+            let is_free =
+                async || world.stored("leases/ebs/a").await.is_none_or(|(lease, _)| !lease.contains("epoch"));
+            eventually("the lease is free", is_free).await;
+            assert_eq!(world.driver.calls(), ["mount ebs/a", "unmount ebs/a"]);
+            assert!(!is_mounted(&world.point("a")));
+        });
+    });
+}
+
+#[test]
+fn root_no_container_is_let_go_once_the_flag_is_set() {
+    alone("effects::root_no_container_is_let_go_once_the_flag_is_set", |alone| {
+        with_worker(alone, &[], async |mut world| {
+            world.disk("a");
+            let _first = world.running("c1", &["ebs/a"]).await;
+            let prepare = world.prepare("c2", &["ebs/a"]);
+            assert!(world.answer(prepare).await.is_ok());
+            let process = Process::start();
+            // The worker does not run in between: it learns of the flag by the gate's own look, unless an event that came
+            // before has it look first.
+            world.memory.flag();
+            let isolate = world.isolate("c2", process.id());
+            let why = world.answer(isolate).await.unwrap_err();
+            assert!(why.contains("is being fenced") || why.contains("has begun to fence this host"), "{why}");
+        });
+    });
+}
+
+#[test]
+fn root_no_driver_is_called_once_the_flag_is_set() {
+    alone("effects::root_no_driver_is_called_once_the_flag_is_set", |alone| {
+        with_worker(alone, &[("driver_calls_max", "1")], async |mut world| {
+            world.driver.hold("ebs");
+            let first = world.prepare("c1", &["ebs/missing"]);
+            let second = world.prepare("c2", &["ebs/a"]);
+            let driver = world.driver.clone();
+            eventually("the first call is under way", async || driver.calls() == ["mount ebs/missing"]).await;
+            let lease = async || world.stored("leases/ebs/a").await.is_some();
+            eventually("the other one has its lease, and waits for the driver", lease).await;
+            // The call's end comes before the worker's own look at the flag.
+            world.memory.flag();
+            world.driver.let_go("ebs");
+            assert!(world.answer(second).await.is_err() && world.answer(first).await.is_err());
+            assert_eq!(world.driver.calls(), ["mount ebs/missing"]);
+        });
+    });
+}
+
+#[test]
+fn root_nothing_is_done_that_the_table_does_not_say_and_beats_go_on() {
+    alone("effects::root_nothing_is_done_that_the_table_does_not_say_and_beats_go_on", |alone| {
+        with_worker(alone, &[("profile", "fast")], async |mut world| {
+            world.disk("a");
+            world.disk("b");
+            let process = world.running("c1", &["ebs/a"]).await;
+            // As on a full file system: what is written beside the table cannot be.
+            let part = world.run_directory.join("table.json.part");
+            fs::create_dir(&part).unwrap();
+            let refused = world.prepare("c2", &["ebs/b"]);
+            let why = world.answer(refused).await.unwrap_err();
+            assert!(why.contains("cannot store its table in"), "{why}");
+            drop(process);
+            let cleanup = world.cleanup("c1");
+            let before = world.beat().await;
+            let beats = async || world.beat().await > before;
+            eventually("a beat", beats).await;
+            let second = world.beat().await;
+            let beats = async || world.beat().await > second;
+            eventually("another beat", beats).await;
+            assert_eq!(world.driver.calls(), ["mount ebs/a"]);
+            assert!(world.stored("leases/ebs/b").await.is_none() && is_mounted(&world.point("a")));
+            assert!(!world.is_answered(cleanup));
+            fs::remove_dir(&part).unwrap();
+            assert_eq!(world.answer(cleanup).await, Ok(Answer::Done));
+            let unmounts = async || world.driver.calls() == ["mount ebs/a", "unmount ebs/a"];
+            eventually("the volume is unmounted", unmounts).await;
+        });
+    });
+}
+
+#[test]
+fn root_no_beat_goes_out_while_no_deadman_ticks() {
+    alone("effects::root_no_beat_goes_out_while_no_deadman_ticks", |alone| {
+        with_worker(alone, &[], async |mut world| {
+            world.disk("a");
+            let _process = world.running("c1", &["ebs/a"]).await;
+            let before = world.beat().await;
+            let beats = async || world.beat().await > before;
+            eventually("a beat", beats).await;
+            world.deadman_ticks(false);
+            // It is missed after a second; one beat may be on its way.
+            tokio::time::sleep(Duration::from_millis(1_300)).await;
+            let last = world.beat().await;
+            tokio::time::sleep(Duration::from_millis(2_200)).await;
+            assert_eq!(world.beat().await, last, "two beats were due");
+            world.deadman_ticks(true);
+            let beats = async || world.beat().await > last;
+            eventually("beats again", beats).await;
+            assert!(!world.memory.read().fenced);
+        });
+    });
+}

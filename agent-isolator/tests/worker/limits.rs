@@ -1,0 +1,78 @@
+//! What one tenant can have of a host, and what is left for the others.
+
+use agent_isolator::wire::Answer;
+
+use crate::alone::alone;
+use crate::world::{eventually, with_worker};
+
+#[test]
+fn root_more_prepares_than_a_host_takes_are_refused_with_a_sentence_and_a_repeated_one_is_not() {
+    let name =
+        "limits::root_more_prepares_than_a_host_takes_are_refused_with_a_sentence_and_a_repeated_one_is_not";
+    alone(name, |alone| {
+        with_worker(alone, &[("prepares_max", "2")], async |mut world| {
+            world.disk("a");
+            world.driver.hold("ebs");
+            let first = world.prepare("c1", &["ebs/a"]);
+            let second = world.prepare("c2", &["ebs/missing"]);
+            let third = world.prepare("c3", &["fast/missing"]);
+            let why = world.answer(third).await.unwrap_err();
+            assert!(
+                why.contains("already preparing the volumes of 2 containers") && why.contains("prepares_max"),
+                "{why}"
+            );
+            // As over a new connection.
+            let again = world.prepare("c1", &["ebs/a"]);
+            world.driver.let_go("ebs");
+            assert!(matches!(world.answer(again).await, Ok(Answer::Prepared { .. })));
+            assert!(!world.is_answered(first) && world.answer(second).await.is_err());
+            let fourth = world.prepare("c4", &["ebs/a"]);
+            assert!(matches!(world.answer(fourth).await, Ok(Answer::Prepared { .. })));
+        });
+    });
+}
+
+#[test]
+fn root_a_driver_that_hangs_has_few_calls_under_way_and_another_driver_is_called_at_once() {
+    let name =
+        "limits::root_a_driver_that_hangs_has_few_calls_under_way_and_another_driver_is_called_at_once";
+    alone(name, |alone| {
+        with_worker(alone, &[("driver_calls_max", "3")], async |mut world| {
+            world.disk("a");
+            world.driver.hold("slow");
+            let hostile: Vec<_> = (0..12).map(|n| format!("slow/v{n}")).collect();
+            let asked = hostile.iter().map(String::as_str).collect::<Vec<_>>();
+            let hanging = world.prepare("hostile", &asked);
+            let driver = world.driver.clone();
+            eventually("calls are under way", async || driver.calls().len() == 3).await;
+            let launch = world.prepare("bystander", &["ebs/a"]);
+            assert!(matches!(world.answer(launch).await, Ok(Answer::Prepared { .. })));
+            assert_eq!(world.driver.calls().len(), 4, "{:?}", world.driver.calls());
+            world.driver.let_go("slow");
+            assert!(world.answer(hanging).await.is_err());
+        });
+    });
+}
+
+#[test]
+fn root_at_one_driver_a_bystander_takes_its_turn_before_the_rest_of_a_container_with_many_volumes() {
+    let name = "limits::root_at_one_driver_a_bystander_takes_its_turn_before_the_rest_of_a_container_with_many_volumes";
+    alone(name, |alone| {
+        with_worker(alone, &[("driver_calls_max", "1")], async |mut world| {
+            world.disk("a");
+            world.driver.hold("ebs");
+            let hostile: Vec<_> = (0..20).map(|n| format!("ebs/v{n}")).collect();
+            world.prepare("hostile", &hostile.iter().map(String::as_str).collect::<Vec<_>>());
+            let driver = world.driver.clone();
+            eventually("a call is under way", async || driver.calls().len() == 1).await;
+            let launch = world.prepare("bystander", &["ebs/a"]);
+            let leased = async || world.stored("leases/ebs/a").await.is_some();
+            eventually("its lease is there", leased).await;
+            world.driver.let_go("ebs");
+            assert!(matches!(world.answer(launch).await, Ok(Answer::Prepared { .. })));
+            let calls = world.driver.calls();
+            let turn = calls.iter().position(|call| call == "mount ebs/a").unwrap();
+            assert!(turn <= 3, "{calls:?}");
+        });
+    });
+}
