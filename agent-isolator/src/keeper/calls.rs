@@ -21,6 +21,8 @@ pub(super) struct Known {
     pub(super) calls: u32,
     /// What they have mounted beside the volume's mount.
     pub(super) strays: Vec<MountedVolume>,
+    /// What the last look found that was no volume's.
+    pub(super) found: Vec<String>,
     pinned_since: Option<Now>,
 }
 
@@ -70,6 +72,7 @@ impl Calls {
     pub(super) fn proved(&mut self, now: Now, asked: &VolumeId, proof: &Proof) {
         let known = self.known.entry(asked.clone()).or_default();
         known.strays.clone_from(&proof.strays);
+        known.found.clone_from(&proof.found);
         known.pinned_since = match proof.idleness {
             Idleness::Pinned(_) | Idleness::Mounted => known.pinned_since.or(Some(now)),
             _ => None,
@@ -111,7 +114,7 @@ mod tests {
         let grace = Duration::from_secs(10);
         let at = Duration::from_secs;
         let mut sees = |now: u64, idleness: Idleness| {
-            let proof = Proof { idleness, strays: vec![], killed: vec![] };
+            let proof = Proof { idleness, strays: vec![], found: vec![], killed: vec![] };
             calls.proved(at(now), &volume(), &proof);
             calls.of(&volume()).had_time(at(now), grace)
         };

@@ -506,6 +506,19 @@ impl VolumeDriver for DockerPlugins {
             let why = format!("no plugin is known that takes volumes of {} away", asked.driver);
             return Err(MountFault::Unreachable(why.into()));
         };
+        // Under a second name it would be taken from whoever lives and holds it under the first.
+        if let Ok(answer) = self.call(plugin, "Get", &json!({ "Name": asked.name }), UNMOUNT_TIMEOUT).await
+            && let Some(name) = field(&answer, "Volume").and_then(|volume| field(volume, "Name"))
+            && let Some(name) = name.as_str().filter(|name| !name.is_empty())
+            && !name.eq_ignore_ascii_case(asked.name.as_str())
+        {
+            let why = format!(
+                "the driver knows the volume {} as {}: name it so",
+                asked.name,
+                words(name.as_bytes())
+            );
+            return Err(MountFault::Unreachable(why.into()));
+        }
         let body = json!({ "Name": asked.name, "ID": mount_id(token) });
         let answer = self.call(plugin, "Mount", &body, MOUNT_TIMEOUT).await;
         answer.map(drop).map_err(mount_fault)

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! prepares_max       prepares that wait for their answer; the next one is refused
-//! driver_calls_max   calls of one driver under way; the others wait here, one container after the other
+//! driver_calls_max   calls of one driver under way, a quarter of them for one container; the others wait here, one container after
+//!                    the other
 //! LOOKS_MAX          helper processes that look at mounts for launches, and as many again for releases
 //! CONNECTIONS_MAX    connections to the keeper's socket, which only root can make
 //! ```
@@ -16,7 +17,7 @@ use std::ops::Bound;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use shared::protocol::holder::Output;
-use shared::volume::{ContainerId, Driver};
+use shared::volume::{ContainerId, Driver, VolumeId};
 
 /// Helper processes at once, of each kind. A hung one is given up after 10 s.
 pub(super) const LOOKS_MAX: usize = 32;
@@ -44,27 +45,56 @@ pub fn raise_descriptors() {
     }
 }
 
-/// For whom a driver is called: a container, or none, when a volume is given up.
-type Caller = Option<ContainerId>;
+/// For whom a driver is called.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Caller {
+    /// The container that uses the volume, or was the last to.
+    Container(ContainerId),
+    /// A volume of which this life of the keeper knows no container.
+    Volume(VolumeId),
+}
+
+/// A call that may be made, and counts as under way until [`DriverCalls::ended`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Turn {
+    driver: Driver,
+    caller: Caller,
+}
 
 /// The calls that wait for their driver.
 #[derive(Debug)]
 pub(super) struct DriverCalls {
     max: usize,
     drivers: BTreeMap<Driver, Calls>,
+    /// For whom a volume, as its driver is asked for it, was wanted last.
+    users: BTreeMap<VolumeId, ContainerId>,
 }
 
 #[derive(Debug, Default)]
 struct Calls {
-    under_way: usize,
+    under_way: BTreeMap<Caller, usize>,
     waiting: BTreeMap<Caller, VecDeque<Output>>,
     /// Whose call was made last: the next one after it is next.
-    last: Caller,
+    last: Option<Caller>,
 }
 
 impl DriverCalls {
     pub(super) fn new(max: usize) -> Self {
-        Self { max, drivers: BTreeMap::new() }
+        Self { max, drivers: BTreeMap::new(), users: BTreeMap::new() }
+    }
+
+    /// For whom a volume's driver is called: who gives volumes up without end waits behind itself, and not before others.
+    pub(super) fn caller(&mut self, asked: &VolumeId, user: Option<ContainerId>) -> Caller {
+        if let Some(user) = user {
+            self.users.insert(asked.clone(), user);
+        }
+        let known = self.users.get(asked).cloned();
+        known.map_or_else(|| Caller::Volume(asked.clone()), Caller::Container)
+    }
+
+    /// Forgets volumes that are not among these any more.
+    pub(super) fn forget_users(&mut self, still: impl Fn(&VolumeId) -> bool) {
+        self.users.retain(|asked, _| still(asked));
     }
 
     /// Takes in a call; [`DriverCalls::next`] says when it is made.
@@ -74,20 +104,25 @@ impl DriverCalls {
 
     /// A call that may be made now, of a driver that has not too many under way: it counts as under way until
     /// [`DriverCalls::ended`].
-    pub(super) fn next(&mut self) -> Option<(Driver, Output)> {
+    pub(super) fn next(&mut self) -> Option<(Turn, Output)> {
         let max = self.max;
-        let free = |(_, calls): &(&Driver, &mut Calls)| calls.under_way < max && !calls.waiting.is_empty();
-        let (driver, calls) = self.drivers.iter_mut().find(free)?;
-        Some((driver.clone(), calls.next()?))
+        self.drivers.iter_mut().find_map(|(driver, calls)| {
+            let (caller, call) = calls.next(max)?;
+            Some((Turn { driver: driver.clone(), caller }, call))
+        })
     }
 
     /// A call of this driver has ended, or was not made.
-    pub(super) fn ended(&mut self, driver: &Driver) {
-        if let Some(calls) = self.drivers.get_mut(driver) {
-            calls.under_way = calls.under_way.saturating_sub(1);
-            if calls.under_way == 0 && calls.waiting.is_empty() {
-                self.drivers.remove(driver);
+    pub(super) fn ended(&mut self, Turn { driver, caller }: &Turn) {
+        let Some(calls) = self.drivers.get_mut(driver) else { return };
+        if let Some(count) = calls.under_way.get_mut(caller) {
+            *count -= 1;
+            if *count == 0 {
+                calls.under_way.remove(caller);
             }
+        }
+        if calls.under_way.is_empty() && calls.waiting.is_empty() {
+            self.drivers.remove(driver);
         }
     }
 
@@ -100,17 +135,26 @@ impl DriverCalls {
 }
 
 impl Calls {
-    fn next(&mut self) -> Option<Output> {
-        let after = (Bound::Excluded(&self.last), Bound::Unbounded);
-        let caller = self.waiting.range(after).next().or_else(|| self.waiting.iter().next())?.0.clone();
+    fn next(&mut self, max: usize) -> Option<(Caller, Output)> {
+        if self.under_way.values().sum::<usize>() >= max {
+            return None;
+        }
+        // One container's volumes may all be of a plugin's that hang.
+        let of_one = (max / 4).max(1);
+        let may = |(caller, _): &(&Caller, &VecDeque<Output>)| {
+            self.under_way.get(*caller).is_none_or(|count| *count < of_one)
+        };
+        let after = self.last.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        let mut others = self.waiting.range((after, Bound::Unbounded)).chain(self.waiting.iter());
+        let caller = others.find(may)?.0.clone();
         let queue = self.waiting.get_mut(&caller)?;
         let call = queue.pop_front()?;
         if queue.is_empty() {
             self.waiting.remove(&caller);
         }
-        self.last = caller;
-        self.under_way += 1;
-        Some(call)
+        *self.under_way.entry(caller.clone()).or_default() += 1;
+        self.last = Some(caller.clone());
+        Some((caller, call))
     }
 }
 
@@ -119,7 +163,7 @@ mod tests {
     use shared::protocol::Op;
     use shared::record::Token;
     use shared::store::Revision;
-    use shared::volume::{VolumeId, VolumeName};
+    use shared::volume::VolumeName;
 
     use super::*;
 
@@ -127,60 +171,109 @@ mod tests {
         Driver::new(name).unwrap()
     }
 
-    fn add(calls: &mut DriverCalls, name: &str, container: Option<&str>, op: u64) {
-        let asked = VolumeId { driver: driver(name), name: VolumeName::new("v").unwrap() };
-        let call = Output::Unmount { op: Op(op), token: Token(Revision(1)), asked, mounted: None };
-        calls.add(driver(name), container.map(|id| ContainerId::new(id).unwrap()), call);
+    /// The calls, and those under way.
+    struct World {
+        calls: DriverCalls,
+        made: BTreeMap<u64, Turn>,
     }
 
-    fn next(calls: &mut DriverCalls) -> Option<u64> {
-        let (_, Output::Unmount { op: Op(op), .. }) = calls.next()? else { panic!() };
-        Some(op)
+    impl World {
+        fn new(max: usize) -> Self {
+            Self { calls: DriverCalls::new(max), made: BTreeMap::new() }
+        }
+
+        fn add(&mut self, name: &str, container: Option<&str>, op: u64) {
+            let asked = VolumeId { driver: driver(name), name: VolumeName::new(format!("v{op}")).unwrap() };
+            let caller = self.calls.caller(&asked, container.map(|id| ContainerId::new(id).unwrap()));
+            let call = Output::Unmount { op: Op(op), token: Token(Revision(1)), asked, mounted: None };
+            self.calls.add(driver(name), caller, call);
+        }
+
+        fn next(&mut self) -> Option<u64> {
+            let (turn, Output::Unmount { op: Op(op), .. }) = self.calls.next()? else { panic!() };
+            self.made.insert(op, turn);
+            Some(op)
+        }
+
+        fn end(&mut self, op: u64) {
+            self.calls.ended(&self.made[&op]);
+        }
     }
 
     #[test]
     fn a_drivers_calls_are_bounded_and_another_drivers_do_not_wait_for_them() {
-        let mut calls = DriverCalls::new(2);
+        let mut world = World::new(2);
         for op in 1..=5 {
-            add(&mut calls, "slow", Some("a"), op);
+            world.add("slow", Some(&format!("c{op}")), op);
         }
-        assert_eq!([next(&mut calls), next(&mut calls), next(&mut calls)], [Some(1), Some(2), None]);
-        add(&mut calls, "zfast", Some("b"), 9);
-        assert_eq!([next(&mut calls), next(&mut calls)], [Some(9), None]);
-        calls.ended(&driver("slow"));
-        assert_eq!([next(&mut calls), next(&mut calls)], [Some(3), None]);
+        assert_eq!([world.next(), world.next(), world.next()], [Some(1), Some(2), None]);
+        world.add("zfast", Some("b"), 9);
+        assert_eq!([world.next(), world.next()], [Some(9), None]);
+        world.end(1);
+        assert_eq!([world.next(), world.next()], [Some(3), None]);
+    }
+
+    #[test]
+    fn one_container_has_a_quarter_of_a_drivers_calls_and_leaves_the_others_to_others() {
+        let mut world = World::new(8);
+        for op in 1..=20 {
+            world.add("d", Some("hostile"), op);
+        }
+        assert_eq!([world.next(), world.next(), world.next()], [Some(1), Some(2), None]);
+        world.add("d", Some("bystander"), 99);
+        assert_eq!([world.next(), world.next()], [Some(99), None]);
+        world.end(1);
+        assert_eq!([world.next(), world.next()], [Some(3), None]);
     }
 
     #[test]
     fn containers_take_turns_at_a_driver_however_many_calls_one_has_waiting() {
-        let mut calls = DriverCalls::new(1);
+        let mut world = World::new(1);
         for op in 1..=1_000 {
-            add(&mut calls, "d", Some("hostile"), op);
+            world.add("d", Some("hostile"), op);
         }
-        assert_eq!(next(&mut calls), Some(1));
-        add(&mut calls, "d", Some("bystander"), 2_001);
-        add(&mut calls, "d", None, 2_002);
-        let mut made = Vec::new();
+        assert_eq!(world.next(), Some(1));
+        world.add("d", Some("bystander"), 2_001);
+        world.add("d", None, 2_002);
+        let mut made = vec![1];
         for _ in 0..4 {
-            calls.ended(&driver("d"));
-            made.extend(next(&mut calls));
+            world.end(*made.last().unwrap());
+            made.extend(world.next());
         }
-        assert_eq!(made, [2_002, 2_001, 2, 3]);
+        assert_eq!(made, [1, 2_002, 2_001, 2, 3]);
+    }
+
+    #[test]
+    fn what_is_given_up_waits_behind_the_container_that_wanted_it() {
+        let mut world = World::new(1);
+        for op in 1..=100 {
+            world.add("d", Some("hostile"), op);
+        }
+        assert_eq!(world.next(), Some(1));
+        // Their Unmounts, when nobody uses them any more.
+        for op in 1..=100 {
+            world.add("d", None, op);
+        }
+        world.add("d", Some("bystander"), 999);
+        world.end(1);
+        assert_eq!(world.next(), Some(999));
     }
 
     #[test]
     fn what_waits_is_forgotten_with_its_epoch_and_what_is_under_way_still_counts() {
-        let mut calls = DriverCalls::new(1);
-        add(&mut calls, "d", Some("a"), 1);
-        add(&mut calls, "d", Some("a"), 2);
-        assert_eq!(next(&mut calls), Some(1));
-        calls.forget();
-        add(&mut calls, "d", Some("a"), 3);
-        assert_eq!(next(&mut calls), None);
-        calls.ended(&driver("d"));
-        assert_eq!(next(&mut calls), Some(3));
-        calls.ended(&driver("d"));
-        assert!(calls.drivers.is_empty());
+        let mut world = World::new(1);
+        world.add("d", Some("a"), 1);
+        world.add("d", Some("a"), 2);
+        assert_eq!(world.next(), Some(1));
+        world.calls.forget();
+        world.add("d", Some("a"), 3);
+        assert_eq!(world.next(), None);
+        world.end(1);
+        assert_eq!(world.next(), Some(3));
+        world.end(3);
+        assert!(world.calls.drivers.is_empty());
+        world.calls.forget_users(|_| false);
+        assert!(world.calls.users.is_empty());
     }
 
     #[test]

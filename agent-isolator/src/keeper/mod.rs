@@ -56,7 +56,7 @@ use shared::protocol::timing::LEAD;
 use shared::protocol::{Now, Op, Request, Text};
 use shared::record::Token;
 use shared::store::LeaseStore;
-use shared::volume::{ContainerId, Driver, VolumeId};
+use shared::volume::{ContainerId, VolumeId};
 use tokio::sync::mpsc;
 
 use self::calls::Calls;
@@ -66,6 +66,7 @@ use self::driver::VolumeDriver;
 use self::etcd::Etcd;
 use self::fence::{FenceRunner, Known, Policy};
 use self::limits::DriverCalls;
+pub use self::limits::Turn;
 use self::means::{Found, MeansWatch};
 use self::mounts::{MountCall, Others, Proof, ProofCall};
 use self::probe::Prober;
@@ -141,7 +142,7 @@ pub enum Event {
     /// It was looked whether a volume, as its driver was asked for it, is idle.
     Proved(Op, VolumeId, Proof),
     /// A driver has ended a call, whatever its answer is.
-    CallEnded(Driver),
+    CallEnded(Turn),
 }
 
 /// The running worker.
@@ -159,6 +160,8 @@ pub struct Worker<S, D> {
     queue: DriverCalls,
     prober: Prober,
     calls: Calls,
+    /// Volumes of an earlier life, as their drivers were asked: a call may have been made for them of which this one does not know.
+    restored: BTreeSet<VolumeId>,
     /// Whether the table has to be stored before what depends on it is carried out.
     unstored: bool,
     /// Why it could not be, the last time.
@@ -214,6 +217,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         let mut means = MeansWatch::new(&parameters, Arc::clone(&memory));
         let found = means.look(now).map(|found| found.means).unwrap_or_default();
         let core = Core::new(now, settings(&parameters, machine, found), table, memory.read());
+        let restored = core.volumes().values().map(|row| row.wanted.asked.clone()).collect();
         Ok(Self {
             core,
             checkpoint,
@@ -227,6 +231,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             queue: DriverCalls::new(parameters.driver_calls_max),
             prober: Prober::new(parameters.places(), parameters.policy().program),
             calls: Calls::default(),
+            restored,
             // That it was lost has to be known to the next one, too.
             unstored: lost,
             store_fault: None,
@@ -368,8 +373,8 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                 }
                 self.core.handle(now, Input::Idle(op, proof.idleness));
             }
-            Event::CallEnded(driver) => {
-                self.queue.ended(&driver);
+            Event::CallEnded(turn) => {
+                self.queue.ended(&turn);
                 self.call_drivers();
             }
             Event::Connected(id, lines) => {
@@ -652,6 +657,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                     before: known.before,
                     repeated: known.calls > 1,
                     strays: known.strays,
+                    found: known.found,
                     others,
                     end,
                 };
@@ -688,7 +694,10 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
     /// Notes what is there before a driver is called.
     fn begin_call(&mut self, asked: &VolumeId, token: Token, again: bool) {
         let rows = self.core.volumes();
-        self.calls.forget(|asked| rows.values().any(|row| row.wanted.asked == *asked));
+        let still: BTreeSet<_> = rows.values().map(|row| &row.wanted.asked).collect();
+        self.calls.forget(|asked| still.contains(asked));
+        self.queue.forget_users(|asked| still.contains(asked));
+        self.restored.retain(|asked| still.contains(asked));
         self.calls.begin(asked, token, again);
     }
 
@@ -712,8 +721,9 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
     /// What this host's other volumes have mounted.
     fn others(&self, volume: &VolumeId) -> Others {
         let others = || self.core.volumes().iter().filter(|(id, _)| *id != volume);
-        let mounting =
-            others().any(|(_, row)| matches!(row.phase, Phase::Mounting { .. } | Phase::Settling { .. }));
+        let is_mounting = |phase: &Phase| matches!(phase, Phase::Mounting { .. } | Phase::Settling { .. });
+        let mounting = others().filter(|(_, row)| is_mounting(&row.phase));
+        let mounting = mounting.map(|(_, row)| row.wanted.asked.clone()).collect();
         let mounted = others().filter_map(|(id, row)| Some((id.clone(), row.mounted()?.clone()))).collect();
         Others { mounted, mounting }
     }
@@ -725,10 +735,11 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             Output::Settle { asked, .. } | Output::Unmount { asked, .. } => asked,
             _ => return,
         };
-        let (driver, caller) = self.parameters.drivers.canonical(asked).map_or_else(
+        let (driver, user) = self.parameters.drivers.canonical(asked).map_or_else(
             |_| (asked.driver.clone(), None),
             |volume| (volume.driver.clone(), self.user_of(&volume)),
         );
+        let caller = self.queue.caller(asked, user);
         self.queue.add(driver, caller, call);
         self.call_drivers();
     }
@@ -738,20 +749,23 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
     }
 
     fn call_drivers(&mut self) {
-        while let Some((driver, call)) = self.queue.next() {
-            self.call_driver(driver, call);
+        while let Some((turn, call)) = self.queue.next() {
+            self.call_driver(turn, call);
         }
     }
 
-    fn call_driver(&mut self, named: Driver, call: Output) {
+    fn call_driver(&mut self, turn: Turn, call: Output) {
         let (Output::Settle { op, .. } | Output::Mount { op, .. } | Output::Unmount { op, .. }) = call else {
             return;
         };
         if !self.may_call(op) {
-            return self.queue.ended(&named);
+            return self.queue.ended(&turn);
         }
         match &call {
-            Output::Settle { token, asked, .. } => self.begin_call(asked, *token, false),
+            // Of a row of an earlier life the take-away may have been made before.
+            Output::Settle { token, asked, .. } => {
+                self.begin_call(asked, *token, self.restored.contains(asked));
+            }
             Output::Mount { token, wanted, again, .. } => {
                 self.begin_call(&wanted.asked, *token, *again);
             }
@@ -765,12 +779,12 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             match call {
                 Output::Settle { token, asked, .. } => {
                     let result = driver.take_away(&asked, token).await;
-                    send(Event::CallEnded(named));
+                    send(Event::CallEnded(turn));
                     tell(Input::Settled(op, result));
                 }
                 Output::Mount { token, wanted, .. } => {
                     let mounted = driver.mount(&wanted.asked, wanted.create.as_ref(), token).await;
-                    send(Event::CallEnded(named));
+                    send(Event::CallEnded(turn));
                     send(Event::DriverMounted(op, Box::new(wanted), mounted));
                 }
                 Output::Unmount { token, asked, mounted, .. } => {
@@ -783,7 +797,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                         Ok(()) => driver.unmount(&asked, token).await,
                         Err(why) => Err(UnmountFault::Unreachable(why)),
                     };
-                    send(Event::CallEnded(named));
+                    send(Event::CallEnded(turn));
                     tell(Input::Unmounted(op, result));
                 }
                 _ => {}

@@ -108,7 +108,9 @@ impl Prober {
 
     /// Whether a volume is still mounted where it was, and, where that is in doubt, who else sees it.
     pub(super) async fn look(&self, mounted: MountedVolume, doubted: bool) -> Sight {
-        match self.ask(&Question::Look(mounted, doubted, self.places.clone()), &self.launches).await {
+        // In doubt all namespaces are read: no launch waits for that.
+        let turns = if doubted { &self.releases } else { &self.launches };
+        match self.ask(&Question::Look(mounted, doubted, self.places.clone()), turns).await {
             Ok(Answer::Sight(sight)) => sight,
             Ok(other) => Sight::Unknown(mismatch(&other)),
             Err(why) => Sight::Unknown(why),
@@ -127,7 +129,8 @@ impl Prober {
     /// Whether a volume is idle.
     pub(super) async fn prove_idle(&self, call: ProofCall) -> Proof {
         let strays = call.strays.clone();
-        let unknown = |why| Proof { idleness: Idleness::Unknown(why), strays, killed: Vec::new() };
+        let unknown =
+            |why| Proof { idleness: Idleness::Unknown(why), strays, found: Vec::new(), killed: Vec::new() };
         match self.ask(&Question::ProveIdle(call, self.places.clone()), &self.releases).await {
             Ok(Answer::Proof(proof)) => proof,
             Ok(other) => unknown(mismatch(&other)),

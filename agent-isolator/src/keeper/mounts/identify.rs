@@ -9,7 +9,7 @@ use shared::protocol::holder::{MountedVolume, READ_ONLY, other_name_in_words};
 use shared::volume::VolumeId;
 
 use super::mount_table::{self, Mount};
-use super::{Before, Others, Places, check_shared, close_root, is_of, of, pin, storage, take_away};
+use super::{Before, Others, PINS, Places, check_shared, close_root, is_of, of, pin, storage, take_away};
 
 /// File systems of which a directory can be mounted as one: btrfs's subvolumes, a share's directories.
 const MOUNT_DIRECTORIES: [&str; 3] = ["btrfs", "cifs", "smb3"];
@@ -104,7 +104,7 @@ pub fn identify(call: &MountCall, places: &Places) -> Result<MountedVolume, Refu
     if let Some((other, known)) = call.others.same(&mounted) {
         // It would keep the mount busy.
         drop(opened);
-        undo_second(call, &mount, known).map_err(&later)?;
+        undo_second(call, &root, &mount, known).map_err(&later)?;
         return Err(nothing(other_name_in_words(other)));
     }
     if call.before.as_ref().is_some_and(|before| before.has(&mount)) {
@@ -135,8 +135,12 @@ pub fn identify(call: &MountCall, places: &Places) -> Result<MountedVolume, Refu
     }
     mounted.uuid = mounted.device.as_ref().and_then(storage::uuid).map(Into::into);
     // A driver that took the volume from another host, or was asked twice, may have mounted it elsewhere as well.
+    // While others are mounted, one of them may turn out to be this one's second name: the proof takes away what is left.
+    let pins: Vec<_> = roots.iter().map(|root| root.join(PINS)).collect();
     let extra = table.iter().filter(|other| {
-        is_of(&mounted)(other)
+        call.others.mounting.is_empty()
+            && !pins.iter().any(|pins| other.is_below(pins))
+            && is_of(&mounted)(other)
             && other.mount_point != mount.mount_point
             && call.before.as_ref().is_none_or(|before| !before.has(other))
     });
@@ -185,7 +189,9 @@ fn directory_of_host(what: &str) -> String {
 
 /// Takes away what a Mount under a second name has mounted, and leaves what the first has. The driver is not asked: it may take
 /// the two for one.
-fn undo_second(call: &MountCall, mount: &Mount, first: &MountedVolume) -> Result<(), String> {
+fn undo_second(call: &MountCall, root: &Path, mount: &Mount, first: &MountedVolume) -> Result<(), String> {
+    // Made when the first was not known yet.
+    pin::unpin_place(root, &call.volume)?;
     let at = |path: &str| mount_table::showing(Path::new(path)).ok().map(|mount| mount.id);
     let firsts = [Some(&first.mount_point), first.pin.as_ref()].into_iter().flatten();
     let is_firsts = firsts.filter_map(|path| at(path)).any(|id| id == mount.id);

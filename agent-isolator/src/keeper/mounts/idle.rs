@@ -18,7 +18,7 @@ use shared::volume::VolumeId;
 
 use super::look::seen_by;
 use super::mount_table::{self, Mount, Witness};
-use super::{Before, Others, Places, files, is_of, mount_above, of, storage, take_away};
+use super::{Before, Others, Places, files, is_of, mount_above, name, of, storage, take_away};
 use crate::keeper::alive;
 use crate::keeper::process::{self, ProcessId};
 
@@ -35,6 +35,8 @@ pub struct ProofCall {
     pub repeated: bool,
     /// What this volume's calls have mounted beside it, as far as is known.
     pub strays: Vec<MountedVolume>,
+    /// What the last look found below the roots that was no volume's.
+    pub found: Vec<String>,
     /// What this host's other volumes have.
     pub others: Others,
     /// Whether processes of the agent's containers that pin it are killed: they had time to end.
@@ -48,13 +50,15 @@ pub struct Proof {
     pub idleness: Idleness,
     /// What this volume's calls have mounted beside it.
     pub strays: Vec<MountedVolume>,
+    /// What was found below the roots that is no volume's, as far as was known when it was asked.
+    pub found: Vec<String>,
     /// Who was killed for it, in words.
     pub killed: Vec<String>,
 }
 
 impl Proof {
     fn new(idleness: Idleness, strays: &[MountedVolume]) -> Self {
-        Self { idleness, strays: strays.to_vec(), killed: Vec::new() }
+        Self { idleness, strays: strays.to_vec(), found: Vec::new(), killed: Vec::new() }
     }
 }
 
@@ -131,7 +135,11 @@ fn prove_nothing_left(call: &ProofCall, table: &[Mount], places: &Places) -> Pro
     // Of strays outside the roots it is known that this call made them.
     let known = |mount: &&Mount| call.strays.iter().any(|stray| is_of(stray)(mount));
     left.extend(table.iter().filter(|mount| known(mount) && !is_stray(mount) && !was_there(mount)));
-    let bears_name = |mount: &&&Mount| call.asked.name.is_in(&mount.mount_point);
+    // The roots' own names are nobody's.
+    let bears_name = |mount: &&&Mount| {
+        let below = roots.iter().find_map(|root| mount.mount_point.strip_prefix(root).ok());
+        below.is_some_and(|below| call.asked.name.is_in(below) && !call.others.may_be_mounting(below))
+    };
     let mut strays = call.strays.clone();
     for mount in &left {
         let stray = of(mount, &mount.mount_point.to_string_lossy());
@@ -142,12 +150,18 @@ fn prove_nothing_left(call: &ProofCall, table: &[Mount], places: &Places) -> Pro
             strays.push(stray);
         }
     }
-    if call.others.mounting
+    if !call.others.mounting.is_empty()
         && let Some(mount) = left.iter().find(|mount| !known(mount) && !bears_name(mount))
     {
         let at = mount.mount_point.display();
         let why = format!("{at} was mounted while other volumes are; whose it is shows when these are");
         return Proof::new(Idleness::Unknown(why.into()), &call.strays);
+    }
+    // What was mounted since the other volumes were asked about may be one of theirs: it is taken away when it is nobody's once more.
+    let found: Vec<_> = left.iter().map(|mount| name(mount)).collect();
+    if let Some(mount) = left.iter().find(|mount| !known(mount) && !call.found.contains(&name(mount))) {
+        let why = format!("{} is mounted, and no volume's: looked at once more", mount.mount_point.display());
+        return Proof { found, ..Proof::new(Idleness::Unknown(why.into()), &call.strays) };
     }
     if take_away(left.iter().copied()).is_some() {
         return Proof::new(Idleness::Mounted, &strays);

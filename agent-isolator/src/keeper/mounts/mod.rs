@@ -127,14 +127,19 @@ fn name(mount: &Mount) -> String {
 pub struct Others {
     /// The mounts that are known.
     pub mounted: Vec<(VolumeId, MountedVolume)>,
-    /// Whether a Mount of another one is under way: what is new may be that one's.
-    pub mounting: bool,
+    /// Those whose Mount is under way, as their drivers were asked: what is new may be theirs.
+    pub mounting: Vec<VolumeId>,
 }
 
 impl Others {
     /// The volume that has the same storage under another name.
     fn same(&self, mounted: &MountedVolume) -> Option<&(VolumeId, MountedVolume)> {
         self.mounted.iter().find(|(_, other)| other.is_same_storage(mounted))
+    }
+
+    /// Whether a mount is, by its name below a root, that of a volume which is being mounted.
+    fn may_be_mounting(&self, below: &Path) -> bool {
+        self.mounting.iter().any(|volume| volume.name.is_in(below))
     }
 
     fn have(&self, mount: &Mount) -> bool {

@@ -82,6 +82,14 @@ pub fn unpin(mounted: &MountedVolume) -> Result<(), String> {
     Ok(())
 }
 
+/// Takes away what is at the place of a volume's pin.
+///
+/// # Errors
+/// A sentence.
+pub(super) fn unpin_place(root: &Path, volume: &VolumeId) -> Result<(), String> {
+    unmount_all(&place(root, volume)).map_err(|why| format!("the keeper's own mount of it stays: {why}"))
+}
+
 fn unmount_all(place: &Path) -> Result<(), String> {
     let table = mount_table::own().map_err(|error| format!("the mount table: {error}"))?;
     let at = table.iter().filter(|mount| mount.mount_point == place);

@@ -117,13 +117,23 @@ impl World {
             before: self.before.clone(),
             repeated: false,
             strays: vec![],
-            others: Others { mounted: others, mounting: self.others.mounting },
+            others: Others { mounted: others, mounting: self.others.mounting.clone() },
+            found: vec![],
             end: false,
         }
     }
 
     pub(super) fn prove(&self, name: &str, mounted: Option<&MountedVolume>) -> Idleness {
-        prove_idle(&self.proof(name, mounted), &self.places).idleness
+        self.prove_again(self.proof(name, mounted)).idleness
+    }
+
+    /// As a keeper asks: once more for what was nobody's.
+    pub(super) fn prove_again(&self, call: ProofCall) -> Proof {
+        let proof = prove_idle(&call, &self.places);
+        if proof.found.is_empty() {
+            return proof;
+        }
+        prove_idle(&ProofCall { found: proof.found, ..call }, &self.places)
     }
 
     /// As a driver unmounts.

@@ -6,7 +6,7 @@ use std::process::Command;
 use shared::protocol::holder::{BlockDevice, Idleness, Sight};
 
 use super::super::*;
-use super::disks::{Disk, Waiting, World, run};
+use super::disks::{Disk, Waiting, World, run, volume};
 
 fn pinned(idleness: Idleness, words: &str) {
     let Idleness::Pinned(why) = &idleness else { panic!("{words}: {idleness:?}") };
@@ -127,11 +127,11 @@ fn root_what_a_refused_mount_has_mounted_under_another_name_is_taken_away() {
     assert_eq!(world.prove("vol1", None), Idleness::Proved);
     let data = world.mount(&disk.device, &world.root.join("tmp-4711"), &[]);
     // Another Mount is under way, and it may be of that.
-    world.others.mounting = true;
+    world.others.mounting = vec![volume("vol2")];
     let proof = world.prove("vol1", None);
     assert!(matches!(&proof, Idleness::Unknown(why) if why.contains("tmp-4711")), "{proof:?}");
     assert!(world.is_mounted(&world.root.join("tmp-4711")));
-    world.others.mounting = false;
+    world.others.mounting.clear();
     let inside = Waiting::shell(&format!("cd {}", data.display()));
     assert_eq!(world.prove("vol1", None), Idleness::Mounted);
     drop(inside);
@@ -145,7 +145,7 @@ fn root_what_a_refused_mount_has_mounted_under_another_name_is_taken_away() {
         "echo ready; read end",
     ]));
     let call = world.proof("vol1", None);
-    let proof = prove_idle(&call, &world.places);
+    let proof = world.prove_again(call.clone());
     pinned(proof.idleness, "in its own mount namespace, still holds it");
     drop(file);
     let proof = prove_idle(&ProofCall { strays: proof.strays, ..call }, &world.places);
@@ -156,10 +156,37 @@ fn root_what_a_refused_mount_has_mounted_under_another_name_is_taken_away() {
 #[test]
 fn root_a_mount_that_bears_the_volumes_name_is_its_own_whoever_else_mounts() {
     let (mut world, disk) = (World::new(), Disk::new());
-    world.others.mounting = true;
+    world.others.mounting = vec![volume("vol2")];
     world.mount(&disk.device, &world.root.join("VOL1"), &[]);
     assert_eq!(world.prove("vol1", None), Idleness::ProvedAttached);
     assert!(!world.is_mounted(&world.root.join("VOL1")));
+}
+
+#[test]
+fn root_a_name_that_is_in_the_path_of_another_volumes_mount_takes_nothing_away() {
+    let (mut world, disk) = (World::new(), Disk::new());
+    world.others.mounting = vec![volume("victim")];
+    world.mount(&disk.device, &world.root.join("victim"), &[]);
+    // The root's own name, and the neighbour's under another driver.
+    let root = world.root.file_name().unwrap().to_str().unwrap().to_owned();
+    for name in [root.as_str(), "victim"] {
+        let proof = world.prove(name, None);
+        assert!(matches!(&proof, Idleness::Unknown(why) if why.contains("victim")), "{name}: {proof:?}");
+    }
+    assert!(world.is_mounted(&world.root.join("victim")));
+}
+
+#[test]
+fn root_what_was_mounted_since_the_other_volumes_were_asked_about_is_looked_at_once_more() {
+    let (mut world, disk) = (World::new(), Disk::new());
+    let call = world.proof("vol1", None);
+    let (at, data) = (world.root.join("vol2"), world.mount(&disk.device, &world.root.join("vol2"), &[]));
+    let proof = prove_idle(&call, &world.places);
+    assert!(matches!(&proof.idleness, Idleness::Unknown(_)) && world.is_mounted(&at), "{proof:?}");
+    world.attach("vol2", &data);
+    let again = ProofCall { found: proof.found, ..world.proof("vol1", None) };
+    assert_eq!(prove_idle(&again, &world.places).idleness, Idleness::Proved);
+    assert!(world.is_mounted(&at));
 }
 
 #[test]
