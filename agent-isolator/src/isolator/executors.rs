@@ -7,13 +7,15 @@
 //! is answered after a look at it, over HTTP, as anybody may: a task that names a volume which its executor's container
 //! has not is refused.
 //!
-//! One look at a time; a container that comes while one is under way waits for the next. What cannot be looked at
+//! One look at a time; a container that comes while one is under way waits for the next. The agent writes its whole state for
+//! each: the next one waits for four times as long as the last has taken, so that many launches do not make the agent do
+//! nothing else. What cannot be looked at
 //! (an agent that wants authentication, TLS, or hides tasks) is let through and logged: the agent's other tasks are not
 //! to suffer for it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use shared::quote;
@@ -29,6 +31,11 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 /// The state of an agent with thousands of tasks has some megabytes.
 const STATE_BYTES_MAX: usize = 256 << 20;
 
+/// After a look, by how long it took, and at most.
+const PAUSE: (u32, Duration) = (4, Duration::from_secs(10));
+/// How often the same fault is logged.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
+
 /// Why the state of an agent that has just started is not seen.
 const RECOVERING: &str = "it is still recovering";
 
@@ -38,10 +45,12 @@ type Waiting = Vec<(String, Done<()>)>;
 /// By container, why it must end; or why nothing was seen.
 type Seen = Result<BTreeMap<String, Result<(), String>>, String>;
 
-/// What a look ends with.
-pub(super) struct Looked {
-    waiting: Waiting,
-    seen: Seen,
+/// What comes of a look.
+pub(super) enum Looked {
+    /// It has ended.
+    Seen(Waiting, Seen),
+    /// So has the pause after it.
+    Rested,
 }
 
 /// The looks.
@@ -49,12 +58,13 @@ pub(super) struct Looks {
     parameters: IsolatorParameters,
     docker_volume_isolator: bool,
     next: Waiting,
+    /// A look is under way, or the pause after it.
     running: bool,
     /// Where the agent is, as the last container was told.
     agent: String,
     looked: mpsc::UnboundedSender<Looked>,
-    /// What was logged last.
-    fault: Option<String>,
+    /// What was logged last, and when.
+    fault: Option<(String, Instant)>,
 }
 
 impl Looks {
@@ -87,21 +97,34 @@ impl Looks {
             return;
         }
         self.running = true;
+        let rest = Rest(self.looked.clone());
         let end = End { looked: self.looked.clone(), waiting: std::mem::take(&mut self.next), seen: None };
         let (agent, parameters) = (self.agent.clone(), self.parameters.clone());
         let docker_volume_isolator = self.docker_volume_isolator;
         tokio::spawn(async move {
+            let _rest = rest;
+            let began = Instant::now();
             let look = look(&agent, parameters, docker_volume_isolator);
             let seen = tokio::time::timeout(LOOK_TIMEOUT, look).await;
             end.tell(seen.unwrap_or_else(|_| Err("it did not answer in time".into())));
+            tokio::time::sleep(pause(began.elapsed())).await;
         });
     }
 
-    /// A look has ended.
-    pub(super) fn ended(&mut self, Looked { waiting, seen }: Looked) {
-        self.running = false;
+    /// A look has ended, or the pause after it.
+    pub(super) fn ended(&mut self, looked: Looked) {
+        match looked {
+            Looked::Seen(waiting, seen) => self.answer(waiting, &seen),
+            Looked::Rested => {
+                self.running = false;
+                self.start();
+            }
+        }
+    }
+
+    fn answer(&mut self, waiting: Waiting, seen: &Seen) {
         for (container, done) in waiting {
-            let verdict = match &seen {
+            let verdict = match seen {
                 Ok(seen) => {
                     seen.get(&container).cloned().ok_or_else(|| "it does not show this executor".to_owned())
                 }
@@ -117,20 +140,34 @@ impl Looks {
                     done(Ok(()));
                 }
                 Err(why) => {
-                    if self.fault.as_ref() != Some(&why) && why != RECOVERING {
+                    let said = |(fault, at): &(String, Instant)| *fault == why && at.elapsed() < SAY_AGAIN;
+                    if !self.fault.as_ref().is_some_and(said) && why != RECOVERING {
                         tracing::error!(
                             "the tasks of the executor in container {} could not be looked at in the agent's state: {}; \
                              they start, and if one names a volume by labels, it has none",
                             quote::line(&container),
                             quote::line(&why)
                         );
-                        self.fault = Some(why);
+                        self.fault = Some((why, Instant::now()));
                     }
                     done(Ok(()));
                 }
             }
         }
-        self.start();
+    }
+}
+
+/// How long the agent is left alone after a look that took so long.
+fn pause(took: Duration) -> Duration {
+    (took * PAUSE.0).min(PAUSE.1)
+}
+
+/// Tells the end of the pause, also after a look that panicked.
+struct Rest(mpsc::UnboundedSender<Looked>);
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        let _ = self.0.send(Looked::Rested);
     }
 }
 
@@ -151,7 +188,7 @@ impl Drop for End {
     fn drop(&mut self) {
         let seen = self.seen.take().unwrap_or_else(|| Err("a bug: the look panicked".into()));
         // Nobody waits any more when the isolator is gone.
-        let _ = self.looked.send(Looked { waiting: std::mem::take(&mut self.waiting), seen });
+        let _ = self.looked.send(Looked::Seen(std::mem::take(&mut self.waiting), seen));
     }
 }
 
@@ -430,6 +467,45 @@ mod tests {
         // That executor may mount it itself; and a default executor's task has a container that is prepared.
         assert_eq!(of("pxd", "CUSTOM"), "");
         assert_eq!(of("rexray", "DEFAULT"), "");
+    }
+
+    #[tokio::test]
+    async fn launches_that_come_together_share_a_look_and_the_agent_rests_after_one() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let agent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = agent.local_addr().unwrap().to_string();
+        let pairs = [("etcd_endpoints".to_owned(), "h:1".to_owned())];
+        let (mut looks, mut looked) = Looks::new(IsolatorParameters::read(&pairs).unwrap(), false);
+        let (answered, mut answers) = mpsc::unbounded_channel();
+        let ask = |looks: &mut Looks| {
+            let answered = answered.clone();
+            looks.look(address.clone(), "c".into(), Box::new(move |verdict| drop(answered.send(verdict))));
+        };
+        ask(&mut looks);
+        let took = Duration::from_millis(100);
+        for expected in [1, 20] {
+            let (mut asked, _) = agent.accept().await.unwrap();
+            let _request = asked.read(&mut [0; 4_096]).await.unwrap();
+            tokio::time::sleep(took).await;
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+            asked.write_all(answer).await.unwrap();
+            drop(asked);
+            let ended = looked.recv().await.unwrap();
+            assert!(matches!(&ended, Looked::Seen(waiting, _) if waiting.len() == expected));
+            looks.ended(ended);
+            for _ in 0..expected {
+                assert_eq!(answers.recv().await.unwrap(), Ok(()));
+            }
+            let began = Instant::now();
+            for _ in 0..20 {
+                ask(&mut looks);
+            }
+            assert!(looked.try_recv().is_err());
+            let rested = looked.recv().await.unwrap();
+            assert!(matches!(rested, Looked::Rested) && began.elapsed() >= 3 * took);
+            looks.ended(rested);
+        }
+        assert_eq!(pause(Duration::from_secs(5)), PAUSE.1);
     }
 
     #[test]

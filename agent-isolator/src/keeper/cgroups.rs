@@ -6,10 +6,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
 use std::{fs, io};
 
 /// Of two processes that make and remove one cgroup at once, the one that makes it tries again.
 const TRIES: u32 = 5;
+
+/// How long the first look at the hierarchies is waited for.
+const FIRST_LOOK: Duration = Duration::from_millis(100);
 
 /// The cgroups of a process: by the hierarchy's controllers, as `/proc/<pid>/cgroup` names them (v2: none), the path.
 pub type Membership = BTreeMap<String, String>;
@@ -186,15 +192,61 @@ fn within<'a>(process: &Membership, of: &'a Membership, places: &[Place]) -> Opt
     })
 }
 
-/// Whether what kills a cgroup that `of` is in leaves `process` alone.
-///
-/// # Errors
-/// A cgroup that both are in, in words.
-pub fn is_apart(process: &Membership, of: &Membership) -> Result<(), String> {
-    let places = places().map_err(|error| format!("the mount table could not be read: {error}"))?;
-    match within(process, of, &places) {
-        None => Ok(()),
-        Some((controllers, path)) => Err(format!("both are in the cgroup {controllers}:{path}")),
+/// Where this host's hierarchies are mounted. A thread of its own reads that: tenants that make mount namespaces hold the
+/// kernel's lock of the mount tables, and who asks has to tick.
+#[derive(Clone, Debug, Default)]
+pub struct Hierarchies {
+    places: Arc<Mutex<Vec<Place>>>,
+    reading: Arc<AtomicBool>,
+}
+
+impl Hierarchies {
+    /// Reads them. The first look is waited for, if it takes no time.
+    #[must_use]
+    pub fn new() -> Self {
+        let hierarchies = Self::default();
+        if let Some(read) = hierarchies.read() {
+            let _later = read.recv_timeout(FIRST_LOOK);
+        }
+        hierarchies
+    }
+
+    /// Has them read, unless they are being read; what is answered tells of the end.
+    fn read(&self) -> Option<mpsc::Receiver<()>> {
+        if self.reading.swap(true, Ordering::SeqCst) {
+            return None;
+        }
+        let (ended, end) = mpsc::channel();
+        let (known, reading) = (Arc::clone(&self.places), Arc::clone(&self.reading));
+        let read = move || {
+            match places() {
+                Ok(found) => *known.lock().unwrap_or_else(PoisonError::into_inner) = found,
+                Err(error) => tracing::warn!("the mount table could not be read: {error}"),
+            }
+            reading.store(false, Ordering::SeqCst);
+            // Who waited may have gone on.
+            let _ = ended.send(());
+        };
+        if let Err(error) = std::thread::Builder::new().name("extvol-cgroups".into()).spawn(read) {
+            tracing::warn!("the cgroups' mounts could not be read: {error}");
+            self.reading.store(false, Ordering::SeqCst);
+        }
+        Some(end)
+    }
+
+    /// Whether what kills a cgroup that `of` is in leaves `process` alone. A cgroup of a hierarchy that is not known is no root;
+    /// the hierarchies are read again for the next question.
+    ///
+    /// # Errors
+    /// A cgroup that both are in, in words.
+    pub fn is_apart(&self, process: &Membership, of: &Membership) -> Result<(), String> {
+        let found = {
+            let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+            within(process, of, &places)
+        };
+        let Some((controllers, path)) = found else { return Ok(()) };
+        let _later = self.read();
+        Err(format!("both are in the cgroup {controllers}:{path}"))
     }
 }
 
@@ -257,6 +309,36 @@ mod tests {
         }
         let at_root = parse("2:memory:/\n0::/\n");
         assert_eq!(within(&at_root, &at_root, &places), None, "nobody kills a root");
+    }
+
+    #[test]
+    fn a_hierarchy_that_is_not_known_has_no_root_and_is_read_again_for_the_next_question() {
+        let hierarchies = Hierarchies::default();
+        let known = || !hierarchies.places.lock().unwrap().is_empty();
+        let at_root = parse("2:memory:/\n");
+        assert_eq!(hierarchies.is_apart(&at_root, &at_root), Ok(()));
+        assert!(!known(), "nothing was asked that needs it");
+        let member = parse("2:memory:/box\n");
+        let why = hierarchies.is_apart(&member, &member).unwrap_err();
+        assert_eq!(why, "both are in the cgroup memory:/box");
+        let until = std::time::Instant::now() + Duration::from_secs(20);
+        while !known() {
+            assert!(std::time::Instant::now() < until);
+            std::thread::yield_now();
+        }
+        *hierarchies.places.lock().unwrap() =
+            parse_places("31 23 0:28 /box /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n");
+        assert_eq!(hierarchies.is_apart(&member, &member), Ok(()));
+    }
+
+    #[test]
+    fn while_the_mount_table_is_being_read_nobody_waits_for_it() {
+        let hierarchies = Hierarchies::default();
+        // A look that never ends.
+        hierarchies.reading.store(true, Ordering::SeqCst);
+        let member = parse("2:memory:/box\n");
+        assert!(hierarchies.is_apart(&member, &member).is_err());
+        assert!(hierarchies.read().is_none());
     }
 
     #[test]

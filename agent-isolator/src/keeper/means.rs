@@ -18,7 +18,7 @@ use shared::protocol::exchange::Means;
 use shared::protocol::timing::Timing;
 use shared::protocol::{Now, Text};
 
-use super::cgroups;
+use super::cgroups::{self, Hierarchies};
 use super::deadman::{GUARD_SILENCE, check_watchdog, watchdog_is_armed, watchdog_timeout};
 use super::process::{ProcessId, session_of};
 use super::shared_memory::SharedMemory;
@@ -46,6 +46,7 @@ pub struct MeansWatch {
     watchdog: Option<PathBuf>,
     storage: bool,
     supervisor: Arc<AtomicBool>,
+    hierarchies: Hierarchies,
     /// The guard that was looked at last, when, and what was found.
     guard: Option<(ProcessId, Now, Result<(), Text>)>,
     /// When a guard was last seen to be one.
@@ -78,6 +79,7 @@ impl MeansWatch {
             // Where it is required and a driver has no such plugin, nobody takes that driver's volumes by time at all.
             storage: parameters.fencing_required && !parameters.drivers.preempt.is_empty(),
             supervisor,
+            hierarchies: Hierarchies::new(),
             guard: None,
             guarded: None,
             since: None,
@@ -123,7 +125,7 @@ impl MeansWatch {
         match &self.guard {
             Some((known, at, found)) if *known == guard && now < *at + LOOK_AGAIN => found.clone(),
             _ => {
-                let found = is_apart(guard, self.shared.deadman()).map_err(Text::from);
+                let found = is_apart(guard, self.shared.deadman(), &self.hierarchies).map_err(Text::from);
                 self.guard = Some((guard, now, found.clone()));
                 found
             }
@@ -139,7 +141,7 @@ impl MeansWatch {
 }
 
 /// Whether a guard is in a session and cgroups of its own.
-fn is_apart(guard: ProcessId, deadman: Option<ProcessId>) -> Result<(), String> {
+fn is_apart(guard: ProcessId, deadman: Option<ProcessId>, hierarchies: &Hierarchies) -> Result<(), String> {
     if session_of(guard.pid) != Some(guard.pid) || !guard.runs() {
         return Err("it is in a session that is not its own".into());
     }
@@ -148,7 +150,7 @@ fn is_apart(guard: ProcessId, deadman: Option<ProcessId>) -> Result<(), String> 
     let keepers =
         [Some(std::process::id()), deadman.filter(|deadman| deadman.runs()).map(|deadman| deadman.pid)];
     for keeper in keepers.into_iter().flatten() {
-        cgroups::is_apart(&guard, &of(keeper)?)?;
+        hierarchies.is_apart(&guard, &of(keeper)?)?;
     }
     Ok(())
 }
@@ -206,12 +208,15 @@ mod tests {
     fn a_process_is_not_apart_from_itself() {
         let own = ProcessId::own().unwrap();
         // In the keeper's session, at the least.
-        assert!(is_apart(own, Some(own)).is_err());
+        assert!(is_apart(own, Some(own), &Hierarchies::new()).is_err());
     }
 
     fn watch(shared: &Arc<SharedMemory>, more: &[(&str, &str)]) -> MeansWatch {
-        let pairs: Vec<_> =
-            [("etcd_endpoints", "h:1")].iter().chain(more).map(|(n, v)| ((*n).into(), (*v).into())).collect();
+        let pairs: Vec<_> = [("etcd_endpoints", "h:1"), ("drivers", "ebs")]
+            .iter()
+            .chain(more)
+            .map(|(n, v)| ((*n).into(), (*v).into()))
+            .collect();
         MeansWatch::new(&KeeperParameters::read(&pairs).unwrap(), Arc::clone(shared))
     }
 

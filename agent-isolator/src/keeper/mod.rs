@@ -57,7 +57,7 @@ use shared::protocol::{Now, Op, Request, Text};
 use shared::record::Token;
 use shared::store::LeaseStore;
 use shared::volume::{ContainerId, VolumeId};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use self::calls::Calls;
 use self::checkpoint::{Checkpoint, Machine, StartError};
@@ -68,7 +68,7 @@ use self::fence::{FenceRunner, Known, Policy};
 use self::limits::DriverCalls;
 pub use self::limits::Turn;
 use self::means::{Found, MeansWatch};
-use self::mounts::{MountCall, Others, Proof, ProofCall};
+use self::mounts::{Before, MountCall, Others, Proof, ProofCall};
 use self::probe::Prober;
 use self::server::{ConnectionId, Lines};
 use self::shared_memory::SharedMemory;
@@ -135,6 +135,8 @@ pub enum Event {
     Call(ConnectionId, u64, Call),
     /// An effect has ended.
     Core(Input),
+    /// It was looked at what is there before the first call of a driver under a lease: then that is made.
+    Before(Turn, Box<Output>, Result<Before, Text>),
     /// A driver has answered a Mount.
     DriverMounted(Op, Box<Wanted>, Result<String, MountFault>),
     /// It was looked at what a driver has mounted; and what of it is outside the roots.
@@ -160,8 +162,9 @@ pub struct Worker<S, D> {
     queue: DriverCalls,
     prober: Prober,
     calls: Calls,
-    /// Volumes of an earlier life, as their drivers were asked: a call may have been made for them of which this one does not know.
-    restored: BTreeSet<VolumeId>,
+    /// Volumes of an earlier life, as their drivers were asked, and under which leases: a call may have been made of which this one
+    /// does not know.
+    restored: BTreeMap<VolumeId, Token>,
     /// Whether the table has to be stored before what depends on it is carried out.
     unstored: bool,
     /// Why it could not be, the last time.
@@ -175,6 +178,8 @@ pub struct Worker<S, D> {
     look_again: Now,
     /// When volumes are looked at for what ails them.
     ails_again: Now,
+    /// One look for that at a time: each takes a thread, and may take long.
+    ailing_looks: Arc<Semaphore>,
     suspends: SuspendWatch,
     /// What was last said of the session, so that each change is said once.
     said: String,
@@ -217,7 +222,15 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         let mut means = MeansWatch::new(&parameters, Arc::clone(&memory));
         let found = means.look(now).map(|found| found.means).unwrap_or_default();
         let core = Core::new(now, settings(&parameters, machine, found), table, memory.read());
-        let restored = core.volumes().values().map(|row| row.wanted.asked.clone()).collect();
+        let token = |phase: &Phase| match phase {
+            Phase::Acquiring => None,
+            Phase::Settling { token }
+            | Phase::Mounting { token }
+            | Phase::Attached { token, .. }
+            | Phase::Detaching { token, .. } => Some(*token),
+        };
+        let rows = core.volumes().values();
+        let restored = rows.filter_map(|row| Some((row.wanted.asked.clone(), token(&row.phase)?))).collect();
         Ok(Self {
             core,
             checkpoint,
@@ -240,6 +253,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             fence_by: None,
             look_again: now,
             ails_again: now + AILS_AGAIN,
+            ailing_looks: Arc::new(Semaphore::new(1)),
             suspends: SuspendWatch::default(),
             said: String::new(),
             etcd_silent: false,
@@ -327,6 +341,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
 
     /// Has volumes looked at whose disk is gone, or whose file system has turned read-only, under those who use them.
     fn look_for_ailing(&self) {
+        let Ok(turn) = Arc::clone(&self.ailing_looks).try_acquire_owned() else { return };
         let used = self.core.volumes().iter().filter(|(_, volume)| !volume.users.is_empty());
         let used = used.filter_map(|(id, volume)| Some((id.clone(), volume.mounted()?.clone())));
         let used: Vec<_> = used.collect();
@@ -335,7 +350,12 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         }
         let events = self.events.clone();
         tokio::spawn(async move {
-            let found = blocking(move || mounts::ailing(used.iter().map(|(id, m)| (id.clone(), m)))).await;
+            let look = move || {
+                let found = mounts::ailing(used.iter().map(|(id, m)| (id.clone(), m)));
+                drop(turn);
+                found
+            };
+            let found = blocking(look).await;
             for volume in found.unwrap_or_default() {
                 let _ = events.send(Event::Core(Input::Suspect { volume }));
             }
@@ -357,6 +377,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                 self.hear(&input);
                 self.core.handle(holder_now(), input);
             }
+            Event::Before(turn, call, before) => self.call_first(turn, *call, before),
             Event::DriverMounted(op, wanted, Ok(path)) => self.identify(op, *wanted, path),
             Event::DriverMounted(op, _, Err(fault)) => {
                 self.core.handle(holder_now(), Input::Mounted(op, Err(fault)));
@@ -691,14 +712,12 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         }
     }
 
-    /// Notes what is there before a driver is called.
-    fn begin_call(&mut self, asked: &VolumeId, token: Token, again: bool) {
+    /// Notes a call of a driver. Answers whether it has to be looked first what is there.
+    fn begin_call(&mut self, asked: &VolumeId, token: Token, again: bool) -> bool {
         let rows = self.core.volumes();
-        let still: BTreeSet<_> = rows.values().map(|row| &row.wanted.asked).collect();
-        self.calls.forget(|asked| still.contains(asked));
-        self.queue.forget_users(|asked| still.contains(asked));
-        self.restored.retain(|asked| still.contains(asked));
-        self.calls.begin(asked, token, again);
+        self.calls.forget(rows.values().map(|row| &row.wanted.asked));
+        self.queue.forget_users(rows.values().map(|row| &row.wanted.asked));
+        self.calls.begin(asked, token, again)
     }
 
     /// Looks at what a driver has mounted, beside what this host's other volumes have by now.
@@ -761,16 +780,60 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         if !self.may_call(op) {
             return self.queue.ended(&turn);
         }
-        match &call {
+        let looks_first = match &call {
             // Of a row of an earlier life the take-away may have been made before.
             Output::Settle { token, asked, .. } => {
-                self.begin_call(asked, *token, self.restored.contains(asked));
+                let again = self.restored.get(asked) == Some(token);
+                self.begin_call(asked, *token, again)
             }
-            Output::Mount { token, wanted, again, .. } => {
-                self.begin_call(&wanted.asked, *token, *again);
-            }
-            _ => {}
+            Output::Mount { token, wanted, again, .. } => self.begin_call(&wanted.asked, *token, *again),
+            _ => false,
+        };
+        if !looks_first {
+            return self.make_call(turn, call);
         }
+        let (prober, events) = (self.prober.clone(), self.events.clone());
+        tokio::spawn(async move {
+            let before = prober.before().await;
+            // The receiver lives as long as the worker runs.
+            let _ = events.send(Event::Before(turn, Box::new(call), before));
+        });
+    }
+
+    /// The first call of a driver under a lease, when it is known what is there before.
+    fn call_first(&mut self, turn: Turn, call: Output, before: Result<Before, Text>) {
+        let (Output::Settle { op, token, asked, .. }
+        | Output::Mount { op, token, wanted: Wanted { asked, .. }, .. }) = &call
+        else {
+            return;
+        };
+        let op = *op;
+        let refused = match before {
+            Ok(before) => {
+                self.calls.found_before(asked, *token, before);
+                if self.may_call(op) {
+                    return self.make_call(turn, call);
+                }
+                None
+            }
+            // No driver was called.
+            Err(why) => Some(MountFault::Unreachable(why)),
+        };
+        self.queue.ended(&turn);
+        if let Some(fault) = refused {
+            let input = match call {
+                Output::Settle { .. } => Input::Settled(op, Err(fault)),
+                _ => Input::Mounted(op, Err(fault)),
+            };
+            self.core.handle(holder_now(), input);
+        }
+        self.call_drivers();
+    }
+
+    fn make_call(&self, turn: Turn, call: Output) {
+        let (Output::Settle { op, .. } | Output::Mount { op, .. } | Output::Unmount { op, .. }) = call else {
+            return;
+        };
         let (tell, events) = (self.tell(), self.events.clone());
         let (driver, prober) = (self.driver.clone(), self.prober.clone());
         // The receiver lives as long as the worker runs.

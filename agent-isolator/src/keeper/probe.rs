@@ -15,7 +15,7 @@ use tokio::process::Command;
 use tokio::sync::Semaphore;
 
 use super::limits::LOOKS_MAX;
-use super::mounts::{self, MountCall, Places, Proof, ProofCall, Refusal, Undo};
+use super::mounts::{self, Before, MountCall, Places, Proof, ProofCall, Refusal, Undo};
 
 /// The argument that makes the keeper's program a helper.
 pub const PROBE_MODE: &str = "probe";
@@ -25,6 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Question {
+    Before,
     Identify(MountCall, Places),
     Look(MountedVolume, bool, Places),
     Unpin(MountedVolume),
@@ -33,6 +34,7 @@ enum Question {
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Answer {
+    Before(Result<Before, String>),
     Identified(Result<MountedVolume, Refusal>),
     Sight(Sight),
     Unpinned(Result<(), String>),
@@ -42,6 +44,9 @@ enum Answer {
 impl Question {
     fn answer(self) -> Answer {
         match self {
+            Self::Before => Answer::Before(
+                Before::now().map_err(|error| format!("the mount table could not be read: {error}")),
+            ),
             Self::Identify(call, places) => Answer::Identified(mounts::identify(&call, &places)),
             Self::Look(mounted, doubted, places) => Answer::Sight(mounts::look(&mounted, doubted, &places)),
             Self::Unpin(mounted) => Answer::Unpinned(mounts::unpin(&mounted)),
@@ -81,6 +86,15 @@ impl Prober {
     pub(super) fn new(places: Places, program: PathBuf) -> Self {
         let looks = || Arc::new(Semaphore::new(LOOKS_MAX));
         Self { places, program, launches: looks(), releases: looks() }
+    }
+
+    /// What is there before a driver is called.
+    pub(super) async fn before(&self) -> Result<Before, Text> {
+        match self.ask(&Question::Before, &self.launches).await {
+            Ok(Answer::Before(before)) => before.map_err(Text::from),
+            Ok(other) => Err(mismatch(&other)),
+            Err(why) => Err(why),
+        }
     }
 
     /// What is mounted where a driver said, and what its call has mounted outside the roots.

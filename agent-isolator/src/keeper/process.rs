@@ -137,30 +137,40 @@ pub fn session_of(pid: u32) -> Option<u32> {
     stat(pid).map(|stat| stat.session)
 }
 
-/// The processes of a keeper's session that run a keeper's program, but for this one: worker, deadman and their helpers. The
-/// session's number is not given away while one of them lives, and none of them is older than `since`, so that a later session
-/// of the same number is not taken for it.
+/// So many processes are looked at between two calls of a `tick`: some milliseconds.
+const BETWEEN_TICKS: usize = 256;
+
+/// The processes of keepers' sessions that run a keeper's program, but for this one: worker, deadman and their helpers. Each session
+/// comes with the time from which it is: its number is not given away while one of them lives, and none of them is older, so that a
+/// later session of the same number is not taken for it. One look at all processes, in which `tick` is called again and again.
 #[must_use]
-pub fn members(session: u32, since: u64) -> Vec<ProcessId> {
+pub fn members(sessions: &[(u32, u64)], tick: impl Fn()) -> Vec<ProcessId> {
     let own = std::process::id();
     let is_keeper = |pid: u32| {
         let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
         let name = Path::new(program.file_name()?).to_string_lossy().into_owned();
         (name.strip_suffix(" (deleted)").unwrap_or(&name) == PROGRAM).then_some(())
     };
-    let leader_is_another =
-        stat(session).is_some_and(|leader| leader.session == session && leader.started > since);
-    if session == 0 || leader_is_another {
+    let is_it = |(session, since): &&(u32, u64)| {
+        let leader = stat(*session).filter(|leader| leader.session == *session);
+        *session != 0 && leader.is_none_or(|leader| leader.started <= *since)
+    };
+    let sessions: Vec<_> = sessions.iter().filter(is_it).collect();
+    if sessions.is_empty() {
         return Vec::new();
     }
-    let member = |pid: u32| {
+    let member = |(index, pid): (usize, u32)| {
+        if index % BETWEEN_TICKS == 0 {
+            tick();
+        }
         let found = stat(pid)?;
         let runs = !matches!(found.state, b'Z' | b'X') && pid != own;
-        (runs && found.session == session && found.started >= since).then_some(())?;
+        let is_of = |(session, since): &&(u32, u64)| found.session == *session && found.started >= *since;
+        (runs && sessions.iter().any(is_of)).then_some(())?;
         is_keeper(pid)?;
         Some(ProcessId { pid, started: found.started })
     };
-    pids().into_iter().filter_map(member).collect()
+    pids().into_iter().enumerate().filter_map(member).collect()
 }
 
 #[cfg(test)]
@@ -188,8 +198,20 @@ mod tests {
     }
 
     #[test]
+    fn a_look_at_many_processes_ticks_in_between() {
+        let ticks = std::cell::Cell::new(0);
+        let own = ProcessId::own().unwrap();
+        let _none = members(&[(own_session().max(1), own.started), (0, 0)], || ticks.set(ticks.get() + 1));
+        let expected = pids().len().div_ceil(BETWEEN_TICKS);
+        assert!(ticks.get() >= 1 && ticks.get() <= expected + 2, "{} for {expected}", ticks.get());
+        ticks.set(0);
+        assert_eq!(members(&[(0, 0)], || ticks.set(1)), []);
+        assert_eq!(ticks.get(), 0, "no session, no look");
+    }
+
+    #[test]
     fn a_sessions_other_programs_are_no_keepers() {
         let own = ProcessId::own().unwrap();
-        assert_eq!(members(own_session(), 0), [], "{own:?}");
+        assert_eq!(members(&[(own_session(), 0)], || {}), [], "{own:?}");
     }
 }

@@ -19,7 +19,7 @@ use shared::protocol::exchange::Means;
 
 use crate::alone::{Alone, alone, cgroups as cgroups_of};
 use crate::host::{Host, KEEPER, eventually};
-use crate::keeper::{Keeper, command, kill};
+use crate::keeper::{Keeper, command, helpers_of, kill};
 
 /// Time enough to break things before the fence.
 const TIME: Duration = Duration::from_secs(3);
@@ -58,6 +58,12 @@ fn guard_fences(test: &str, break_it: impl FnOnce(&Keeper<'_>)) {
         assert!(!keeper.shared.read().fenced && container.processes().len() >= 4, "not before its time");
         eventually("the guard fences the host", || guard_fenced(&keeper));
         eprintln!("fenced {:?} after its time", due.elapsed());
+        let log = guards_log(&keeper);
+        let said =
+            |what: &str| log.find(what).unwrap_or_else(|| panic!("{what:?} is not in the log:\n{log}"));
+        // Also where the worker has ended already: it is not looked for first.
+        let struck = said("the fence has struck: 1 of 1 volumes' file systems are shut down");
+        assert!(struck < said("this host is fenced: nothing"));
         assert!(keeper.shared.read().fenced);
         assert_eq!(container.processes(), [].into());
         assert!(volume.is_idle());
@@ -75,6 +81,83 @@ fn guard_fences(test: &str, break_it: impl FnOnce(&Keeper<'_>)) {
 #[test]
 fn root_the_guard_fences_when_deadman_and_worker_are_killed_together() {
     guard_fences("guards::root_the_guard_fences_when_deadman_and_worker_are_killed_together", kill_keeper);
+}
+
+#[test]
+fn root_the_guard_fences_while_no_process_can_be_started() {
+    guard_fences("guards::root_the_guard_fences_while_no_process_can_be_started", |keeper| {
+        let guard = keeper.guard();
+        eventually("its helpers stand by", || helpers_of(guard).len() == 4);
+        let cgroup = format!("/sys/fs/cgroup/pids/extvol-guard.{}", keeper.host.alone.cgroup);
+        let tasks = fs::read_to_string(format!("{cgroup}/pids.current")).unwrap();
+        assert!(tasks.trim().parse::<usize>().unwrap() >= 5, "guard and helpers are in it");
+        fs::write(format!("{cgroup}/pids.max"), tasks.trim()).unwrap();
+        kill_keeper(keeper);
+    });
+}
+
+#[test]
+fn root_the_helpers_of_a_living_guard_outlive_workers_deadmen_and_keepers() {
+    alone("guards::root_the_helpers_of_a_living_guard_outlive_workers_deadmen_and_keepers", |alone| {
+        let host = Host::new(alone);
+        let keeper = Keeper::start(&host, &[]);
+        let (worker, guard) = (keeper.worker(), keeper.guard());
+        eventually("three stand by", || helpers_of(guard).len() == 3);
+        let helpers = helpers_of(guard);
+        kill(worker, Signal::KILL);
+        eventually("another worker", || keeper.worker() != worker);
+        let deadman = keeper.deadman();
+        kill(deadman, Signal::KILL);
+        eventually("another deadman", || keeper.deadman() != deadman);
+        assert_eq!(helpers_of(guard), helpers);
+        // The next keeper's guard takes over, and nothing of this one is left.
+        kill_keeper(&keeper);
+        let next = Keeper::start(&host, &[]);
+        next.worker();
+        eventually("another guard", || next.guard() != guard);
+        eventually("the old one's helpers end", || !helpers.iter().any(|helper| helper.runs()));
+        eventually("the new one's stand by", || helpers_of(next.guard()).len() == 3);
+    });
+}
+
+#[test]
+fn root_a_guard_of_another_cgroup_root_takes_its_cgroups_down_before_it_ends() {
+    alone("guards::root_a_guard_of_another_cgroup_root_takes_its_cgroups_down_before_it_ends", |alone| {
+        let host = Host::new(alone);
+        let keeper = Keeper::start(&host, &[]);
+        keeper.worker();
+        let guard = keeper.guard();
+        let own = format!("extvol-guard.{}", alone.cgroup);
+        let left = || cgroups_of(&own).into_iter().filter(|path| path.ends_with(&own)).count();
+        assert!(left() >= 2);
+        kill_keeper(&keeper);
+        let old = format!("--cgroup_root={}", alone.cgroup);
+        let mut other = Command::new(KEEPER);
+        let arguments = command(&host, &[]);
+        other.args(arguments.get_args().filter(|argument| **argument != *old));
+        other.arg(format!("{old}-other")).stdin(Stdio::null());
+        let next = Keeper::started(&host, other.spawn().unwrap());
+        next.worker();
+        eventually("another guard", || next.guard() != guard && !guard.runs());
+        assert_eq!(left(), 0);
+        assert!(!cgroups_of(&format!("{own}-other")).is_empty());
+    });
+}
+
+#[test]
+fn root_a_guard_that_does_not_begin_is_told_of() {
+    alone("guards::root_a_guard_that_does_not_begin_is_told_of", |alone| {
+        let host = Host::new(alone);
+        // It cannot write its log.
+        fs::create_dir_all(alone.directory.join("run").join(GUARD_LOG)).unwrap();
+        let keeper = Keeper::start(&host, &[]);
+        keeper.worker();
+        eventually("it is said", || keeper.log().contains("this keeper's guard has not begun within 3s"));
+        assert_eq!(keeper.log().matches("has not begun").count(), 1);
+        fs::remove_dir(keeper.run.join(GUARD_LOG)).unwrap();
+        keeper.guard();
+        eventually("so is its end", || keeper.log().contains("a guard runs again"));
+    });
 }
 
 #[test]
@@ -244,13 +327,13 @@ fn root_what_kills_the_cgroups_of_a_keepers_unit_leaves_the_guard_which_fences()
         let container = host.container("task1", &volume, false);
         let cgroups = agents_cgroups(alone);
         let keeper = start_inside(&host, &cgroups, &[]);
-        let (worker, guard) = (keeper.worker(), keeper.guard());
+        let (worker, deadman, guard) = (keeper.worker(), keeper.deadman(), keeper.guard());
         assert_eq!(session_of(guard.pid), Some(guard.pid));
         assert_eq!(found(&keeper), (true, String::new()));
         keeper.store(&Host::table(&[&container], &[&volume]));
         keeper.fence_in(TIME);
-        assert_eq!(kill_all_in(&cgroups), 2, "deadman and worker");
-        assert!(!worker.runs() && guard.runs());
+        assert!(kill_all_in(&cgroups) >= 2, "deadman and worker, with what stands by for the deadman");
+        assert!(!worker.runs() && !deadman.runs() && guard.runs());
         eventually("the guard fences the host", || guard_fenced(&keeper));
         assert_eq!(container.processes(), [].into());
         assert!(volume.is_idle());

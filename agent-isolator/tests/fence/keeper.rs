@@ -17,7 +17,7 @@ use serde_json::json;
 use shared::clock::holder_now;
 use shared::protocol::holder::Table;
 
-use crate::alone::{Alone, alone};
+use crate::alone::{Alone, FREEZER, alone};
 use crate::host::{Host, KEEPER, eventually};
 
 /// A keeper: deadman and worker. The worker finds no etcd, and is none the worse for that.
@@ -115,29 +115,34 @@ impl<'a> Keeper<'a> {
 
     /// All processes of the keeper's program that run in this test's namespace, but for those that stand by for a fence.
     pub(crate) fn processes(&self) -> Vec<ProcessId> {
-        all(false)
+        running(|arguments| !arguments.iter().any(|argument| argument == HELPER_MODE))
     }
 }
 
-/// All processes of the keeper's program that run in this test's namespace: those that stand by for a fence, or all others.
-fn all(standby: bool) -> Vec<ProcessId> {
+/// The helpers of a process that stand by for a fence.
+pub(crate) fn helpers_of(process: ProcessId) -> Vec<ProcessId> {
+    let of = [HELPER_MODE.to_owned(), process.pid.to_string()];
+    running(|arguments| arguments.windows(2).any(|pair| pair == of))
+}
+
+/// All processes of the keeper's program that run in this test's namespace and have such arguments.
+fn running(have: impl Fn(&[String]) -> bool) -> Vec<ProcessId> {
     let is_one = |pid: &u32| {
         let is_keeper =
             fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|program| program == Path::new(KEEPER));
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let stands_by = line.split(|byte| *byte == 0).any(|part| part == HELPER_MODE.as_bytes());
-        is_keeper && stands_by == standby
+        let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        is_keeper && have(&line.split('\0').map(str::to_owned).collect::<Vec<_>>())
     };
     let entries = fs::read_dir("/proc").unwrap().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     pids.filter(is_one).filter_map(ProcessId::of).collect()
 }
 
-/// Its nice value, and its scheduling policy.
-fn scheduling(process: ProcessId) -> (i32, u32) {
+/// Its nice value, its real-time priority and its scheduling policy.
+fn scheduling(process: ProcessId) -> (i32, u32, u32) {
     let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid)).unwrap();
     let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().collect();
-    (fields[16].parse().unwrap(), fields[38].parse().unwrap())
+    (fields[16].parse().unwrap(), fields[37].parse().unwrap(), fields[38].parse().unwrap())
 }
 
 #[test]
@@ -148,10 +153,11 @@ fn root_helpers_stand_by_for_each_volume_run_before_all_others_and_end_with_thei
         let host = Host::new(alone);
         let volumes = [host.volume("ext4", "vol1"), host.volume("xfs", "vol2")];
         let keeper = Keeper::start(&host, &[]);
-        let (worker, deadman) = (keeper.worker(), keeper.deadman());
-        eventually("three stand by", || all(true).len() == 3);
+        let (worker, deadman, guard) = (keeper.worker(), keeper.deadman(), keeper.guard());
+        let each = |count| [deadman, guard].iter().all(|process| helpers_of(*process).len() == count);
+        eventually("three stand by of each", || each(3));
         keeper.store(&Host::table(&[], &[&volumes[0], &volumes[1]]));
-        eventually("two more", || all(true).len() == 5);
+        eventually("two more", || each(5));
         let locked = |process: &ProcessId| {
             let status = fs::read_to_string(format!("/proc/{}/status", process.pid)).unwrap();
             let size = |name: &str| {
@@ -161,14 +167,19 @@ fn root_helpers_stand_by_for_each_volume_run_before_all_others_and_end_with_thei
             size("VmLck:") > 1024
         };
         // SCHED_RR; or the greatest weight, where the kernel's cgroups refuse that.
-        let first = |process: &ProcessId| matches!(scheduling(*process), (_, 2) | (-20, 0));
-        eventually("they are prepared", || all(true).iter().all(|helper| locked(helper) && first(helper)));
-        assert!(first(&deadman));
-        assert_eq!(scheduling(worker), (0, 0), "the worker is a usual process");
-        let helpers = all(true);
+        let first = |process: &ProcessId, priority: u32| match scheduling(*process) {
+            (_, found, 2) => found == priority,
+            (nice, _, policy) => (nice, policy) == (-20, 0),
+        };
+        let prepared = |helper: &ProcessId| locked(helper) && first(helper, 1);
+        let helpers = helpers_of(deadman);
+        let all: Vec<_> = helpers.iter().copied().chain(helpers_of(guard)).collect();
+        eventually("they are prepared", || all.iter().all(prepared));
+        assert!([deadman, guard].iter().all(|process| first(process, 2)), "they run before their helpers");
+        assert_eq!(scheduling(worker), (0, 0, 0), "the worker is a usual process");
         kill(deadman, Signal::KILL);
         eventually("its helpers end with it", || !helpers.iter().any(|helper| helper.runs()));
-        eventually("another deadman has its own", || all(true).len() == 5);
+        eventually("another deadman has its own", || helpers_of(keeper.deadman()).len() == 5);
         assert_eq!(keeper.worker(), worker, "whose helpers it does not kill");
         keeper.store(&Table::default());
         keeper.fence_in(Duration::from_millis(100));
@@ -195,7 +206,7 @@ fn fences(test: &str, break_it: impl FnOnce(&Keeper<'_>)) {
         let log = keeper.log();
         let said =
             |what: &str| log.find(what).unwrap_or_else(|| panic!("{what:?} is not in the log:\n{log}"));
-        let struck = said("the volumes' file systems are shut down, where they can be");
+        let struck = said("the fence has struck: 1 of 1 volumes' file systems are shut down");
         assert!(struck < said("this host is fenced: nothing"));
         assert_eq!(container.processes(), [].into());
         assert!(volume.is_idle());
@@ -284,6 +295,31 @@ fn root_a_killed_or_hung_worker_is_started_again_and_nobody_is_fenced() {
         assert_eq!(keeper.deadman(), deadman);
         assert_eq!((keeper.shared.read().fenced, keeper.fences_proved()), (false, 0));
         assert!(container.processes().len() >= 4 && volume.is_mounted_on_host());
+    });
+}
+
+#[test]
+fn root_a_worker_that_cannot_be_killed_is_named_and_another_one_is_started_when_it_has_ended() {
+    let name =
+        "keeper::root_a_worker_that_cannot_be_killed_is_named_and_another_one_is_started_when_it_has_ended";
+    alone(name, |alone| {
+        let host = Host::new(alone);
+        let keeper = Keeper::start(&host, &[]);
+        let worker = keeper.worker();
+        // What is frozen ends when it is thawed, as what hangs in the kernel does when it comes back from there.
+        let frozen = Path::new(FREEZER).join(&alone.cgroup).join("hangs");
+        fs::create_dir(&frozen).unwrap();
+        fs::write(frozen.join("cgroup.procs"), worker.pid.to_string()).unwrap();
+        fs::write(frozen.join("freezer.state"), "FROZEN").unwrap();
+        let said = format!("process {} (", worker.pid);
+        eventually("it is named", || {
+            let log = keeper.log();
+            log.lines().any(|line| line.contains(&said) && line.contains("hangs in the kernel; no worker"))
+        });
+        assert!(worker.runs() && keeper.shared.worker() == Some(worker));
+        fs::write(frozen.join("freezer.state"), "THAWED").unwrap();
+        eventually("another worker", || keeper.worker() != worker);
+        assert_eq!(keeper.log().matches("hangs in the kernel").count(), 1, "said once");
     });
 }
 

@@ -71,7 +71,7 @@ fn pool(host: &Host<'_>, table: &Table) -> Pool {
     let path = host.alone.directory.join("table.json");
     fs::write(&path, serde_json::json!({ "table": table }).to_string()).unwrap();
     let mut pool = Pool::new(host.policy().program);
-    let wanted = table.volumes.len() + 3;
+    let wanted = table.volumes.len().min(16) + 3;
     let began = holder_now();
     while pool.standby() < wanted || !pool.knows_the_host() {
         pool.tend(holder_now(), &path, &host.policy());
@@ -185,9 +185,67 @@ fn root_a_whole_fence_is_proved_by_helpers_that_stand_by_while_no_process_can_be
         assert!(containers.iter().all(|container| container.processes().is_empty()));
         // Without those that stand by there is no fence.
         let mut without = FenceRunner::new(&known(table), None, None, host.policy());
-        let why = without.run_until_proved(holder_now() + Now::from_millis(200)).unwrap_err();
+        let why = without.run_until_proved(holder_now() + Now::from_secs(2)).unwrap_err();
         assert!(why.contains("no helper process could be started"), "{why}");
         drop(full);
+    });
+}
+
+#[test]
+fn root_more_volumes_than_helpers_are_shut_down_while_no_process_can_be_started() {
+    alone("strike::root_more_volumes_than_helpers_are_shut_down_while_no_process_can_be_started", |alone| {
+        let host = Host::new(alone);
+        let volumes = [host.volume("ext4", "vol1"), host.volume("xfs", "vol2")];
+        // Sixty volumes, on two file systems.
+        let mut stored = serde_json::to_value(Host::table(&[], &[&volumes[0], &volumes[1]])).unwrap();
+        let rows = stored["volumes"].as_array_mut().unwrap();
+        for n in 2..60 {
+            let mut row = rows[n % 2].clone();
+            row["wanted"]["volume"]["name"] = format!("vol{}", n + 1).into();
+            row["wanted"]["asked"] = row["wanted"]["volume"].clone();
+            rows.push(row);
+        }
+        let table: Table = serde_json::from_value(stored).unwrap();
+        let pool = pool(&host, &table);
+        let pids = pool.pids();
+        assert_eq!(pids.len(), 19);
+        let full = FullTable::new(alone);
+        let mut runner = FenceRunner::strike(&known(table), host.policy(), pool);
+        strike(&mut runner);
+        assert_eq!(runner.what_was_struck(), "60 of 60 volumes' file systems are shut down");
+        assert!(volumes.iter().all(is_shut_down));
+        assert!(runner.helpers().iter().all(|pid| pids.contains(pid)), "a process was started for the fence");
+        drop(full);
+    });
+}
+
+#[test]
+fn root_a_process_that_a_strike_could_not_start_is_tried_again() {
+    alone("strike::root_a_process_that_a_strike_could_not_start_is_tried_again", |alone| {
+        let host = Host::new(alone);
+        let volume = host.volume("ext4", "vol1");
+        let container = host.container("task1", &volume, false);
+        let table = known(Host::table(&[&container], &[&volume]));
+        let full = FullTable::new(alone);
+        let strike_now = || FenceRunner::strike(&table, host.policy(), Pool::new(host.policy().program));
+        let mut in_vain = strike_now();
+        strike(&mut in_vain);
+        let why = in_vain.what_was_struck();
+        assert!(
+            why.starts_with("0 of 1 ") && why.contains("volume ebs/vol1: no helper process could be"),
+            "{why}"
+        );
+        assert!(!is_shut_down(&volume));
+        let mut runner = strike_now();
+        // The same moment, however long the second takes: nothing is given up between the two.
+        let now = holder_now();
+        assert_eq!((runner.poll(now), runner.has_struck()), (Progress::Running, false));
+        drop(full);
+        assert_eq!((runner.poll(now), runner.has_struck()), (Progress::Running, false));
+        strike(&mut runner);
+        assert!(is_shut_down(&volume), "{}", runner.what_was_struck());
+        // Who is frozen would not end with this test.
+        host.fence(&table);
     });
 }
 
@@ -208,7 +266,9 @@ fn root_helpers_that_died_while_they_stood_by_are_replaced_before_and_in_a_fence
         };
         let first = pool.pids();
         kill(&first[..2]);
-        pool.tend(holder_now(), &alone.directory.join("table.json"), &host.policy());
+        for _ in 0..2 {
+            pool.tend(holder_now(), &alone.directory.join("table.json"), &host.policy());
+        }
         assert!(pool.standby() >= 4 && !pool.pids().contains(&first[0]));
         kill(&pool.pids());
         let mut runner = FenceRunner::with_pool(&known(table), None, None, host.policy(), pool);

@@ -31,6 +31,37 @@ fn root_a_volume_is_leased_mounted_handed_over_and_given_back() {
 }
 
 #[test]
+fn root_what_was_mounted_before_a_drivers_first_call_is_none_of_its_making() {
+    alone("effects::root_what_was_mounted_before_a_drivers_first_call_is_none_of_its_making", |alone| {
+        with_worker(alone, &[], async |mut world| {
+            world.foreign("a");
+            let prepare = world.prepare("c1", &["ebs/a"]);
+            let why = world.answer(prepare).await.unwrap_err();
+            assert!(why.contains("before the driver was asked"), "{why}");
+            assert!(is_mounted(&world.point("a")));
+            assert_eq!(world.driver.calls(), ["mount ebs/a"]);
+        });
+    });
+}
+
+#[test]
+fn root_no_driver_is_called_while_it_cannot_be_told_what_is_mounted() {
+    alone("effects::root_no_driver_is_called_while_it_cannot_be_told_what_is_mounted", |alone| {
+        with_worker(alone, &[], async |mut world| {
+            world.disk("a");
+            fs::rename(&world.helper, world.helper.with_extension("away")).unwrap();
+            let prepare = world.prepare("c1", &["ebs/a"]);
+            let why = world.answer(prepare).await.unwrap_err();
+            assert!(why.contains("the mounts could not be looked at"), "{why}");
+            assert_eq!(world.driver.calls(), [""; 0]);
+            fs::rename(world.helper.with_extension("away"), &world.helper).unwrap();
+            let prepare = world.prepare("c2", &["ebs/a"]);
+            assert!(matches!(world.answer(prepare).await, Ok(Answer::Prepared { .. })));
+        });
+    });
+}
+
+#[test]
 fn root_no_container_is_let_go_once_the_flag_is_set() {
     alone("effects::root_no_container_is_let_go_once_the_flag_is_set", |alone| {
         with_worker(alone, &[], async |mut world| {

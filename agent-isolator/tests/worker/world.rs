@@ -95,7 +95,9 @@ impl VolumeDriver for Script {
             return Err(MountFault::Refused("no such volume".into()));
         };
         let point = point.to_str().unwrap();
-        run("mount", &[&disk, point]);
+        if !disk.is_empty() {
+            run("mount", &[&disk, point]);
+        }
         Ok(point.to_owned())
     }
 
@@ -139,6 +141,8 @@ pub(crate) struct World<'a> {
     pub(crate) store: MemoryStore,
     pub(crate) driver: Script,
     pub(crate) memory: Arc<SharedMemory>,
+    /// The program of the helpers that look at mounts.
+    pub(crate) helper: PathBuf,
     ticker: Ticker,
     events: mpsc::UnboundedSender<Event>,
     lines: mpsc::UnboundedReceiver<String>,
@@ -172,6 +176,7 @@ impl<'a> World<'a> {
         let mut pairs = vec![
             ("etcd_endpoints".to_owned(), "127.0.0.1:1".to_owned()),
             ("holder".to_owned(), "h".to_owned()),
+            ("drivers".to_owned(), "ebs,fast,slow".to_owned()),
             ("mount_roots".to_owned(), path.to_owned()),
             ("run_directory".to_owned(), run_directory.to_str().unwrap().to_owned()),
             ("state_directory".to_owned(), state.to_str().unwrap().to_owned()),
@@ -200,7 +205,9 @@ impl<'a> World<'a> {
             driver.clone(),
             guard,
         );
-        let worker = worker.unwrap().with_helpers(KEEPER.into());
+        let helper = alone.directory.join("extvol-keeper");
+        std::os::unix::fs::symlink(KEEPER, &helper).unwrap();
+        let worker = worker.unwrap().with_helpers(helper.clone());
         let (events, (to_us, lines)) = (worker.events(), mpsc::unbounded_channel());
         events.send(Event::Connected(ConnectionId(1), to_us)).unwrap();
         let ticker = Ticker::start(Arc::clone(&memory));
@@ -211,6 +218,7 @@ impl<'a> World<'a> {
             store,
             driver,
             memory,
+            helper,
             ticker,
             events,
             lines,
@@ -229,6 +237,14 @@ impl<'a> World<'a> {
         let point = self.root.join(name);
         fs::create_dir(&point).unwrap();
         self.driver.0.disks.lock().unwrap().insert(name.to_owned(), (disk, point));
+    }
+
+    /// A volume for which the driver answers what somebody else has mounted.
+    pub(crate) fn foreign(&self, name: &str) {
+        let point = self.root.join(name);
+        fs::create_dir(&point).unwrap();
+        run("mount", &["-t", "tmpfs", "extvol-foreign", point.to_str().unwrap()]);
+        self.driver.0.disks.lock().unwrap().insert(name.to_owned(), (String::new(), point));
     }
 
     pub(crate) fn point(&self, name: &str) -> PathBuf {

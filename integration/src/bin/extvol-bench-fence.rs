@@ -367,7 +367,8 @@ fn inside(case: &str, count: usize, directory: &Path) -> Result<()> {
         },
     });
     fs::write(run_directory.join(TABLE), table.to_string())?;
-    eventually("helpers stand by", || helpers() >= VOLUMES)?;
+    // The deadman's and the guard's, each with three beside those of the volumes.
+    eventually("helpers stand by", || helpers() >= 2 * (VOLUMES + 3))?;
 
     let tenant = format!("{cgroups}/tenant");
     let (namespaces, bomb) = (count.to_string(), BOMB.to_string());

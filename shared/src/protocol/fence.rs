@@ -49,6 +49,8 @@ pub struct Fence {
     strikes: bool,
     killing: BTreeSet<ContainerId>,
     idling: BTreeMap<VolumeId, Option<MountedVolume>>,
+    /// Those have been given out.
+    idles: bool,
     sweeping: bool,
     swept: bool,
     settle: Option<Now>,
@@ -87,6 +89,7 @@ impl Fence {
             strikes,
             killing: table.containers.keys().cloned().collect(),
             idling,
+            idles: false,
             sweeping: false,
             swept: false,
             settle: settle.filter(|_| table.lost || table.volumes.iter().any(Row::may_call_driver)),
@@ -181,11 +184,9 @@ impl Fence {
             self.sweeping = true;
             return self.acts.push_back(Act::Sweep);
         }
-        for volume in self.idling.keys() {
-            let act = Act::MakeIdle(volume.clone());
-            if !self.acts.contains(&act) {
-                self.acts.push_back(act);
-            }
+        // Once: one that fails is given out again by its own answer.
+        if !std::mem::replace(&mut self.idles, true) {
+            self.acts.extend(self.idling.keys().cloned().map(Act::MakeIdle));
         }
     }
 
@@ -292,6 +293,27 @@ mod tests {
         assert!(!fence.is_proved());
         fence.done(&Act::Sweep, Ok(()));
         assert!(fence.is_proved());
+    }
+
+    #[test]
+    fn each_volume_is_made_idle_once_and_again_only_when_that_failed() {
+        let mut table = Table { containers: [].into(), ..table() };
+        for name in ["w", "x"] {
+            let mut row = table.volumes[0].clone();
+            row.wanted.volume.name = VolumeName::new(name).unwrap();
+            table.volumes.push(row);
+        }
+        let mut fence = Fence::new(&table, None, None);
+        let idle = drain(&mut fence);
+        assert_eq!(idle.len(), 3);
+        fence.done(&idle[0], Ok(()));
+        assert_eq!(drain(&mut fence), [], "the two others are under way");
+        fence.done(&idle[1], Err("held".into()));
+        assert_eq!(drain(&mut fence), [idle[1].clone()]);
+        fence.done(&idle[2], Ok(()));
+        assert_eq!(drain(&mut fence), []);
+        fence.done(&idle[1], Ok(()));
+        assert_eq!(drain(&mut fence), [Act::Sweep]);
     }
 
     #[test]

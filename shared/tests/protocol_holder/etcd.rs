@@ -169,6 +169,13 @@ impl Etcd {
         self.put(Key::Lease(volume(name)), Record::Lease(Lease::Free { last_holder, owed }));
     }
 
+    /// Another host owes a held volume, too.
+    pub(crate) fn owes_too(&mut self, name: &str, from: &str) {
+        let held = self.lease(name).unwrap().clone();
+        let owed = Some(Owed::and(held.owed.clone(), &holder(from), None, true));
+        self.put(Key::Lease(volume(name)), Record::Lease(Lease::Held(Held { owed, ..held })));
+    }
+
     /// Another host was made safe, lives, and has opened its next epoch.
     pub(crate) fn reopen_elsewhere(&mut self, owner: &str) {
         let before = self.session(owner);

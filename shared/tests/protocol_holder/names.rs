@@ -28,6 +28,8 @@ fn a_name_whose_storage_is_another_volumes_is_given_back_and_its_driver_is_never
     let steps = host.until_quiet();
     assert!(!steps.iter().any(|step| matches!(step, Step::Unmount(_))), "{steps:#?}");
     assert!(host.core.volumes().contains_key(&volume("b")));
+    // Else whoever takes this name next would have the storage take the volume away from here.
+    assert_eq!(host.etcd.owed("a"), None);
 }
 
 #[test]

@@ -129,11 +129,88 @@ fn where_the_storage_has_to_take_it_away_and_cannot_a_free_lease_that_is_owed_is
     host.etcd.owe("a", "agent-2", true);
     let request = host.prepare("c1", &["a"]);
     let why = host.refusal(request);
-    assert!(why.contains("was held by agent-2") && why.contains("`extvol free ebs/a`"), "{why}");
+    assert!(
+        why.contains("was held by agent-2") && why.ends_with("`extvol free ebs/a --detached agent-2`"),
+        "{why}"
+    );
     // Its host proved that it writes no more: then the storage's own refusal is enough.
     host.etcd.owe("a", "agent-2", false);
     host.prepare("c2", &["a"]);
     assert_eq!(host.steps(), [acquire(&["a"]), Step::Mount("a".into())]);
+}
+
+#[test]
+fn a_person_is_told_of_each_host_that_owes() {
+    let mut host = Host::with(Etcd::new(), |settings| settings.fencing_required = true);
+    host.etcd.hold_elsewhere("agent-3", "a");
+    host.etcd.owes_too("a", "agent-2");
+    host.etcd.end_elsewhere("agent-3");
+    let request = host.prepare("c1", &["a"]);
+    let why = host.refusal(request);
+    assert!(why.contains("was held by agent-2 or agent-3"), "{why}");
+    assert!(why.ends_with("`extvol free ebs/a --detached agent-2`, once for each of them"), "{why}");
+}
+
+#[test]
+fn a_take_away_that_fails_holds_no_lease_for_which_nobody_waits() {
+    for fault in [refused(), MountFault::Unreachable("no socket".into())] {
+        let mut host = Host::with(Etcd::new(), takes_away);
+        host.etcd.owe("a", "agent-2", true);
+        let request = host.prepare("c1", &["a"]);
+        assert_eq!(host.steps(), [acquire(&["a"]), Step::Settle("a".into())]);
+        host.settles("a", Err(fault.clone()));
+        // As long as somebody waits, it is asked again.
+        host.later(PAUSE);
+        assert_eq!(host.steps(), [Step::Settle("a".into())]);
+        host.settles("a", Err(fault));
+        host.later(PREPARE);
+        assert!(host.refusal(request).contains("the storage has not yet taken from its last host"));
+        while host.calls().iter().any(|(_, step)| matches!(step, Step::Settle(_))) {
+            host.settles("a", Err(refused()));
+            host.later(PAUSE);
+        }
+        // A taker without such a plugin waits for nothing: what may still land is waited for here.
+        assert!(!host.steps().contains(&release("a")));
+        host.later(SETTLE);
+        assert_eq!(host.steps(), [record("a", Stage::Detaching, &[]), Step::Unmount("a".into())]);
+        host.unmounts("a", Err(UnmountFault::Refused("resource not found".into())));
+        host.finds("a", Idleness::Proved);
+        assert_eq!(host.steps(), [Step::Prove("a".into()), release("a")]);
+        assert_eq!(owing(&host).as_deref(), Some("agent-2"));
+        // Whoever takes it next has the storage take it away again.
+        host.prepare("c2", &["a"]);
+        assert_eq!(host.steps(), [acquire(&["a"]), Step::Settle("a".into())]);
+    }
+}
+
+#[test]
+fn what_a_host_owes_and_cannot_give_back_is_left_to_others() {
+    for fault in [MountFault::Unreachable("no socket".into()), MountFault::Unresolved("no words".into())] {
+        let mut host = Host::new();
+        host.prepared("c1", &["a"]);
+        host.etcd.owe("a", ME, true);
+        host.reboot();
+        host.steps();
+        let mut asked = 0;
+        while host.calls().iter().any(|(_, step)| matches!(step, Step::Mount(_))) {
+            asked += 1;
+            assert!(asked < 20, "the lease is never left");
+            host.mounts("a", Err(fault.clone()));
+            host.later(PAUSE);
+        }
+        // A plugin may come up after the keeper.
+        assert!(asked >= 5, "asked {asked} times");
+        // An unanswered call may still land.
+        let unmounts = |host: &mut Host| host.steps().contains(&Step::Unmount("a".into()));
+        let unresolved = matches!(fault, MountFault::Unresolved(_));
+        assert_eq!(unmounts(&mut host), !unresolved);
+        host.later(SETTLE);
+        assert_eq!(unmounts(&mut host), unresolved);
+        host.unmounts("a", Err(UnmountFault::Unreachable("no socket".into())));
+        host.finds("a", Idleness::Proved);
+        assert_eq!(owing(&host).as_deref(), Some(ME));
+        assert!(host.is_bare());
+    }
 }
 
 #[test]

@@ -4,11 +4,12 @@
 //!
 //! It has a session and cgroups of its own, so that what ends those of the agent or of the keeper's unit does not end it; its
 //! memory is locked, and the kernel does not choose it when memory is short. The deadman starts it, replaces it when it
-//! dies or hangs, and ends it when the keeper ends cleanly.
+//! dies or hangs, and ends it when the keeper ends cleanly. It has helpers of its own that stand by: while no process can be started,
+//! and among tens of thousands of processes, its fence is as soon as the deadman's.
 //!
 //! **One guard at a time.** Its name is one word of the shared page. A new guard, which each new keeper starts (it may be of
-//! another version, or have other parameters), puts its name there once all is ready, and ends the one before. A guard that is not
-//! named any more ends. Until the new one is ready, the old one guards on: so does it beside a new keeper that refuses its
+//! another version, or have other parameters), puts its name there once all is ready. A guard that is not named any more ends, and
+//! takes its cgroups down; the new one kills it if it does not. Until the new one is ready, the old one guards on: so does it beside a new keeper that refuses its
 //! parameters or cannot run at all.
 //!
 //! It never starts a worker: who runs keepers on this host (systemd, the agent) does.
@@ -26,9 +27,11 @@ use super::{
     take_lock, undisturbed,
 };
 use crate::keeper::cgroups;
+use crate::keeper::fence::Pool;
 use crate::keeper::process::ProcessId;
 use crate::keeper::sentence;
 use crate::keeper::shared_memory::SharedMemory;
+use crate::keeper::stored_table::TABLE;
 
 /// The guard's log in the run directory.
 pub const GUARD_LOG: &str = "guard.log";
@@ -41,6 +44,9 @@ const PATIENCE: Duration = Duration::from_millis(300);
 
 /// A deadman that hangs, beside no worker that would replace it, holds a lock that keeps every new keeper out.
 const HUNG: Duration = Duration::from_secs(5);
+
+/// A guard that is not named any more has so long to end by itself.
+const STEPS_BACK: Duration = Duration::from_secs(1);
 
 /// Where nothing is held and no keeper has run for this long, nothing is left to guard.
 const DESERTED: Duration = Duration::from_secs(60);
@@ -89,9 +95,14 @@ pub fn run_guard(settings: Settings) -> Result<(), DeadmanError> {
     let now = Reading::take().holder();
     shared.tick_guard(now);
     let older = shared.replace_guard(ProcessId::own());
-    older.filter(|older| older.pid != std::process::id()).into_iter().for_each(ProcessId::kill);
-    let mut guard = Guard { settings, shared, id, due_since: None, kept_out: false, last_keeper: now };
+    let older = older.filter(|older| older.pid != std::process::id());
+    let pool = Pool::new(settings.policy.program.clone());
+    let last_keeper = now;
+    let older = older.map(|older| (older, now + STEPS_BACK));
+    let mut guard =
+        Guard { settings, shared, id, older, pool, due_since: None, kept_out: false, last_keeper };
     guard.watch();
+    guard.pool.end();
     // So that they can be removed.
     if let Err(why) = cgroups::leave() {
         tracing::warn!("{why}");
@@ -108,6 +119,10 @@ struct Guard {
     settings: Settings,
     shared: SharedMemory,
     id: (u64, u64),
+    /// The guard before this one, and when it is killed.
+    older: Option<(ProcessId, Now)>,
+    /// Helpers for a fence.
+    pool: Pool,
     due_since: Option<Now>,
     /// It had to fence, and somebody else had the lock.
     kept_out: bool,
@@ -150,6 +165,12 @@ impl Guard {
                 tracing::warn!("the deadman hangs, and no worker runs that would replace it: it is killed");
                 deadman.kill();
             }
+            if let Some((older, _)) = self.older.take_if(|(_, at)| now >= *at) {
+                older.kill();
+            }
+            if self.due_since.is_none() {
+                self.pool.tend(now, &self.settings.directory.join(TABLE), &self.settings.policy);
+            }
             if now >= self.last_keeper + DESERTED {
                 return tracing::info!("nothing is left to guard: the guard ends");
             }
@@ -186,9 +207,10 @@ impl Guard {
         let shared = self.shared.another();
         // A watchdog that the dead deadman had armed resets this host in its own time: that is what it is for.
         let settings = Settings { watchdog: None, ..self.settings.clone() };
+        let pool = std::mem::replace(&mut self.pool, Pool::new(settings.policy.program.clone()));
         match shared
             .map_err(DeadmanError::from)
-            .and_then(|shared| Guarding::new(settings, shared, lock, Part::Guard))
+            .and_then(|shared| Guarding::new(settings, shared, lock, Part::Guard, pool))
         {
             Ok(mut guarding) => guarding.guard(),
             Err(error) => tracing::error!("{}", sentence(&error)),

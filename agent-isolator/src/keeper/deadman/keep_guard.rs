@@ -8,9 +8,10 @@ use std::time::Duration;
 use shared::clock::Reading;
 use shared::protocol::Now;
 
-use super::guard::GUARD_SILENCE;
+use super::guard::{GUARD_LOG, GUARD_SILENCE};
 use super::{BETWEEN_STARTS, POLL_CLOSELY};
 use crate::keeper::cgroups;
+use crate::keeper::fence::started_before_all_others;
 use crate::keeper::process::ProcessId;
 use crate::keeper::shared_memory::SharedMemory;
 
@@ -29,12 +30,14 @@ pub(super) struct GuardKeeper {
     /// Those that it started before, until they are reaped.
     older: Vec<Child>,
     start_at: Now,
+    /// Since when none of its own ticks.
+    without: Option<Now>,
     said: bool,
 }
 
 impl GuardKeeper {
     pub(super) fn new(replaces: bool) -> Self {
-        Self { replaces, started: None, older: Vec::new(), start_at: Now::ZERO, said: false }
+        Self { replaces, started: None, older: Vec::new(), start_at: Now::ZERO, without: None, said: false }
     }
 
     /// Sees to it that there is a guard that ticks. To be called by the deadman's loop.
@@ -50,10 +53,18 @@ impl GuardKeeper {
             self.started.as_ref().is_some_and(|(child, _)| named.is_some_and(|g| g.pid == child.id()));
         if ticks && (is_own || !self.replaces) {
             self.replaces = false;
+            self.without = None;
             if std::mem::take(&mut self.said) {
                 tracing::info!("a guard runs again");
             }
             return;
+        }
+        let without = *self.without.get_or_insert(now);
+        if self.replaces && !self.said && now >= without + BEGINS_WITHIN {
+            tracing::warn!(
+                "this keeper's guard has not begun within {BEGINS_WITHIN:?}, see {GUARD_LOG}: another one is started"
+            );
+            self.said = true;
         }
         let begins = self.started.as_ref().is_some_and(|(_, at)| now < *at + BEGINS_WITHIN && !is_own);
         if begins || now < self.start_at {
@@ -73,15 +84,15 @@ impl GuardKeeper {
             self.said = true;
         }
         self.start_at = now + BETWEEN_STARTS;
-        let guard = Command::new("/proc/self/exe")
+        let mut guard = Command::new("/proc/self/exe");
+        guard
             .arg0("extvol-keeper")
             .args(arguments)
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        match guard {
+            .stderr(Stdio::null());
+        match started_before_all_others(|| guard.spawn()) {
             Ok(child) => self.started = Some((child, now)),
             Err(error) => tracing::error!("no guard could be started: {error}"),
         }

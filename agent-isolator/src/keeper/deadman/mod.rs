@@ -51,7 +51,9 @@ use self::predecessors::{lock, others};
 pub use self::watchdog::{
     Watchdog, check as check_watchdog, is_armed as watchdog_is_armed, timeout_of as watchdog_timeout,
 };
-use super::fence::{FenceRunner, Known, Policy, Pool, Progress, before_all_others};
+use super::fence::{
+    FenceRunner, Known, Policy, Pool, Priority, Progress, before_all_others, process_in_words,
+};
 use super::process::{ProcessId, own_session};
 use super::shared_memory::{SharedMemory, SharedMemoryError};
 use super::stored_table::{Stored, TABLE, read_table};
@@ -131,7 +133,8 @@ pub fn run(settings: Settings) -> Result<(), DeadmanError> {
     let lock = take_lock(&settings)?
         .ok_or_else(|| DeadmanError::Running { directory: settings.directory.clone() })?;
     let shared = SharedMemory::create(&settings.directory.join(DEADLINE))?;
-    let mut guarding = Guarding::new(settings, shared, lock, Part::Keeper)?;
+    let pool = Pool::new(settings.policy.program.clone());
+    let mut guarding = Guarding::new(settings, shared, lock, Part::Keeper, pool)?;
     // The old session's processes are found by the old session's number: only when all are gone is it forgotten.
     guarding.end_older_keeper();
     let own = ProcessId::own();
@@ -165,7 +168,8 @@ pub fn run_beside(settings: Settings) -> Result<(), DeadmanError> {
         }
     };
     shared.set_deadman(ProcessId::own());
-    let mut guarding = Guarding::new(settings, shared, lock, Part::Beside)?;
+    let pool = Pool::new(settings.policy.program.clone());
+    let mut guarding = Guarding::new(settings, shared, lock, Part::Beside, pool)?;
     guarding.guard();
     Ok(())
 }
@@ -196,7 +200,7 @@ fn undisturbed(name: &str) {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
         tracing::warn!("the {name} could not be kept from the kernel's killing for want of memory: {error}");
     }
-    if let Err(error) = before_all_others() {
+    if let Err(error) = before_all_others(Priority::Deadman) {
         tracing::warn!("the {name} has no real-time priority, but the greatest usual weight: {error}");
     }
 }
@@ -216,6 +220,8 @@ struct Guarding {
     ending: Option<Now>,
     /// A fence began while some of them hung.
     hanging: bool,
+    /// It was said that some of them hang.
+    said_hanging: bool,
     /// Processes of an older keeper, of another session, that hang.
     hung: Vec<ProcessId>,
     start_at: Option<Now>,
@@ -223,6 +229,8 @@ struct Guarding {
     fence: Option<FenceRunner>,
     /// The helpers, but for those of a fence under way.
     pool: Pool,
+    /// The generation that was struck for.
+    struck: Option<u64>,
     /// The generation whose fence is proved.
     proved: Option<u64>,
     said: Option<Text>,
@@ -232,7 +240,13 @@ struct Guarding {
 }
 
 impl Guarding {
-    fn new(settings: Settings, shared: SharedMemory, lock: File, part: Part) -> Result<Self, DeadmanError> {
+    fn new(
+        settings: Settings,
+        shared: SharedMemory,
+        lock: File,
+        part: Part,
+        pool: Pool,
+    ) -> Result<Self, DeadmanError> {
         undisturbed("deadman");
         let open = |path: &PathBuf| {
             let what = format!("the watchdog {}", path.display());
@@ -247,7 +261,7 @@ impl Guarding {
         Ok(Self {
             guard: GuardKeeper::new(part == Part::Keeper),
             over: false,
-            pool: Pool::new(settings.policy.program.clone()),
+            pool,
             settings,
             part,
             shared,
@@ -259,10 +273,12 @@ impl Guarding {
             ticked: Now::ZERO,
             ending: (part == Part::Keeper).then_some(now),
             hanging: false,
+            said_hanging: false,
             hung: Vec::new(),
             start_at: None,
             started: None,
             fence: None,
+            struck: None,
             proved: None,
             said: None,
         })
@@ -270,26 +286,33 @@ impl Guarding {
 
     /// Kills every process of an older keeper, and waits until they are gone, or until a fence is due.
     fn end_older_keeper(&mut self) {
-        let now = self.sense();
-        if is_due(self.shared.read(), now) {
-            self.shared.flag();
-            self.strike();
-        }
         loop {
             let now = self.sense();
+            self.strike_if_due(now);
             let left = self.kill_others();
             if left.is_empty() {
                 return;
             }
-            let due = is_due(self.shared.read(), now);
-            if due {
-                self.shared.flag();
+            let hangs = self.ending.is_some_and(|since| now >= since + HANGS);
+            if hangs {
+                self.say_hanging(&left);
             }
-            if due && self.ending.is_some_and(|since| now >= since + HANGS) {
+            if hangs && is_due(self.shared.read(), now) {
                 self.hung = left;
                 return;
             }
             std::thread::sleep(POLL_CLOSELY);
+        }
+    }
+
+    /// Who was killed and does not end keeps the next worker out: without a word nobody would know what the keeper waits for.
+    fn say_hanging(&mut self, left: &[ProcessId]) {
+        if !std::mem::replace(&mut self.said_hanging, true) {
+            let who: Vec<_> = left.iter().map(|process| process_in_words(process.pid)).collect();
+            tracing::warn!(
+                "{} hangs in the kernel; no worker is started before it ends, and the host is fenced when its time is over",
+                who.join(", ")
+            );
         }
     }
 
@@ -300,21 +323,30 @@ impl Guarding {
         let mut own = self.pool.pids();
         own.extend(self.fence.iter().flat_map(FenceRunner::helpers));
         let is_others = |process: &ProcessId| !own.contains(&process.pid);
-        let all = || others(&self.shared).into_iter().chain(self.hung.iter().copied());
+        // Among tens of thousands of processes that takes its time.
+        let all = || {
+            others(&self.shared, || self.tick(Reading::take().holder()))
+                .into_iter()
+                .chain(self.hung.iter().copied())
+        };
         let look = || all().filter(is_others).collect::<Vec<_>>();
         let left = Some(look()).filter(|left| !left.is_empty()).unwrap_or_else(look);
         left.iter().for_each(|process| process.kill());
         left
     }
 
-    /// Looks at the clock, ticks and pets.
-    fn sense(&mut self) -> Now {
-        let reading = Reading::take();
-        let now = reading.holder();
+    fn tick(&self, now: Now) {
         self.shared.tick_deadman(now);
         if self.part == Part::Guard {
             self.shared.tick_guard(now);
         }
+    }
+
+    /// Looks at the clock, ticks and pets.
+    fn sense(&mut self) -> Now {
+        let reading = Reading::take();
+        let now = reading.holder();
+        self.tick(now);
         let deadline = self.shared.read();
         if let Some(slept) = self.suspends.observe(reading).filter(|_| deadline.fence_at.is_some()) {
             // It did not write meanwhile; but what it had handed to the block layer goes out now (L20).
@@ -342,6 +374,8 @@ impl Guarding {
                     self.tell(now, Input::WorkerTicked);
                 }
             }
+            // Before it is looked who of the worker's still lives, which takes long among many processes.
+            self.strike_if_due(now);
             self.watch_worker(now);
             self.end_worker(now);
             self.go_on_fencing(now);
@@ -349,7 +383,7 @@ impl Guarding {
             if self.ending.is_none() {
                 self.tell(now, Input::Tick);
             } else if is_due(self.shared.read(), now) {
-                self.shared.flag();
+                self.flag();
             }
             if self.over {
                 return;
@@ -371,16 +405,11 @@ impl Guarding {
         self.core.handle(now, self.shared.read(), input);
         while let Some(output) = self.core.poll_output() {
             match output {
-                Output::Flag => {
-                    tracing::error!("the deadline has passed: this host is fenced");
-                    self.shared.flag();
-                }
+                Output::Flag => self.flag(),
                 Output::Kill => {
                     tracing::warn!("the worker is killed");
                     self.ending = Some(now);
-                    if is_due(self.shared.read(), now) {
-                        self.strike();
-                    }
+                    self.strike_if_due(now);
                 }
                 Output::Fence => self.begin_fence(now),
                 Output::Start if self.part == Part::Guard => self.over = true,
@@ -408,12 +437,35 @@ impl Guarding {
     /// Kills the worker and all its helpers until none is left.
     fn end_worker(&mut self, now: Now) {
         let Some(since) = self.ending else { return };
-        let is_over = self.kill_others().is_empty();
+        let left = self.kill_others();
+        let is_over = left.is_empty();
+        if is_over {
+            self.said_hanging = false;
+        } else if now >= since + HANGS {
+            self.say_hanging(&left);
+        }
         let cannot_wait = is_due(self.shared.read(), now) && now >= since + HANGS;
         if is_over || cannot_wait {
             self.hanging = !is_over;
             self.ending = None;
             self.tell(now, Input::WorkerGone);
+        }
+    }
+
+    fn flag(&self) {
+        if !self.shared.read().fenced {
+            tracing::error!("the deadline has passed: this host is fenced");
+        }
+        self.shared.flag();
+    }
+
+    /// Sets the flag and strikes, once for each generation, when the deadline has passed: whoever has ended the worker.
+    fn strike_if_due(&mut self, now: Now) {
+        let deadline = self.shared.read();
+        if is_due(deadline, now) && self.fence.is_none() && self.struck != Some(deadline.generation) {
+            self.struck = Some(deadline.generation);
+            self.flag();
+            self.strike();
         }
     }
 
@@ -429,11 +481,12 @@ impl Guarding {
             let now = self.sense();
             let _never_a_proof = strike.poll(now);
             if strike.has_struck() {
-                tracing::error!("the volumes' file systems are shut down, where they can be");
+                tracing::error!("the fence has struck: {}", strike.what_was_struck());
                 break;
             }
             if now >= until {
-                tracing::error!("containers and file systems do not answer to the fence yet");
+                let struck = strike.what_was_struck();
+                tracing::error!("containers and file systems do not answer to the fence yet: {struck}");
                 break;
             }
             std::thread::sleep(STRIKE_POLL);

@@ -26,15 +26,16 @@ pub(super) fn lock(directory: &Path) -> io::Result<Option<File>> {
 }
 
 /// All other processes of the keeper whose memory this is: worker, deadman and helpers of any kind, a guard's that died over
-/// a fence among them. The guard itself is none of them: it outlives keepers.
-pub(super) fn others(shared: &SharedMemory) -> Vec<ProcessId> {
-    let (session, since) = shared.session();
+/// a fence among them. A living guard is none of them, nor are its helpers: it outlives keepers. One look at all processes, in which
+/// `tick` is called again and again.
+pub(super) fn others(shared: &SharedMemory, tick: impl Fn()) -> Vec<ProcessId> {
     let own = std::process::id();
     let guard = shared.guard();
+    let dead = guard.filter(|guard| !guard.runs()).map(|guard| (guard.pid, guard.started));
+    let sessions: Vec<_> = [shared.session()].into_iter().chain(dead).collect();
     let named = shared.worker().into_iter().chain(shared.deadman());
     let named = named.filter(|process| process.pid != own && process.runs());
-    let of_guard = guard.map(|guard| members(guard.pid, guard.started)).unwrap_or_default();
-    let mut all: Vec<_> = members(session, since).into_iter().chain(of_guard).chain(named).collect();
+    let mut all: Vec<_> = members(&sessions, tick).into_iter().chain(named).collect();
     all.retain(|process| Some(*process) != guard);
     all.sort_unstable();
     all.dedup();

@@ -8,6 +8,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use rustix::io::ioctl_fionbio;
 
 use super::job::{Job, Report};
+use super::scheduling::started_before_all_others;
 
 /// The hidden mode of the keeper's program that [`super::run_helper`] is.
 pub const HELPER_MODE: &str = "fence-helper";
@@ -27,13 +28,14 @@ impl Helper {
     /// Starts `program` as a helper. When that is `/proc/self/exe`, which the deadman has locked in memory, starting it reads
     /// nothing from a disk.
     pub(super) fn start(program: &Path) -> io::Result<Self> {
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .arg0("extvol-keeper")
             .args([HELPER_MODE, &std::process::id().to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()?;
+            .stderr(Stdio::null());
+        let mut child = started_before_all_others(|| command.spawn())?;
         let pipes = child.stdin.take().zip(child.stdout.take());
         let (jobs, reports) = pipes.ok_or_else(|| io::Error::other("the helper has no pipes"))?;
         let helper = Self { child, jobs, reports, to_tell: Vec::new(), said: Vec::new(), busy: false };

@@ -114,8 +114,13 @@ impl Device {
     /// Whether the disk that was mounted is not there any more: none has its sequence number, which is never given twice. What
     /// shows its device number is none of the volume's.
     pub(super) fn is_gone(&self) -> bool {
+        let Some(recorded) = self.disk_sequence else { return false };
+        // On a host with many disks looking at all takes its time, and nearly always it is where it was.
+        if mounts::disk_sequence(&self.number) == Some(recorded) {
+            return false;
+        }
         let all = disk_sequences();
-        self.disk_sequence.is_some_and(|recorded| !all.is_empty() && !all.contains(&recorded))
+        !all.is_empty() && !all.contains(&recorded)
     }
 
     /// Asks the kernel for the device as a whole, and gives it back at once.

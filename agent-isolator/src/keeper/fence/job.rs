@@ -17,6 +17,7 @@ use shared::volume::{ContainerId, VolumeId};
 
 use super::device::hosts_own;
 use super::pool::Hosts;
+use super::scheduling::Priority;
 use super::{idle, kill, scheduling, strike, sweep};
 use crate::keeper::mount_table;
 
@@ -30,7 +31,13 @@ pub(super) enum Job {
     /// Freeze these cgroups.
     Freeze { cgroups: Vec<String> },
     /// Shut a volume's file system down through the host's own mount.
-    Shutdown { mounted: MountedVolume, roots: Vec<PathBuf>, own: Vec<PathBuf>, hosts: Option<Hosts> },
+    Shutdown {
+        mounted: MountedVolume,
+        roots: Vec<PathBuf>,
+        own: Vec<PathBuf>,
+        /// By what the starter knows it may be one of the host's own: then the mount table is read.
+        may_be_hosts: bool,
+    },
     /// Kill these containers, each with its cgroup if that was recorded, and those of the agent's who live by the volumes, which
     /// could not be shut down.
     Kill {
@@ -74,11 +81,28 @@ pub(super) enum Report {
 }
 
 impl Job {
+    /// Whether it is of those that nothing may delay. The others look through all of /proc, and at real-time priority would
+    /// take the processors from the deadman's other helpers, and from the host.
+    fn is_at_once(&self) -> bool {
+        matches!(self, Self::Freeze { .. } | Self::Shutdown { .. })
+    }
+
+    /// The same, at the priority that is its own; afterwards this helper is ready for one that nothing may delay.
+    fn run_in_turn(self) -> Report {
+        if self.is_at_once() {
+            return self.run();
+        }
+        scheduling::before_usual_ones();
+        let report = self.run();
+        let _refused_as_before = scheduling::before_all_others(Priority::Helper);
+        report
+    }
+
     pub(super) fn run(self) -> Report {
         match self {
             Self::Freeze { cgroups } => Report::Frozen(strike::freeze(&cgroups)),
-            Self::Shutdown { mounted, roots, own, hosts } => {
-                Report::Shut(strike::shut_down_at_once(&mounted, &roots, &own, hosts.as_ref()))
+            Self::Shutdown { mounted, roots, own, may_be_hosts } => {
+                Report::Shut(strike::shut_down_at_once(&mounted, &roots, &own, may_be_hosts))
             }
             Self::Kill { containers, volumes, cgroup_root } => {
                 match kill::kill(&containers, &volumes, cgroup_root.as_deref()) {
@@ -157,7 +181,7 @@ pub fn run_helper(parent: u32) -> ExitCode {
             Err(_) => return ExitCode::FAILURE,
         }
         let report = match serde_json::from_str::<Job>(&line) {
-            Ok(job) => job.run(),
+            Ok(job) => job.run_in_turn(),
             Err(error) => Report::Failed(format!("the helper did not understand its job: {error}")),
         };
         let Ok(mut said) = serde_json::to_vec(&report) else { return ExitCode::FAILURE };
@@ -174,7 +198,7 @@ pub fn run_helper(parent: u32) -> ExitCode {
 fn provide() {
     let _refused = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE);
     let _refused = std::fs::write("/proc/self/oom_score_adj", "-1000");
-    let _refused = scheduling::before_all_others();
+    let _refused = scheduling::before_all_others(Priority::Helper);
     let mut pieces: Vec<_> = (0..SPARE_PIECES).map(|_| vec![1_u8; PIECE]).collect();
     // While the last one is held, the others' memory is not given back to the kernel.
     std::mem::forget(pieces.pop());

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! mod.rs         the runner: acts become jobs of helper processes, their reports the acts' results
+//! at_once.rs     its first part: freeze and shutdowns
 //! pool.rs        helpers that exist before there is a fence
 //! child.rs       one helper process: started, given jobs, polled, never waited for
 //! job.rs         what a helper does, and its whole life
@@ -22,6 +23,7 @@
 //!
 //! It sets no flag and kills no worker: who runs it has done so (`deadman.rs`).
 
+mod at_once;
 mod child;
 mod device;
 mod idle;
@@ -35,7 +37,7 @@ mod strike;
 mod sweep;
 mod witness;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -53,14 +55,18 @@ pub use self::job::run_helper;
 use self::job::{Job, Report};
 pub use self::pool::Pool;
 pub use self::reset::Reset;
-pub(super) use self::scheduling::before_all_others;
+pub(super) use self::scheduling::{Priority, before_all_others, started_before_all_others};
 pub use self::shutdown::can_be_shut_down;
+pub(super) use self::witness::in_words as process_in_words;
 pub use self::witness::{Pin, who_pins};
 
 /// What failed is tried again after this: a fence has seconds.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
 
-/// A freeze or a shutdown is not waited for any longer: what comes after it does not depend on it.
+/// Once its time is over, the pauses double up to this.
+const TRY_AGAIN_LATE: Duration = Duration::from_secs(5);
+
+/// A freeze or a shutdown is not waited for any longer, nor is its start tried again: what comes after it does not depend on it.
 const STRIKE: Duration = Duration::from_millis(150);
 
 /// Between two polls of who runs a fence on a thread of its own.
@@ -140,8 +146,14 @@ pub struct FenceRunner {
     /// The freeze, and since when.
     freezing: Option<(Helper, Now)>,
     shutting: BTreeMap<VolumeId, (Helper, Now)>,
+    /// Volumes whose shutdown waits for a helper.
+    waiting: VecDeque<VolumeId>,
+    /// Since when no process can be started for what must be done at once.
+    refused: Option<Now>,
     /// Volumes whose file systems were shut down.
     shut: BTreeSet<VolumeId>,
+    /// Those whose file systems were not, and why.
+    unshut: BTreeMap<VolumeId, String>,
     lost: bool,
     containers: BTreeMap<ContainerId, Option<String>>,
     volumes: Vec<VolumeId>,
@@ -156,6 +168,8 @@ pub struct FenceRunner {
     again: BTreeMap<Act, Now>,
     failures: BTreeMap<Act, String>,
     over: bool,
+    /// How often an act has failed since.
+    late: BTreeMap<Act, u32>,
     /// Device numbers of what was made idle.
     proved: BTreeSet<String>,
 }
@@ -214,7 +228,10 @@ impl FenceRunner {
             pool,
             freezing: None,
             shutting: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            refused: None,
             shut: BTreeSet::new(),
+            unshut: BTreeMap::new(),
             lost,
             containers: table.containers.iter().map(|(id, c)| (id.clone(), cgroup(&c.cgroup))).collect(),
             volumes: table.volumes.iter().map(|row| row.wanted.volume.clone()).collect(),
@@ -226,6 +243,7 @@ impl FenceRunner {
             again: BTreeMap::new(),
             failures: BTreeMap::new(),
             over: false,
+            late: BTreeMap::new(),
             proved: BTreeSet::new(),
         }
     }
@@ -320,7 +338,7 @@ impl FenceRunner {
 
     fn take_acts(&mut self, now: Now) {
         while let Some(act) = self.fence.poll_act() {
-            // One that failed waits; one that runs is given out again when another volume is done.
+            // One that failed waits.
             if !self.again.contains_key(&act) {
                 self.begin(&act, now);
             }
@@ -329,14 +347,8 @@ impl FenceRunner {
 
     fn begin(&mut self, act: &Act, now: Now) {
         match act {
-            Act::Freeze => {
-                let cgroups = self.containers.values().flatten().cloned().collect();
-                match self.pool.start(&Job::Freeze { cgroups }) {
-                    Ok(helper) => self.freezing = Some((helper, now)),
-                    Err(error) => self.finish(&Act::Freeze, Err(not_started(&error)), now),
-                }
-            }
-            Act::Shutdown(volume) => self.start_shutdown(volume, now),
+            Act::Freeze => self.start_freeze(now),
+            Act::Shutdown(volume) => self.waiting.push_back(volume.clone()),
             Act::Kill(container) => {
                 let runs = self.killing.as_ref().is_some_and(|(batch, _)| batch.contains(container));
                 if !runs {
@@ -369,69 +381,13 @@ impl FenceRunner {
             Err(_) if matches!(act, Act::Freeze | Act::Shutdown(_)) => {}
             Err(why) => {
                 self.failures.insert(act.clone(), why.clone());
-                self.again.insert(act.clone(), now + TRY_AGAIN);
+                let tries = self.late.entry(act.clone()).or_default();
+                self.again.insert(act.clone(), now + pause(*tries));
+                *tries += u32::from(self.over);
             }
         }
         self.fence.done(act, result.map_err(Into::into));
         self.take_acts(now);
-    }
-
-    fn start_shutdown(&mut self, volume: &VolumeId, now: Now) {
-        let act = Act::Shutdown(volume.clone());
-        let Some(mounted) = self.fence.mounted(volume).cloned() else {
-            return self.finish(&act, Ok(()), now);
-        };
-        let Policy { roots, hosts_own, .. } = self.policy.clone();
-        let hosts = self.pool.hosts().cloned();
-        match self.pool.start(&Job::Shutdown { mounted, roots, own: hosts_own, hosts }) {
-            Ok(helper) => {
-                self.shutting.insert(volume.clone(), (helper, now));
-            }
-            Err(error) => self.finish(&act, Err(not_started(&error)), now),
-        }
-    }
-
-    fn poll_strike(&mut self, now: Now) {
-        if let Some((mut helper, since)) = self.freezing.take() {
-            match helper.poll() {
-                Some(report) => {
-                    let result = match report {
-                        Report::Frozen(result) => result,
-                        other => Err(unexpected(&other)),
-                    };
-                    self.pool.put_back(helper);
-                    self.finish(&Act::Freeze, result, now);
-                }
-                None if now < since + STRIKE => self.freezing = Some((helper, since)),
-                None => {
-                    self.pool.leave(helper);
-                    self.finish(&Act::Freeze, Err(NO_ANSWER.to_owned()), now);
-                }
-            }
-        }
-        for (volume, (mut helper, since)) in std::mem::take(&mut self.shutting) {
-            let act = Act::Shutdown(volume.clone());
-            match helper.poll() {
-                Some(report) => {
-                    let result = match report {
-                        Report::Shut(result) => result,
-                        other => Err(unexpected(&other)),
-                    };
-                    self.pool.put_back(helper);
-                    if result == Ok(true) {
-                        self.shut.insert(volume);
-                    }
-                    self.finish(&act, result.map(|_| ()), now);
-                }
-                None if now < since + STRIKE => {
-                    self.shutting.insert(volume, (helper, since));
-                }
-                None => {
-                    self.pool.leave(helper);
-                    self.finish(&act, Err(NO_ANSWER.to_owned()), now);
-                }
-            }
-        }
     }
 
     fn limits(&self) -> Limits {
@@ -474,9 +430,6 @@ impl FenceRunner {
     }
 
     fn start_idle(&mut self, idle: Idle, volume: &VolumeId, mounted: Option<MountedVolume>, now: Now) {
-        if self.idling.contains_key(&idle) {
-            return;
-        }
         let shut = self.shut.contains(volume);
         let job = Job::MakeIdle { volume: volume.clone(), mounted, shut, limits: self.limits() };
         match self.pool.start(&job) {
@@ -583,6 +536,11 @@ impl FenceRunner {
     }
 }
 
+/// How long an act waits that failed: a fence has seconds, and one whose time is over need not keep a processor busy.
+fn pause(late_failures: u32) -> Duration {
+    (TRY_AGAIN * (1 << late_failures.min(6))).min(TRY_AGAIN_LATE)
+}
+
 const NO_ANSWER: &str = "no answer of the kernel yet";
 
 fn not_started(error: &std::io::Error) -> String {
@@ -605,5 +563,17 @@ fn in_words(act: &Act) -> String {
         Act::Sweep => "what else is mounted".to_owned(),
         Act::Settle(_) => "driver calls under way".to_owned(),
         Act::Reset => "the reset".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn once_its_time_is_over_a_fence_tries_less_and_less_often() {
+        let pauses: Vec<_> = (0..8).map(|failures| pause(failures).as_millis()).collect();
+        assert_eq!(pauses, [100, 200, 400, 800, 1_600, 3_200, 5_000, 5_000]);
+        assert_eq!(pause(u32::MAX), TRY_AGAIN_LATE);
     }
 }

@@ -1,6 +1,7 @@
 //! Helper processes that exist before there is a fence: a full process table, a fork bomb or a machine without memory cannot keep a
-//! fence from what must be done at once. One for each volume of the table and some more stand by, each with its memory locked and
-//! its scheduling set (`job.rs`). One that hangs in the kernel occupies itself alone.
+//! fence from what must be done at once. One for each volume of the table, up to a number, and some more stand by, each with its memory
+//! locked and its scheduling set (`job.rs`): of more volumes each waits for the next helper that is done. One that hangs in the
+//! kernel occupies itself alone.
 //!
 //! With them is kept which file systems are the host's own: looking for that reads a mount table, under a lock that tenants can make
 //! its readers wait for.
@@ -10,7 +11,7 @@ use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use shared::protocol::Now;
 
@@ -22,11 +23,11 @@ use crate::keeper::stored_table::{Stored, read_table};
 /// Beside those of the volumes: the freeze, which is the kill's later, the sweep, and one that hangs.
 const BESIDE: usize = 3;
 
-/// So many stand by at most: each is a process with a megabyte or two of its own.
-const MOST: usize = 128;
+/// For so many volumes one stands by each: a shutdown takes a millisecond, and a helper is a process with a megabyte or two of its own.
+const MOST: usize = 16;
 
-/// So many are started in one go: the deadman ticks in between.
-const AT_ONCE: usize = 8;
+/// For so long the end of all helpers is waited for.
+const ENDS_WITHIN: Duration = Duration::from_millis(500);
 
 /// When a start has failed, and between two looks at the host's mounts.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -83,7 +84,8 @@ impl Pool {
         if missing == 0 {
             self.said = false;
         } else if now >= self.start_at
-            && let Err(error) = self.add(missing.min(AT_ONCE))
+            // One at a time: who calls this ticks in between.
+            && let Err(error) = self.add()
         {
             self.start_at = now + AGAIN;
             if !std::mem::replace(&mut self.said, true) {
@@ -102,10 +104,8 @@ impl Pool {
         self.look(now, policy);
     }
 
-    fn add(&mut self, count: usize) -> io::Result<()> {
-        for _ in 0..count {
-            self.standby.push(Helper::start(&self.program)?);
-        }
+    fn add(&mut self) -> io::Result<()> {
+        self.standby.push(Helper::start(&self.program)?);
         Ok(())
     }
 
@@ -120,7 +120,7 @@ impl Pool {
             Stored::Table(table) => table.volumes.len(),
             Stored::Missing | Stored::Broken(_) => 0,
         };
-        self.wanted = (volumes + BESIDE).min(MOST);
+        self.wanted = volumes.min(MOST) + BESIDE;
         // What was mounted since may be the host's.
         self.look_at = Now::ZERO;
     }
@@ -144,17 +144,24 @@ impl Pool {
         self.standby.append(&mut answered);
     }
 
-    /// The host's own file systems as far as they are known.
-    pub(super) fn hosts(&self) -> Option<&Hosts> {
-        self.hosts.as_ref()
+    /// Whether a file system of this device number may be the host's own, as far as is known.
+    pub(super) fn may_be_hosts(&self, number: &str) -> bool {
+        self.hosts.as_ref().is_none_or(|hosts| hosts.contains_key(number))
+    }
+
+    /// Whether one waits for a job, if need be one that was late with its last.
+    pub(super) fn has_standby(&mut self) -> bool {
+        if self.standby.is_empty() {
+            self.take_late();
+        }
+        !self.standby.is_empty()
     }
 
     /// Has a job done: by a helper that stands by, or else by one that is started for it.
     pub(super) fn start(&mut self, job: &Job) -> io::Result<Helper> {
-        if self.standby.is_empty() {
-            self.take_late();
-        }
-        while let Some(mut helper) = self.standby.pop() {
+        while self.has_standby()
+            && let Some(mut helper) = self.standby.pop()
+        {
             // It may have been killed while it stood by.
             if helper.give(job).is_ok() {
                 return Ok(helper);
@@ -175,6 +182,18 @@ impl Pool {
     /// Takes one back whose job is not waited for.
     pub(super) fn leave(&mut self, helper: Helper) {
         self.late.push(helper);
+    }
+
+    /// Ends all of them, and waits for that, but not for one that hangs in the kernel.
+    pub fn end(mut self) {
+        let late = self.late.drain(..).chain(self.standby.drain(..)).chain(self.looking.take());
+        self.ending.extend(late);
+        self.ending.iter_mut().for_each(Helper::kill);
+        let until = Instant::now() + ENDS_WITHIN;
+        while !self.ending.is_empty() && Instant::now() < until {
+            self.ending.retain_mut(|helper| !helper.has_ended());
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// How many wait for a job.

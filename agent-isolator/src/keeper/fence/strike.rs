@@ -39,7 +39,7 @@ pub(super) fn freeze(cgroups: &[String]) -> Result<(), String> {
 }
 
 /// Shuts a volume's file system down through the host's own mount of it, and answers whether it is shut down: its kind may have no
-/// shutdown, or it is not mounted. `hosts` are the host's own file systems, where they are known already.
+/// shutdown, or it is not mounted. `may_be_hosts`: it is not known that it is none of the host's own.
 ///
 /// # Errors
 /// Why it was not, and must not be, shut down.
@@ -47,7 +47,7 @@ pub(super) fn shut_down_at_once(
     mounted: &MountedVolume,
     roots: &[PathBuf],
     own: &[PathBuf],
-    hosts: Option<&Hosts>,
+    may_be_hosts: bool,
 ) -> Result<bool, String> {
     if Device::recorded(mounted).as_ref().is_some_and(Device::is_gone) {
         // What has its number now, if anything, is another disk.
@@ -55,7 +55,7 @@ pub(super) fn shut_down_at_once(
     }
     let unreadable = |error: std::io::Error| format!("the mount table: {error}");
     // What was the host's at the last look may have become a volume since.
-    if hosts.is_none_or(|hosts| hosts.contains_key(&*mounted.device_number)) {
+    if may_be_hosts {
         refuse_hosts_own(mounted, &hosts_own(&mount_table::own().map_err(unreadable)?, own, roots))?;
     }
     let below = roots.iter().any(|root| Path::new(&*mounted.mount_point).starts_with(root));

@@ -47,9 +47,9 @@ pub(super) fn hosts() -> io::Result<BTreeSet<Namespace>> {
 pub(super) fn strangers() -> io::Result<Vec<Stranger>> {
     let hosts = hosts()?;
     let stranger = |pid: u32| {
-        let id = ProcessId::of(pid)?;
-        let namespace = namespace(pid)?;
-        (!hosts.contains(&namespace) && pid != 1).then_some(Stranger { id, namespace })
+        // Most are the host's: of those nothing else is read. Whose pid was given away since is not killed for it (`kill`).
+        let namespace = namespace(pid).filter(|namespace| pid != 1 && !hosts.contains(namespace))?;
+        Some(Stranger { id: ProcessId::of(pid)?, namespace })
     };
     Ok(process::pids().into_iter().filter_map(stranger).collect())
 }
@@ -136,14 +136,15 @@ impl Look {
 /// Looks for mounts in all other mount namespaces: all processes of a namespace that has one, with its place. `first` tells whose
 /// namespaces are looked at before all others'.
 pub(super) fn look(wanted: impl Fn(&Mount) -> bool, first: impl Fn(u32) -> bool) -> io::Result<Look> {
-    let until = Instant::now() + LOOK;
     let longest = longest_table();
     let mut namespaces: BTreeMap<Namespace, Vec<Stranger>> = BTreeMap::new();
     for stranger in strangers()? {
         namespaces.entry(stranger.namespace.clone()).or_default().push(stranger);
     }
     let mut in_turn: Vec<_> = namespaces.into_values().collect();
-    in_turn.sort_by_key(|processes| !processes.iter().any(|process| first(process.id.pid)));
+    in_turn.sort_by_cached_key(|processes| !processes.iter().any(|process| first(process.id.pid)));
+    // Its time is for the tables: with ten thousand processes finding the namespaces takes as long.
+    let until = Instant::now() + LOOK;
     let mut look = Look::default();
     for processes in in_turn {
         if Instant::now() >= until {
@@ -202,6 +203,6 @@ fn name(pid: u32) -> String {
 }
 
 /// A process by name, for a message.
-pub(super) fn in_words(pid: u32) -> String {
+pub(in crate::keeper) fn in_words(pid: u32) -> String {
     format!("process {pid} ({})", name(pid))
 }

@@ -7,8 +7,9 @@
 //! a file system without a device, when no process's mount table shows it and no process has a file of it open. What
 //! cannot be told is never taken for a proof.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -18,8 +19,9 @@ use shared::volume::VolumeId;
 
 use super::look::seen_by;
 use super::mount_table::{self, Mount, Witness};
-use super::{Before, Others, Places, files, is_of, mount_above, name, of, storage, take_away};
+use super::{Before, Others, Places, files, is_of, mount_above, number, of, storage, take_away};
 use crate::keeper::alive;
+use crate::keeper::fence;
 use crate::keeper::process::{self, ProcessId};
 
 /// What is to be proved, after the driver was asked to unmount.
@@ -36,7 +38,7 @@ pub struct ProofCall {
     /// What this volume's calls have mounted beside it, as far as is known.
     pub strays: Vec<MountedVolume>,
     /// What the last look found below the roots that was no volume's.
-    pub found: Vec<String>,
+    pub found: Vec<u64>,
     /// What this host's other volumes have.
     pub others: Others,
     /// Whether processes of the agent's containers that pin it are killed: they had time to end.
@@ -51,7 +53,7 @@ pub struct Proof {
     /// What this volume's calls have mounted beside it.
     pub strays: Vec<MountedVolume>,
     /// What was found below the roots that is no volume's, as far as was known when it was asked.
-    pub found: Vec<String>,
+    pub found: Vec<u64>,
     /// Who was killed for it, in words.
     pub killed: Vec<String>,
 }
@@ -158,8 +160,8 @@ fn prove_nothing_left(call: &ProofCall, table: &[Mount], places: &Places) -> Pro
         return Proof::new(Idleness::Unknown(why.into()), &call.strays);
     }
     // What was mounted since the other volumes were asked about may be one of theirs: it is taken away when it is nobody's once more.
-    let found: Vec<_> = left.iter().map(|mount| name(mount)).collect();
-    if let Some(mount) = left.iter().find(|mount| !known(mount) && !call.found.contains(&name(mount))) {
+    let found: Vec<_> = left.iter().map(|mount| number(mount)).collect();
+    if let Some(mount) = left.iter().find(|mount| !known(mount) && !call.found.contains(&number(mount))) {
         let why = format!("{} is mounted, and no volume's: looked at once more", mount.mount_point.display());
         return Proof { found, ..Proof::new(Idleness::Unknown(why.into()), &call.strays) };
     }
@@ -230,35 +232,57 @@ fn prove_unheld(mounted: &MountedVolume, table: &[Mount], places: &Places) -> Id
     if table.iter().any(is_of(mounted)) {
         return Idleness::Mounted;
     }
-    let seen = match mount_table::elsewhere(|_, mount, _| is_of(mounted)(mount)) {
-        Ok(seen) => seen.map(|Witness { pid, mount_point, .. }| (pid, seen_by(pid, &mount_point))),
-        Err(error) => return Idleness::Unknown(format!("the mount tables: {error}").into()),
-    };
-    let held = match seen {
-        Some((_, words)) => Some(words),
-        None => files::holder(mounted),
+    // Who is found is the answer, and this look has an end, however many namespaces tasks make. Only that nobody holds it needs
+    // them all.
+    let pins = fence::who_pins(mounted, places.cgroup_root.as_deref()).map(|(pins, _)| pins);
+    let pins = pins.unwrap_or_default();
+    let held = match pins.first() {
+        Some(pin) => Some(seen_by(pin.pid, &pin.mount_point)),
+        None => match mount_table::elsewhere(|_, mount, _| is_of(mounted)(mount)) {
+            Ok(Some(Witness { pid, mount_point, .. })) => Some(seen_by(pid, &mount_point)),
+            Ok(None) => files::holder(mounted),
+            Err(error) => return Idleness::Unknown(format!("the mount tables: {error}").into()),
+        },
     };
     let Some(held) = held else { return Idleness::Proved };
     let mut why = format!("{held} still holds it");
-    if process::pids().into_iter().any(|pid| places.is_contained(pid) && has(pid, mounted)) {
+    let mut tables = Tables::default();
+    let mut has = |pid: u32| tables.have(pid, mounted) || files::holds(pid, mounted).is_some();
+    if pins.iter().any(|pin| pin.cgroup.is_some())
+        || process::pids().into_iter().any(|pid| places.is_contained(pid) && has(pid))
+    {
         why +=
             "; no container here uses it, so processes of containers that hold it are killed after the grace";
     }
     Idleness::Pinned(why.into())
 }
 
-/// Whether a process holds a volume that is mounted on the host no more.
-fn has(pid: u32, mounted: &MountedVolume) -> bool {
-    let table = fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
-    mount_table::parse(&table).iter().any(is_of(mounted)) || files::holds(pid, mounted).is_some()
+/// By mount namespace, whether it shows a volume: each is read once, for a task may have thousands of processes in it.
+#[derive(Default)]
+struct Tables(BTreeMap<PathBuf, bool>);
+
+impl Tables {
+    fn have(&mut self, pid: u32, mounted: &MountedVolume) -> bool {
+        // It has ended.
+        let Ok(namespace) = fs::read_link(format!("/proc/{pid}/ns/mnt")) else { return false };
+        if let Some(known) = self.0.get(&namespace) {
+            return *known;
+        }
+        // Of a process that ends meanwhile nothing is learned.
+        let Ok(table) = fs::read(format!("/proc/{pid}/mountinfo")) else { return false };
+        let found = mount_table::parse(&table).iter().any(is_of(mounted));
+        self.0.insert(namespace, found);
+        found
+    }
 }
 
 /// Kills processes of the agent's containers that hold a volume which none of these uses: by a copy of the host's mount in a
 /// namespace that they made private, by a directory or a file. Another host may wait for the volume, and a task could keep it from
 /// everybody. While the host's mount is there all containers have copies, which go with it: then only files count.
 fn end_pinning(mounted: &MountedVolume, idleness: &Idleness, places: &Places) -> Vec<String> {
-    let pins = |pid: u32| match idleness {
-        Idleness::Pinned(_) => has(pid, mounted),
+    let mut tables = Tables::default();
+    let mut pins = |pid: u32| match idleness {
+        Idleness::Pinned(_) => tables.have(pid, mounted) || files::holds(pid, mounted).is_some(),
         Idleness::Mounted => files::holds(pid, mounted).is_some(),
         _ => false,
     };

@@ -27,9 +27,11 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Permissions;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::mount::{UnmountFlags, unmount};
 use serde::{Deserialize, Serialize};
@@ -40,7 +42,7 @@ pub use self::identify::{MountCall, Refusal, Undo, identify};
 pub use self::idle::{Proof, ProofCall, prove_idle};
 pub use self::look::{ailing, look};
 pub use self::pin::unpin;
-pub(super) use self::storage::in_sys;
+pub(super) use self::storage::{disk_sequence, in_sys};
 use super::mount_table::{self, Mount};
 use super::{alive, fence};
 
@@ -96,7 +98,8 @@ impl Places {
 /// What was there before a driver was called: it was not mounted by it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Before {
-    mounts: BTreeSet<String>,
+    /// By number, for each held volume has the host's whole table; shared by those who remember it.
+    mounts: Arc<BTreeSet<u64>>,
     /// The highest sequence number that a disk had.
     last_disk: u64,
 }
@@ -107,19 +110,22 @@ impl Before {
     /// # Errors
     /// When the mount table cannot be read.
     pub fn now() -> io::Result<Self> {
-        let mounts = mount_table::own()?.iter().map(name).collect();
-        Ok(Self { mounts, last_disk: storage::disks().into_keys().max().unwrap_or(0) })
+        let mounts = mount_table::own()?.iter().map(number).collect();
+        Ok(Self { mounts: Arc::new(mounts), last_disk: storage::disks().into_keys().max().unwrap_or(0) })
     }
 
     fn has(&self, mount: &Mount) -> bool {
-        self.mounts.contains(&name(mount))
+        self.mounts.contains(&number(mount))
     }
 }
 
-/// Tells a mount apart from others. The kernel gives a mount's id away again, so that an id alone would not do.
-fn name(mount: &Mount) -> String {
+/// Tells a mount apart from others. The kernel gives a mount's id away again, so that an id alone would not do. All processes of
+/// one program have the same numbers.
+fn number(mount: &Mount) -> u64 {
     let Mount { id, device_number, root, mount_point, .. } = mount;
-    format!("{id} {device_number} {root:?} {mount_point:?}")
+    let mut hasher = DefaultHasher::new();
+    (id, device_number, root, mount_point).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// What this host's other volumes have mounted.

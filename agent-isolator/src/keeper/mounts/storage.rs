@@ -36,7 +36,7 @@ pub(in crate::keeper) fn in_sys(number: &str) -> PathBuf {
 }
 
 /// The kernel's sequence number of a disk, or of a partition's disk.
-pub(super) fn disk_sequence(number: &str) -> Option<u64> {
+pub(in crate::keeper) fn disk_sequence(number: &str) -> Option<u64> {
     let block = in_sys(number);
     let read = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse().ok();
     read(block.join("diskseq")).or_else(|| read(block.canonicalize().ok()?.parent()?.join("diskseq")))

@@ -108,9 +108,12 @@ impl Core {
 
 /// The sentence for a task whose volume a dead host may still have, where only the storage may take it away.
 fn needs_a_person(volume: &VolumeId, owed: &Owed) -> Text {
+    let first = owed.from.first().map(|first| format!(" --detached {first}")).unwrap_or_default();
+    let each = if owed.from.len() > 1 { ", once for each of them" } else { "" };
     format!(
         "volume {volume} was held by {}, which was declared dead by time alone; its storage cannot take it away from \
-         there, and fencing is required: detach it from that host by hand, then run `extvol free {volume}`",
+         there, and fencing is required: detach it from that host by hand, then run \
+         `extvol free {volume}{first}`{each}",
         owed.hosts()
     )
     .into()

@@ -64,12 +64,15 @@ impl Core {
         let another = another.as_ref().map(other_name_in_words);
         let copy = result.as_ref().ok().and_then(|mounted| self.copy(op, mounted));
         let where_it_is = matches!(result, Err(MountFault::Refused(_))).then(|| self.where_it_may_be(op));
+        let owes = self.owes(op);
         let Some((id, volume)) = self.by_op(op) else { return };
         let Phase::Mounting { token } = volume.phase else { return };
         volume.answered();
         if !matches!(result, Err(MountFault::Unreachable(_))) {
             volume.attached = true;
         }
+        // Nobody waits for it, and the driver was asked for as long as the pause was growing: others may have it.
+        let given_up = volume.users.is_empty() && volume.pause == Some(bounds.1);
         let (why, undo) = match result {
             // Two names came to be mounted at once: looked at again, it is seen for what it is, and undone.
             Ok(_) if another.is_some() => {
@@ -94,8 +97,11 @@ impl Core {
             // that the lease is never released under a call that can still land (L10).
             Err(MountFault::Unresolved(why)) => {
                 volume.unanswered(settled_at);
-                (why, None)
+                // That the storage has it here is known in any case: its call is waited for, and it is owed again.
+                (why, (given_up && owes).then_some(None))
             }
+            // No call is under way: what the storage may have attached here is owed with the freed lease.
+            Err(MountFault::Unreachable(why)) if given_up && volume.settled_at.is_none() => (why, Some(None)),
             // This call is not under way, but one before it may be, and the storage may have the volume
             // attached here: the driver has to say.
             Err(MountFault::Unreachable(why)) if volume.unresolved => (why, None),
@@ -132,6 +138,13 @@ impl Core {
         for user in users {
             self.end(&user, &why);
         }
+    }
+
+    /// Whether this host has lost the volume before, and not given it back since.
+    fn owes(&self, op: Op) -> bool {
+        let id = self.volumes.iter().find(|(_, volume)| volume.awaits == Some(op)).map(|(id, _)| id);
+        let owed = id.and_then(|id| self.leases.get(id)?.0.owed.as_ref());
+        owed.is_some_and(|owed| owed.from.contains(&self.settings.holder))
     }
 
     /// The volume under whose name this host has the same storage already.

@@ -241,8 +241,9 @@ impl Volume {
         settles
     }
 
-    /// Leaves a phase in which nobody needs it any more; answers whether that happened.
-    pub(super) fn leave(&mut self) -> bool {
+    /// Leaves a phase in which nobody needs it any more; answers whether that happened. Until `settled_at` I/O of
+    /// the last host is waited for that the storage does not take it away from.
+    pub(super) fn leave(&mut self, settled_at: Now) -> bool {
         if !self.users.is_empty() {
             return false;
         }
@@ -250,6 +251,12 @@ impl Volume {
             // The lease came, and nobody waits for it any more: nothing was ever done under it.
             Phase::Mounting { token } if !self.asked => {
                 Phase::Detaching { token, mounted: None, step: Step::Release }
+            }
+            // The storage does not take it away: what is owed goes with the freed lease, and the next taker tries. That
+            // one may be a host without a plugin to do so, which waits for nothing.
+            Phase::Settling { token } if self.settled_at.is_none() && self.pause.is_some() => {
+                self.settled_at = Some(settled_at);
+                Phase::Detaching { token, mounted: None, step: Step::Announce }
             }
             Phase::Attached { token, mounted } if self.doubts.is_empty() => {
                 Phase::Detaching { token, mounted: Some(mounted), step: Step::Announce }

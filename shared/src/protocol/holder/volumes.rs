@@ -63,12 +63,12 @@ impl Core {
     /// Starts the effect that a volume is due for, if there is one.
     pub(super) fn start_effect(&mut self, now: Now, id: &VolumeId) {
         let op = Op(self.next_op + 1);
-        let takes_away = self.can_take_away(id);
+        let (takes_away, settled_at) = (self.can_take_away(id), now + self.settings.settle);
         let Some(volume) = self.volumes.get_mut(id) else { return };
         if !volume.due(now) {
             return;
         }
-        self.table_changed |= volume.settles(now) | volume.leave();
+        self.table_changed |= volume.settles(now) | volume.leave(settled_at);
         if let Phase::Settling { token } = volume.phase {
             // Calls are waited for; the storage takes away what is left, where it can.
             if let Some(at) = volume.settled_at {
@@ -99,7 +99,9 @@ impl Core {
             // way (L9); and whoever mounts next would lose the volume to a late unmount, or share it with a late mount
             // (L10). The lease says `attaching` or `detaching` all the while.
             Phase::Detaching { step: Step::Announce, .. } if volume.settled_at.is_some() => {
-                volume.trouble = Some("a driver call without an answer may still be under way".into());
+                volume.trouble = Some(
+                    "a driver call without an answer, or I/O of its last host, may still be under way".into(),
+                );
                 volume.retry_at = volume.settled_at;
                 return;
             }
