@@ -8,6 +8,7 @@ mod calls;
 mod connection;
 mod executors;
 mod link;
+mod looks;
 mod mounts;
 mod starter;
 mod targets;
@@ -19,18 +20,19 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use prost::Message;
+use shared::quote;
 use shared::volume::ContainerId;
 use tokio::sync::mpsc;
 
 use self::connection::Command;
-use self::mounts::Hidden;
+use self::looks::Paths;
 use self::targets::{Make, Plan, targets};
 use crate::agent_flags::{self, Beside};
 use crate::kernel;
 use crate::mesos::container_config::ContainerClass;
 use crate::mesos::{ContainerConfig, ContainerState, RawContainerId};
 use crate::parameters::IsolatorParameters;
-use crate::rules::{self, Declared};
+use crate::rules::{self, Declared, Shown};
 use crate::task::{self, TaskVolume};
 use crate::wire::{Call, VolumeCall};
 
@@ -119,29 +121,35 @@ impl Isolator {
     /// configuration (serialized `mesos.slave.ContainerConfig`). The answer is a serialized
     /// `mesos.slave.ContainerLaunchInfo`; none without volumes.
     pub fn prepare(&self, container: &[u8], config: &[u8], done: Done<Option<Vec<u8>>>) {
-        let read = RawContainerId::decode(container).and_then(|container| {
+        let read = RawContainerId::decode(container).and_then(|raw| {
             let config =
                 ContainerConfig::decode(config).map_err(|error| format!("not a ContainerConfig: {error}"))?;
             self.declared().check(&config)?;
             // A debug container lives in its parent's mount namespace, and sees its volumes.
             let debug = config.container_class == Some(ContainerClass::Debug.into());
             let volumes = if debug { Vec::new() } else { task::volumes(&config)? };
-            match container.name() {
+            match raw.name() {
                 Err(fault) if !volumes.is_empty() => Err(fault),
-                name => Ok((name.ok(), config, debug, volumes)),
+                name => Ok((raw, name.ok(), config, debug, volumes)),
             }
         });
-        let (container, config, debug, volumes) = match read {
+        let (raw, container, config, debug, volumes) = match read {
             Ok(read) => read,
             Err(fault) => return done(Err(fault)),
         };
         let hidden = if debug { Vec::new() } else { self.hidden(&config) };
+        let paths = Paths {
+            shown: Shown::all(&config),
+            sandbox: targets::path(&config.directory).to_owned(),
+            roots: self.parameters.keeper.mount_roots.clone(),
+        };
         if volumes.is_empty() {
             self.note(container.as_ref(), &config, false);
-            if hidden.is_empty() {
+            if hidden.is_empty() && paths.shown.is_empty() {
                 return done(Ok(None));
             }
-            return self.send(Command::Hide { roots: hidden, done: timed(done) });
+            let container = quote::line(&raw.to_string()).into_owned();
+            return self.send(Command::Hide { container, roots: hidden, paths, done: timed(done) });
         }
         self.note(container.as_ref(), &config, true);
         // A container with volumes has a name.
@@ -158,7 +166,7 @@ impl Isolator {
             volumes: volumes.iter().map(asked).collect(),
         };
         // Before anything is leased: a path that cannot be needs no undoing.
-        let targets = container_paths(&volumes, &hidden).map(|what| {
+        let targets = looked_at(&volumes, &hidden, &paths.shown).map(|what| {
             let plan = Plan {
                 volumes,
                 sandbox_directory: self.parameters.sandbox_directory.clone(),
@@ -166,7 +174,7 @@ impl Isolator {
                 hidden,
                 aside: self.parameters.keeper.run_directory.to_string_lossy().into_owned(),
             };
-            let make: Make = Box::new(move || targets(&config, &plan));
+            let make: Make = Box::new(move || paths.check().and_then(|()| targets(&config, &plan)));
             (what, make)
         });
         self.send(Command::Prepare { call, targets, done: timed(done) });
@@ -296,17 +304,13 @@ fn named(containers: &[RawContainerId]) -> BTreeSet<ContainerId> {
 }
 
 /// What is to be looked at on the host, for a sentence; none when there is nothing.
-fn container_paths(volumes: &[TaskVolume], hidden: &[PathBuf]) -> Option<String> {
+fn looked_at(volumes: &[TaskVolume], hidden: &[PathBuf], shown: &[Shown]) -> Option<String> {
     let paths = volumes.iter().filter_map(|v| Some((&v.volume, v.container_path.as_deref()?)));
     let paths = paths.map(|(volume, path)| format!("container path {path:?} of volume {volume}"));
     let roots = hidden.iter().map(|root| format!("the look at {}", root.display()));
-    let all: Vec<_> = paths.chain(roots).collect();
+    let shown = shown.iter().map(|shown| format!("the look at {:?}", shown.path()));
+    let all: Vec<_> = paths.chain(roots).chain(shown).collect();
     (!all.is_empty()).then(|| all.join(", "))
-}
-
-/// The answer for a container without volumes, from a look at the mount roots; in doubt it sees them. May block.
-fn hide(roots: &[PathBuf]) -> Option<Vec<u8>> {
-    mounts::without_volumes(&Hidden { roots: mounts::present(roots), aside: String::new() })
 }
 
 /// The agent's id in a task's sandbox path, `<work>/slaves/<agent id>/frameworks/...`; a standalone

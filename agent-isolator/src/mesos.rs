@@ -25,6 +25,8 @@ pub const NODEV: u32 = 0x4;
 pub const NOEXEC: u32 = 0x8;
 /// `MS_REMOUNT | MS_BIND`: other flags for this mount alone, not for its file system.
 pub const REMOUNT_BIND: u32 = 0x20 | 0x1000;
+/// `MS_NOSYMFOLLOW`, since Linux 5.10: symbolic links of this mount lead nowhere.
+pub const NO_LINKS: u32 = 0x100;
 /// `CLONE_NEWNS`.
 pub const NEW_MOUNT_NAMESPACE: i32 = 0x0002_0000;
 

@@ -3,6 +3,7 @@
 //! and paths of the host that would lead around a lease.
 
 use std::fmt::Display;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use shared::parameters::{ParameterError, Parameters};
@@ -105,9 +106,8 @@ impl Declared<'_> {
     }
 
     fn check_volume(&self, volume: &Volume) -> Result<(), String> {
-        if let Some(path) = host_path(volume) {
-            return self.check_host_path(path);
-        }
+        let roots = &self.keeper.mount_roots;
+        Shown::of(volume).try_for_each(|shown| shown.check_as_written(roots))?;
         let Some(source) = volume.source.as_ref().filter(|source| source.r#type() == Type::DockerVolume)
         else {
             return Ok(());
@@ -166,29 +166,99 @@ impl Declared<'_> {
              does not list docker/volume)"
         ))
     }
-
-    /// A bind mount of a volume, or of what is below it, would be one that no lease knows and that no unmount of the
-    /// host takes away. As it is written: links are not followed.
-    fn check_host_path(&self, path: &[u8]) -> Result<(), String> {
-        let path = lossy(path);
-        let plain: PathBuf =
-            Path::new(&*path).components().filter(|part| *part != Component::CurDir).collect();
-        let roots = &self.keeper.mount_roots;
-        match roots.iter().find(|root| plain.starts_with(root)) {
-            None => Ok(()),
-            Some(root) => Err(format!(
-                "host path {path:?} is not mounted: below {} volumes are mounted under leases; name the volume by the \
-                 task's labels instead",
-                root.display()
-            )),
-        }
-    }
 }
 
-/// The host's path that a volume shows: the older field, or the source HOST_PATH.
-fn host_path(volume: &Volume) -> Option<&[u8]> {
-    let of_source = volume.source.as_ref().filter(|source| source.r#type() == Type::HostPath);
-    volume.host_path.as_deref().or_else(|| Some(of_source?.host_path.as_ref()?.path.as_slice()))
+/// A path that a volume of ContainerInfo shows in the container: Mesos binds it as root, links followed, and with all
+/// that is mounted below it. Where a leased volume is below, or on the way, no lease would know of the mount, and no
+/// unmount of the host would take it away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// Of the host.
+    Host(PathBuf),
+    /// Of the container's sandbox.
+    Sandbox(PathBuf),
+    /// Of its parent's.
+    ParentSandbox(PathBuf),
+}
+
+impl Shown {
+    /// Those of a container.
+    #[must_use]
+    pub fn all(config: &ContainerConfig) -> Vec<Self> {
+        volumes(config).flat_map(Self::of).collect()
+    }
+
+    /// The older field and the source, as Mesos's volume/host_path and volume/sandbox_path read them.
+    fn of(volume: &Volume) -> impl Iterator<Item = Self> {
+        use crate::mesos::volume::source::sandbox_path::Type as Whose;
+        let path = |bytes: &[u8]| PathBuf::from(std::ffi::OsStr::from_bytes(bytes));
+        let source = volume.source.as_ref();
+        let of_source = || {
+            let source = source?;
+            match source.r#type() {
+                Type::HostPath => Some(Self::Host(path(&source.host_path.as_ref()?.path))),
+                Type::SandboxPath => {
+                    let sandbox = source.sandbox_path.as_ref()?;
+                    let of =
+                        if sandbox.r#type() == Whose::Parent { Self::ParentSandbox } else { Self::Sandbox };
+                    Some(of(path(&sandbox.path)))
+                }
+                _ => None,
+            }
+        };
+        let older = volume.host_path.as_deref().map(path);
+        let older = older.map(|path| if path.is_absolute() { Self::Host(path) } else { Self::Sandbox(path) });
+        of_source().into_iter().chain(older)
+    }
+
+    /// The path as it is written.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        let (Self::Host(path) | Self::Sandbox(path) | Self::ParentSandbox(path)) = self;
+        path
+    }
+
+    /// The sentence to refuse it with.
+    pub(crate) fn refused(&self, why: &dyn Display) -> String {
+        let what = if matches!(self, Self::Host(_)) { "host path" } else { "sandbox path" };
+        format!("{what} {:?} is not mounted: {why}", self.path())
+    }
+
+    fn check_as_written(&self, roots: &[PathBuf]) -> Result<(), String> {
+        if self.path().components().any(|part| part == Component::ParentDir) {
+            return Err(self.refused(&"it has the segment \"..\"; name the path without it"));
+        }
+        match self {
+            Self::Host(path) if path.is_absolute() => {
+                let plain: PathBuf = path.components().filter(|part| *part != Component::CurDir).collect();
+                self.check_place(&plain, roots)
+            }
+            // Mesos refuses it.
+            Self::Host(_) | Self::Sandbox(_) | Self::ParentSandbox(_) => Ok(()),
+        }
+    }
+
+    /// Whether a place on the host, links resolved or not, shows no leased volume.
+    pub(crate) fn check_place(&self, place: &Path, roots: &[PathBuf]) -> Result<(), String> {
+        if let Some(root) = roots.iter().find(|root| place.starts_with(root)) {
+            return Err(self.refused(&format!(
+                "below {} volumes are mounted under leases; name the volume by the task's labels instead",
+                root.display()
+            )));
+        }
+        if let Some(root) = roots.iter().find(|root| root.starts_with(place)) {
+            return Err(self.refused(&format!(
+                "it shows {}, below which volumes are mounted under leases; name a path that does not",
+                root.display()
+            )));
+        }
+        match kernels(place) {
+            Some(own) => Err(self.refused(&format!(
+                "{own} is the kernel's own, and leads to devices and to what other processes have mounted"
+            ))),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Whether the container's mounts are also the host's: what is mounted in it would be mounted on the host.
@@ -242,14 +312,14 @@ mod tests {
 
     fn docker_volume(driver: Option<&str>, name: &str) -> Volume {
         let docker_volume = Some(DockerVolume { driver: driver.map(Into::into), name: name.into() });
-        let source = Source { r#type: Some(Type::DockerVolume.into()), docker_volume, host_path: None };
+        let source = Source { r#type: Some(Type::DockerVolume.into()), docker_volume, ..Default::default() };
         Volume { container_path: b"data".to_vec(), host_path: None, source: Some(source) }
     }
 
     fn host_volume(path: &str, propagation: Option<Mode>) -> Volume {
         let mount_propagation = propagation.map(|mode| MountPropagation { mode: Some(mode.into()) });
         let host_path = Some(HostPath { path: path.into(), mount_propagation });
-        let source = Source { r#type: Some(Type::HostPath.into()), docker_volume: None, host_path };
+        let source = Source { r#type: Some(Type::HostPath.into()), host_path, ..Default::default() };
         Volume { container_path: b"data".to_vec(), host_path: None, source: Some(source) }
     }
 
@@ -314,8 +384,42 @@ mod tests {
             };
             assert!(check(&[], true, older).contains(refused), "{path}");
         }
+        let table = [
+            ("/var/../var/lib/rexray/volumes/db/data", "it has the segment \"..\""),
+            ("..", "it has the segment"),
+            ("/", "it shows /var/lib/rexray/volumes, below which volumes"),
+            ("/var/./lib", "it shows /var/lib/rexray/volumes"),
+            ("/proc/self/root/var/lib/rexray/volumes", "/proc is the kernel's own"),
+            ("//dev/sda", "/dev is the kernel's own"),
+            ("/sys", "/sys is the kernel's own"),
+        ];
+        for (path, expected) in table {
+            let said = check(&[], true, host_volume(path, None));
+            assert!(said.starts_with("host path ") && said.contains(expected), "{path}: {said}");
+        }
         assert_eq!(check(&[], false, host_volume("/var/lib/rexray/volumes2", None)), "");
         assert_eq!(check(&[], false, host_volume("data", None)), "");
+    }
+
+    #[test]
+    fn a_path_of_a_sandbox_leads_to_no_other_place() {
+        use crate::mesos::volume::source::{SandboxPath, sandbox_path::Type as Whose};
+        let volume = |whose: Whose, path: &str| {
+            let sandbox_path = Some(SandboxPath { r#type: Some(whose.into()), path: path.into() });
+            let source =
+                Source { r#type: Some(Type::SandboxPath.into()), sandbox_path, ..Default::default() };
+            Volume { container_path: b"data".to_vec(), host_path: None, source: Some(source) }
+        };
+        let older =
+            Volume { container_path: b"data".to_vec(), host_path: Some(b"../x".to_vec()), source: None };
+        for volume in [volume(Whose::Self_, "a/../../x"), volume(Whose::Parent, ".."), older] {
+            let said = check(&[], true, volume);
+            assert!(said.starts_with("sandbox path ") && said.contains("it has the segment"), "{said}");
+        }
+        let declared =
+            container(vec![volume(Whose::Parent, "a"), volume(Whose::Self_, "b"), host_volume("c", None)]);
+        let all = [Shown::ParentSandbox("a".into()), Shown::Sandbox("b".into()), Shown::Host("c".into())];
+        assert_eq!(Shown::all(&declared), all);
     }
 
     #[test]

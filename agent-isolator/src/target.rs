@@ -9,14 +9,14 @@
 //! | relative | no | `<sandbox>/<path>` | yes |
 //!
 //! Rootfs and sandbox hold what users put there. A symbolic link in an image is resolved inside the
-//! image, and one in a sandbox is refused: no link leads a root-owned mkdir or mount to the host. What the mount's
-//! target is when the launch helper mounts, a while later, is looked at once more then (`isolator/mounts.rs`).
+//! image, and one in a sandbox is refused: no link leads a root-owned mkdir or mount to the host. Nor does one that comes
+//! later, before the launch helper mounts: below [`guarded`] none is followed then (`isolator/mounts.rs`).
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, Stat, fstat, mkdirat, open, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, Stat, fstat, mkdirat, open, openat2, stat};
 use rustix::io::Errno;
 
 use crate::rules::kernels;
@@ -59,6 +59,9 @@ pub fn resolve(container_path: &str, places: &Places<'_>) -> Result<PathBuf, Str
         let root = place(rootfs).map_err(|error| refused("the image's root cannot be read", &error))?;
         let found = target.strip_prefix(&root).map(|found| Path::new("/").join(found));
         return match found.as_deref().map(|found| (found, kernels(found))) {
+            Ok((found, None)) if target != root && sandbox_is_below(rootfs, &sandbox, found)? => {
+                Err(refused("a link of the image leads it to the container's sandbox", &found.display()))
+            }
             Ok((_, None)) if target != root => Ok(target),
             Ok((found, _)) => {
                 Err(refused("a link of the image leads it to what is never covered", &found.display()))
@@ -73,6 +76,61 @@ pub fn resolve(container_path: &str, places: &Places<'_>) -> Result<PathBuf, Str
     let sandbox = make(rootfs, &relative(places.sandbox_in_image), ResolveFlags::IN_ROOT)
         .map_err(|error| refused("the sandbox's place in the image could not be made", &error))?;
     Ok(sandbox.join(inside))
+}
+
+/// Whether the sandbox's place in the image, by its links too, is at or below a directory of the image.
+fn sandbox_is_below(rootfs: &Path, sandbox: &Path, directory: &Path) -> Result<bool, String> {
+    let inside = sandbox.strip_prefix("/").map_err(|error| error.to_string())?;
+    let unread = |error: io::Error| format!("the sandbox's place in the image could not be made: {error}");
+    let real = make(rootfs, inside, ResolveFlags::IN_ROOT).map_err(unread)?;
+    let root = place(rootfs).map_err(unread)?;
+    Ok(real.strip_prefix(root).is_ok_and(|real| Path::new("/").join(real).starts_with(directory)))
+}
+
+/// The directories below which users may put links in the way of these targets, from the outermost in, each with the
+/// directory that shows its mount's flags on the host. Nobody but root can replace the first; the second is in it.
+///
+/// # Errors
+/// A sentence, of a directory that cannot be read.
+pub fn guarded<'a>(
+    container_paths: impl Iterator<Item = &'a str> + Clone,
+    places: &Places<'_>,
+) -> Result<Vec<(PathBuf, PathBuf)>, String> {
+    let mut paths = container_paths;
+    let none = paths.clone().next().is_none();
+    let in_sandbox = paths.any(|path| !path.starts_with('/'));
+    let unread = |what: &str, error: io::Error| format!("{what} cannot be read: {error}");
+    // In the host's own tree nobody else than root can put a link on the way: see `on_host`.
+    if none || (places.rootfs.is_none() && !in_sandbox) {
+        return Ok(Vec::new());
+    }
+    let Some(rootfs) = places.rootfs else {
+        let sandbox = place(places.sandbox).map_err(|error| unread("the sandbox", error))?;
+        // A nested container's sandbox is in that of its executor, whose user may replace it.
+        let outermost = outermost_shared(&sandbox).map_err(|error| unread("the sandbox", error))?;
+        return Ok(vec![(outermost.clone(), outermost)]);
+    };
+    let root = place(rootfs).map_err(|error| unread("the image's root", error))?;
+    // A mount of its own, and an absolute path may lead there too.
+    let inside = make(rootfs, &relative(places.sandbox_in_image), ResolveFlags::IN_ROOT)
+        .map_err(|error| unread("the sandbox's place in the image", error))?;
+    Ok(vec![(root.clone(), root), (inside, places.sandbox.to_owned())])
+}
+
+/// The first directory on the way to `path` in which somebody else than root may put another in the next one's place;
+/// without one, `path`.
+fn outermost_shared(path: &Path) -> io::Result<PathBuf> {
+    let mut ways: Vec<_> = path.ancestors().collect();
+    ways.reverse();
+    for (parent, entry) in ways.iter().zip(ways.iter().skip(1)) {
+        let (above, below) = (stat(*parent)?, stat(*entry)?);
+        let shared = above.st_mode & 0o022 != 0 && (above.st_mode & 0o1000 == 0 || below.st_uid != 0);
+        // A mount of its own for `/` is not seen by paths that begin there.
+        if (above.st_uid != 0 || shared) && parent.parent().is_some() {
+            return Ok(parent.to_path_buf());
+        }
+    }
+    Ok(path.to_owned())
 }
 
 /// The path without leading slashes and `.` segments.
@@ -153,7 +211,7 @@ fn place(directory: &Path) -> io::Result<PathBuf> {
     real_path(&open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-fn real_path(directory: &OwnedFd) -> io::Result<PathBuf> {
+pub(crate) fn real_path(directory: &OwnedFd) -> io::Result<PathBuf> {
     use std::os::fd::AsRawFd;
     use std::os::unix::ffi::OsStringExt;
     let link = format!("/proc/self/fd/{}", directory.as_raw_fd());
@@ -292,6 +350,14 @@ mod tests {
             tree.resolve("/mnt/mesos/sandbox/data", true),
             Ok(tree.at("image/mnt/mesos/sandbox/data"))
         );
+        for (name, link) in [("x", "/mnt"), ("y", "mnt/mesos"), ("z", "/mnt/mesos/sandbox")] {
+            symlink(link, tree.at("image").join(name)).unwrap();
+            let error = tree.resolve(&format!("/{name}"), true).unwrap_err();
+            assert!(
+                error.contains("a link of the image leads it to the container's sandbox"),
+                "{name}: {error}"
+            );
+        }
         std::fs::create_dir_all(tree.at("image/proc/sys")).unwrap();
         for (name, link) in [("p", "/proc"), ("q", "proc/sys"), ("r", "/"), ("s", "../..")] {
             symlink(link, tree.at("image").join(name)).unwrap();
@@ -301,5 +367,28 @@ mod tests {
                 "{name}: {error}"
             );
         }
+    }
+
+    /// The entries are root's only if the test is root.
+    #[test]
+    fn root_no_link_is_followed_from_where_somebody_else_than_root_can_put_one() {
+        use std::os::unix::fs::chown;
+        let tree = Tree::new();
+        std::fs::create_dir_all(tree.at("sandbox/containers/c")).unwrap();
+        let guarded = |sandbox: &str, image: bool, paths: &[&str]| {
+            let (sandbox, rootfs) = (tree.at(sandbox), tree.at("image"));
+            let rootfs = image.then_some(rootfs.as_path());
+            let places =
+                Places { sandbox: &sandbox, rootfs, sandbox_in_image: "/mnt/sandbox", host_paths: &[] };
+            let all = guarded(paths.iter().copied(), &places).unwrap();
+            all.into_iter().map(|(path, _)| path).collect::<Vec<_>>()
+        };
+        assert_eq!(guarded("sandbox/containers/c", false, &["data"]), [tree.at("sandbox/containers/c")]);
+        chown(tree.at("sandbox"), Some(65534), None).unwrap();
+        assert_eq!(guarded("sandbox/containers/c", false, &["data"]), [tree.at("sandbox")]);
+        assert_eq!(guarded("sandbox", false, &["data"]), [tree.at("sandbox")]);
+        assert!(guarded("sandbox", false, &["/srv/x"]).is_empty());
+        let both = [tree.at("image"), tree.at("image/mnt/sandbox")];
+        assert_eq!(guarded("sandbox", true, &["/x"]), both);
     }
 }

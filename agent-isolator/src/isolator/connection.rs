@@ -13,15 +13,16 @@ use std::time::Duration;
 
 use shared::volume::ContainerId;
 use tokio::runtime::Runtime;
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 
 use super::calls::{CallId, Calls, Finish, Wait};
 use super::executors::{Looked, Looks};
 use super::link::{self, News, Queue};
+use super::looks::{self, Paths, Threads};
 use super::targets::{Made, Make, Makers};
 use super::watches::Watches;
-use super::{Done, hide, mounts};
+use super::{Done, mounts};
 use crate::parameters::IsolatorParameters;
 use crate::wire::{Call, KeeperLine, Limit};
 
@@ -33,10 +34,6 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 const NOTIFY_TIMEOUT: Duration = Duration::from_secs(5);
 /// A file system that answers makes a directory in milliseconds; this covers a busy one.
 const TARGETS_TIMEOUT: Duration = Duration::from_secs(10);
-/// As [`TARGETS_TIMEOUT`], for the directories of a container that needs none: it is launched all the same.
-const HIDE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Threads at once for that; usually one lives for less than a millisecond.
-const HIDE_THREADS_MAX: usize = 64;
 /// Between a bug and the next try: a thread that fails at once must not use up a processor.
 const AFTER_A_BUG: Duration = Duration::from_millis(100);
 
@@ -44,8 +41,8 @@ const AFTER_A_BUG: Duration = Duration::from_millis(100);
 pub(super) enum Command {
     /// Make the targets that `what` describes, if there are any, then ask the keeper.
     Prepare { call: Call, targets: Option<(String, Make)>, done: Done<Option<Vec<u8>>> },
-    /// A container without volumes: it is to see these directories empty.
-    Hide { roots: Vec<PathBuf>, done: Done<Option<Vec<u8>>> },
+    /// A container without volumes: it is to see these directories empty, and may show these paths or not.
+    Hide { container: String, roots: Vec<PathBuf>, paths: Paths, done: Done<Option<Vec<u8>>> },
     /// The tasks of an executor, before it has them.
     Look { agent: String, container: String, done: Done<()> },
     /// A call whose refusal counts.
@@ -76,8 +73,7 @@ struct Connection {
     watches: Watches,
     makers: Makers,
     looks: Looks,
-    /// Held by each thread that looks at the mount roots.
-    hide_threads: Arc<()>,
+    threads: Arc<Threads>,
 }
 
 /// Starts the thread.
@@ -105,7 +101,7 @@ pub(super) fn start(
         watches: Watches::default(),
         makers,
         looks,
-        hide_threads: Arc::default(),
+        threads: Arc::new(Threads::new()),
     };
     std::thread::Builder::new()
         .name("extvol-isolator".into())
@@ -172,7 +168,10 @@ impl Connection {
                     }
                 }
             }
-            Command::Hide { roots, done } => self.hide(roots, done),
+            Command::Hide { container, roots, paths, done } => {
+                let threads = Arc::clone(&self.threads);
+                tokio::spawn(async move { done(looks::answer(&threads, &container, roots, paths).await) });
+            }
             Command::Look { agent, container, done } => self.looks.look(agent, container, done),
             Command::Ask { call, done } => {
                 let by = Instant::now() + ASK_TIMEOUT;
@@ -197,31 +196,6 @@ impl Connection {
             Command::Watch { container, done } => self.watches.watch(container, done),
             Command::Unwatch { container } => self.watches.forget(&container),
         }
-    }
-
-    /// Whatever keeps the look from its end, the container is launched: it needs nothing of ours.
-    fn hide(&self, roots: Vec<PathBuf>, done: Done<Option<Vec<u8>>>) {
-        let (look, looked) = oneshot::channel();
-        let thread = Arc::clone(&self.hide_threads);
-        let free = Arc::strong_count(&thread) <= HIDE_THREADS_MAX + 1;
-        let run = move || {
-            // Nobody may wait any more.
-            let _ = look.send(hide(&roots));
-            drop(thread);
-        };
-        if !free || std::thread::Builder::new().name("extvol-roots".into()).spawn(run).is_err() {
-            tracing::warn!(
-                "no thread is left to look at the mount roots: a container is launched that sees them"
-            );
-            return done(Ok(None));
-        }
-        tokio::spawn(async move {
-            let looked = timeout(HIDE_TIMEOUT, looked).await;
-            if looked.is_err() {
-                tracing::warn!("a mount root does not answer: a container is launched that sees it");
-            }
-            done(Ok(looked.ok().and_then(Result::ok).flatten()));
-        });
     }
 
     fn add(&mut self, call: Call, wait: Wait, finish: Finish) {

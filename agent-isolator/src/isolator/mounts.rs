@@ -7,9 +7,10 @@
 //! there: so the remount is a mount of its own here, which sets all three.
 //!
 //! Between the moment that a target was made and this one, users' programs have run: the fetcher unpacks archives into
-//! the sandbox, and another task of the same user may write there. A link in the target's place leads the mount
-//! elsewhere, to `/etc` of the host. So the helper looks, behind the mounts, whether each target is where it was made
-//! and has something mounted on it; each mount has but one place.
+//! the sandbox, and another task of the same user may write there. A link in the target's place would lead the mount
+//! elsewhere, to `/etc` of the host. So links lead nowhere while volumes are mounted: what users can write is bound to
+//! its own place, follows no links, and follows them again behind the last volume. A launch that meets a link fails.
+//! No program is run for this: it would be root's, and found by a path that the container's mounts may cover.
 //!
 //! Without an image a container sees the host's tree, and there the volumes of other containers. An empty file system
 //! above each mount root hides them: last, for our own binds come from below it. The copies beneath are unmounted with
@@ -21,7 +22,7 @@ use std::path::{Path, PathBuf};
 use prost::Message;
 
 use crate::mesos::{
-    BIND, CommandInfo, ContainerLaunchInfo, ContainerMountInfo, NEW_MOUNT_NAMESPACE, NODEV, NOEXEC, NOSUID,
+    BIND, ContainerLaunchInfo, ContainerMountInfo, NEW_MOUNT_NAMESPACE, NO_LINKS, NODEV, NOEXEC, NOSUID,
     READ_ONLY, REMOUNT_BIND,
 };
 use crate::wire::Answer;
@@ -34,11 +35,22 @@ pub(super) struct Target {
     pub(super) read_only: bool,
 }
 
+/// A directory below which users may put links.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Guarded {
+    /// Where nobody but root can put another in its place, or below one that comes before it.
+    pub(super) path: String,
+    /// Of [`READ_ONLY`], [`NOSUID`], [`NODEV`] and [`NOEXEC`], those that its mount has: they stay.
+    pub(super) flags: u32,
+}
+
 /// All that is mounted for a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Targets {
     /// One for each volume, in their order; none for one without a container path.
     pub(super) volumes: Vec<Option<Target>>,
+    /// Where no link is followed while volumes are mounted, from the outermost in.
+    pub(super) guarded: Vec<Guarded>,
     /// The directories that the container sees empty.
     pub(super) hidden: Hidden,
 }
@@ -51,13 +63,6 @@ pub(super) struct Hidden {
     pub(super) aside: String,
 }
 
-/// Looks at the targets, its arguments. `mountpoint .` asks whether another file system begins here.
-const LOOK: &str = r#"for target; do
-  cd -P -- "$target" && test "$(pwd -P)" = "$target" && mountpoint -q . && continue
-  echo "extvol: the container path $target is not where its volume was to be mounted: something else was put in its place" >&2
-  exit 1
-done"#;
-
 /// The answer to Mesos's prepare, from the keeper's.
 pub(super) fn with_volumes(answer: Answer, targets: Targets) -> Result<Option<Vec<u8>>, String> {
     let Answer::Prepared { mount_points } = answer else {
@@ -66,8 +71,8 @@ pub(super) fn with_volumes(answer: Answer, targets: Targets) -> Result<Option<Ve
     if mount_points.len() != targets.volumes.len() {
         return Err("the keeper's answer has another number of volumes than were asked for".into());
     }
-    let Targets { volumes, hidden } = targets;
-    let mut mounts = Vec::new();
+    let Targets { volumes, guarded, hidden } = targets;
+    let mut mounts: Vec<_> = guarded.iter().flat_map(follow_no_links).collect();
     let mut again = Vec::new();
     let is_hidden = |point: &str| hidden.roots.iter().any(|root| Path::new(point).starts_with(root));
     for (source, target) in mount_points.iter().zip(&volumes) {
@@ -84,33 +89,31 @@ pub(super) fn with_volumes(answer: Answer, targets: Targets) -> Result<Option<Ve
             None => {}
         }
     }
+    mounts.extend(guarded.iter().rev().map(|guarded| remount(&guarded.path, guarded.flags)));
     // A directory for each of those that come back is made in the empty file system.
     mounts.extend(hidden.roots.iter().map(|root| empty(root, if again.is_empty() { READ_ONLY } else { 0 })));
     if !again.is_empty() {
         mounts.append(&mut again);
         mounts.extend(hidden.roots.iter().map(|root| read_only(root, NOEXEC)));
     }
-    let looked_at: Vec<_> = volumes.iter().flatten().map(|target| target.path.as_str()).collect();
-    Ok(Some(launch_info(mounts, &looked_at)))
+    Ok(Some(launch_info(mounts)))
 }
 
 /// The answer for a container without volumes; none where nothing is hidden.
 pub(super) fn without_volumes(hidden: &Hidden) -> Option<Vec<u8>> {
     let mounts: Vec<_> = hidden.roots.iter().map(|root| empty(root, READ_ONLY)).collect();
-    (!mounts.is_empty()).then(|| launch_info(mounts, &[]))
+    (!mounts.is_empty()).then(|| launch_info(mounts))
 }
 
-fn launch_info(mounts: Vec<ContainerMountInfo>, looked_at: &[&str]) -> Vec<u8> {
-    let arguments = ["sh", "-c", LOOK, "extvol"].iter().chain(looked_at);
-    let look = CommandInfo {
-        shell: Some(false),
-        value: Some(b"/bin/sh".to_vec()),
-        arguments: arguments.map(|argument| argument.as_bytes().to_vec()).collect(),
-        environment: None,
-    };
-    let pre_exec_commands = if looked_at.is_empty() { Vec::new() } else { vec![look] };
-    ContainerLaunchInfo { pre_exec_commands, clone_namespaces: vec![NEW_MOUNT_NAMESPACE], mounts }
-        .encode_to_vec()
+fn launch_info(mounts: Vec<ContainerMountInfo>) -> Vec<u8> {
+    let clone_namespaces = vec![NEW_MOUNT_NAMESPACE];
+    ContainerLaunchInfo { clone_namespaces, mounts, ..Default::default() }.encode_to_vec()
+}
+
+/// The flag belongs to a mount: a directory gets one of its own, with all that is mounted below it.
+fn follow_no_links(guarded: &Guarded) -> impl Iterator<Item = ContainerMountInfo> {
+    let Guarded { path, flags } = guarded;
+    bind(path, path, false).chain([remount(path, flags | NO_LINKS)])
 }
 
 fn bind(source: &str, target: &str, only_read: bool) -> impl Iterator<Item = ContainerMountInfo> {
@@ -123,13 +126,14 @@ fn bind(source: &str, target: &str, only_read: bool) -> impl Iterator<Item = Con
     [bound].into_iter().chain(only_read.then(|| read_only(target, 0)))
 }
 
-/// Makes a mount read-only; it has these flags then, whatever it had.
+/// Makes a mount read-only.
 fn read_only(target: &str, more: u32) -> ContainerMountInfo {
-    ContainerMountInfo {
-        target: target.to_owned(),
-        flags: Some(REMOUNT_BIND | READ_ONLY | NOSUID | NODEV | more),
-        ..Default::default()
-    }
+    remount(target, READ_ONLY | NOSUID | NODEV | more)
+}
+
+/// A mount has these flags then, whatever it had.
+fn remount(target: &str, flags: u32) -> ContainerMountInfo {
+    ContainerMountInfo { target: target.to_owned(), flags: Some(REMOUNT_BIND | flags), ..Default::default() }
 }
 
 /// An empty file system. Without a source: the helper makes missing targets of mounts that have one, on the host.
@@ -167,7 +171,13 @@ mod tests {
         let show = |mount: &ContainerMountInfo| {
             let what = mount.source.as_deref().or(mount.r#type.as_deref()).unwrap_or("-");
             let flags = mount.flags.unwrap_or(0);
-            let names = [(READ_ONLY, "ro"), (NOSUID, "nosuid"), (NODEV, "nodev"), (REMOUNT_BIND, "remount")];
+            let names = [
+                (READ_ONLY, "ro"),
+                (NOSUID, "nosuid"),
+                (NODEV, "nodev"),
+                (NO_LINKS, "nolinks"),
+                (REMOUNT_BIND, "remount"),
+            ];
             let names = names.iter().filter(|(bits, _)| flags & bits == *bits).map(|(_, name)| *name);
             format!("{} <- {what} {}", mount.target, names.collect::<Vec<_>>().join(","))
         };
@@ -177,7 +187,8 @@ mod tests {
     fn with(points: &[&str], volumes: Vec<Option<Target>>, roots: &[&str]) -> ContainerLaunchInfo {
         let mount_points = points.iter().map(|point| (*point).to_owned()).collect();
         let roots = roots.iter().map(|root| (*root).to_owned()).collect();
-        let targets = Targets { volumes, hidden: Hidden { roots, aside: "/run/extvol".into() } };
+        let hidden = Hidden { roots, aside: "/run/extvol".into() };
+        let targets = Targets { volumes, guarded: vec![], hidden };
         let bytes = with_volumes(Answer::Prepared { mount_points }, targets).unwrap().unwrap();
         ContainerLaunchInfo::decode(bytes.as_slice()).unwrap()
     }
@@ -195,9 +206,6 @@ mod tests {
         assert_eq!(info.clone_namespaces, [NEW_MOUNT_NAMESPACE]);
         // A target is not made for them: the host would have it.
         assert!(info.mounts[2..].iter().all(|mount| mount.source.is_none()));
-        let [look] = info.pre_exec_commands.as_slice() else { panic!("{info:?}") };
-        assert_eq!((look.shell, look.value.as_deref()), (Some(false), Some(&b"/bin/sh"[..])));
-        assert_eq!(look.arguments[3..], [b"extvol".to_vec(), b"/s/a".to_vec(), b"/s/b".to_vec()]);
     }
 
     #[test]
@@ -215,7 +223,7 @@ mod tests {
         ];
         assert_eq!(shown(&info), expected);
         let info = with(&["/m/a"], vec![None], &[]);
-        assert!(info.mounts.is_empty() && info.pre_exec_commands.is_empty());
+        assert!(info.mounts.is_empty());
         assert_eq!(info.clone_namespaces, [NEW_MOUNT_NAMESPACE]);
     }
 
@@ -232,7 +240,6 @@ mod tests {
         let hidden = Hidden { roots: vec!["/m".into()], aside: "/run/extvol".into() };
         let info = ContainerLaunchInfo::decode(without_volumes(&hidden).unwrap().as_slice()).unwrap();
         assert_eq!(shown(&info), ["/m <- tmpfs ro,nosuid,nodev"]);
-        assert!(info.pre_exec_commands.is_empty());
     }
 
     #[test]
@@ -249,32 +256,76 @@ mod tests {
         assert_eq!(present(&roots), expected);
     }
 
-    fn look(targets: &[&str]) -> (bool, String) {
-        let output = std::process::Command::new("/bin/sh")
-            .args(["-c", LOOK, "extvol"])
-            .args(targets)
+    fn guarded(path: &str, volumes: Vec<Option<Target>>, points: &[&str]) -> ContainerLaunchInfo {
+        let mount_points = points.iter().map(|point| (*point).to_owned()).collect();
+        let guarded = vec![Guarded { path: path.into(), flags: NOSUID }];
+        let targets = Targets { volumes, guarded, hidden: Hidden::default() };
+        let bytes = with_volumes(Answer::Prepared { mount_points }, targets).unwrap().unwrap();
+        ContainerLaunchInfo::decode(bytes.as_slice()).unwrap()
+    }
+
+    /// A program would be root's, at a path that the container's own mounts may cover.
+    #[test]
+    fn links_lead_nowhere_while_volumes_are_mounted_and_no_program_is_run_for_that() {
+        let info = guarded("/s", vec![target("/s/a", true)], &["/m/a"]);
+        let expected = [
+            "/s <- /s ",
+            "/s <- - nosuid,nolinks,remount",
+            "/s/a <- /m/a ",
+            "/s/a <- - ro,nosuid,nodev,remount",
+            "/s <- - nosuid,remount",
+        ];
+        assert_eq!(shown(&info), expected);
+        assert!(info.pre_exec_commands.is_empty());
+    }
+
+    /// Makes the mounts as Mesos's launch helper does, each with mount(2), in a mount namespace of its own; then a file
+    /// in each place.
+    const LAUNCH: &str = "
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+for line in sys.argv[1:]:
+    target, source, flags = line.split(',')
+    if libc.mount(source.encode() or None, target.encode(), None, ctypes.c_ulong(int(flags)), None):
+        sys.exit(target + ': ' + os.strerror(ctypes.get_errno()))
+for line in sys.argv[1:]:
+    open(line.split(',')[0] + '/seen', 'w')
+";
+
+    fn launch(info: &ContainerLaunchInfo) -> Result<(), String> {
+        let line = |mount: &ContainerMountInfo| {
+            let source = mount.source.as_deref().unwrap_or_default();
+            format!("{},{source},{}", mount.target, mount.flags.unwrap_or(0))
+        };
+        let output = std::process::Command::new("unshare")
+            .args(["--mount", "--propagation", "slave", "python3", "-c", LAUNCH])
+            .args(info.mounts.iter().map(line))
             .output()
             .unwrap();
-        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+        let said = String::from_utf8(output.stderr).unwrap();
+        if output.status.success() { Ok(()) } else { Err(said) }
     }
 
     #[test]
-    fn a_target_with_nothing_mounted_or_with_a_link_on_the_way_is_found() {
+    fn root_a_volume_is_mounted_on_its_target_and_never_through_a_link_in_its_place() {
         let host = tempfile::tempdir().unwrap();
         let host = host.path().canonicalize().unwrap();
         let at = |name: &str| host.join(name).into_os_string().into_string().unwrap();
-        // A file system that is mounted everywhere.
-        assert_eq!(look(&["/proc"]), (true, String::new()));
-        assert_eq!(look(&[]), (true, String::new()));
-        std::fs::create_dir(at("-n data")).unwrap();
-        std::os::unix::fs::symlink("/proc", at("link")).unwrap();
-        std::os::unix::fs::symlink("/", at("root")).unwrap();
-        for target in [at("-n data"), at("link"), at("root/proc"), at("missing")] {
-            let (good, said) = look(&["/proc", &target]);
-            assert!(
-                !good && said.contains(&format!("extvol: the container path {target} is not where")),
-                "{said}"
-            );
+        for name in ["volume", "sandbox/data", "etc"] {
+            std::fs::create_dir_all(at(name)).unwrap();
         }
+        std::os::unix::fs::symlink(at("etc"), at("sandbox/link")).unwrap();
+        std::os::unix::fs::symlink(at(""), at("sandbox/up")).unwrap();
+        let run = |name: &str| {
+            let targets = vec![target(&at(name), false)];
+            launch(&guarded(&at("sandbox"), targets, &[&at("volume")]))
+        };
+        for name in ["sandbox/link", "sandbox/up/etc"] {
+            let error = run(name).unwrap_err();
+            assert!(error.starts_with(&at(name)) && error.contains("symbolic links"), "{error}");
+        }
+        assert_eq!(run("sandbox/data"), Ok(()));
+        assert!(host.join("volume/seen").exists() && host.join("sandbox/seen").exists());
+        assert!(!host.join("sandbox/data/seen").exists());
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tokio::sync::mpsc;
 
 use super::calls::CallId;
-use super::mounts::{self, Hidden, Target, Targets};
+use super::mounts::{self, Guarded, Hidden, Target, Targets};
 use crate::mesos::ContainerConfig;
 use crate::target::{self, Places};
 use crate::task::{self, TaskVolume};
@@ -128,13 +128,26 @@ pub(super) fn targets(config: &ContainerConfig, plan: &Plan) -> Result<Targets, 
     };
     let volumes = plan.volumes.iter().map(target).collect::<Result<Vec<_>, String>>()?;
     // Links, and an absolute path into the sandbox, may lead to one place.
-    let places = plan.volumes.iter().zip(&volumes);
-    task::check_apart(places.filter_map(|(volume, t)| Some((&volume.volume, t.as_ref()?.path.as_str()))))?;
+    let taken = plan.volumes.iter().zip(&volumes);
+    task::check_apart(taken.filter_map(|(volume, t)| Some((&volume.volume, t.as_ref()?.path.as_str()))))?;
+    let paths = plan.volumes.iter().filter_map(|volume| volume.container_path.as_deref());
+    let guarded = target::guarded(paths, &places)?;
+    let guarded = guarded.iter().map(|(path, shown)| guard(path, shown)).collect::<Result<_, _>>()?;
     let hidden = Hidden { roots: mounts::present(&plan.hidden), aside: plan.aside.clone() };
-    Ok(Targets { volumes, hidden })
+    Ok(Targets { volumes, guarded, hidden })
 }
 
-fn path(bytes: &[u8]) -> &Path {
+/// `shown` has on the host the flags that `path` has in the container.
+fn guard(path: &Path, shown: &Path) -> Result<Guarded, String> {
+    use crate::mesos::{NODEV, NOEXEC, NOSUID, READ_ONLY};
+    let name = path.to_str().ok_or_else(|| format!("{} is not UTF-8", path.display()))?;
+    let found = rustix::fs::statvfs(shown).map_err(|error| format!("{}: {error}", shown.display()))?;
+    // The numbers of statvfs(3) and mount(2) are the same for these.
+    let flags = u32::try_from(found.f_flag.bits()).unwrap_or(0) & (READ_ONLY | NOSUID | NODEV | NOEXEC);
+    Ok(Guarded { path: name.to_owned(), flags })
+}
+
+pub(super) fn path(bytes: &[u8]) -> &Path {
     use std::os::unix::ffi::OsStrExt;
     Path::new(std::ffi::OsStr::from_bytes(bytes))
 }

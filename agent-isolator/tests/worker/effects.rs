@@ -6,7 +6,7 @@ use std::time::Duration;
 use agent_isolator::wire::Answer;
 
 use crate::alone::alone;
-use crate::world::{Process, eventually, is_mounted, with_worker};
+use crate::world::{eventually, is_mounted, with_worker};
 
 #[test]
 fn root_a_volume_is_leased_mounted_handed_over_and_given_back() {
@@ -34,12 +34,16 @@ fn root_a_volume_is_leased_mounted_handed_over_and_given_back() {
 fn root_what_was_mounted_before_a_drivers_first_call_is_none_of_its_making() {
     alone("effects::root_what_was_mounted_before_a_drivers_first_call_is_none_of_its_making", |alone| {
         with_worker(alone, &[], async |mut world| {
+            // At its beginning the keeper takes away whatever is below the roots.
+            world.disk("b");
+            let prepare = world.prepare("c0", &["ebs/b"]);
+            assert!(world.answer(prepare).await.is_ok());
             world.foreign("a");
             let prepare = world.prepare("c1", &["ebs/a"]);
             let why = world.answer(prepare).await.unwrap_err();
             assert!(why.contains("before the driver was asked"), "{why}");
             assert!(is_mounted(&world.point("a")));
-            assert_eq!(world.driver.calls(), ["mount ebs/a"]);
+            assert_eq!(world.driver.calls(), ["mount ebs/b", "mount ebs/a"]);
         });
     });
 }
@@ -49,14 +53,43 @@ fn root_no_driver_is_called_while_it_cannot_be_told_what_is_mounted() {
     alone("effects::root_no_driver_is_called_while_it_cannot_be_told_what_is_mounted", |alone| {
         with_worker(alone, &[], async |mut world| {
             world.disk("a");
+            world.disk("b");
+            let prepare = world.prepare("c0", &["ebs/b"]);
+            assert!(world.answer(prepare).await.is_ok());
             fs::rename(&world.helper, world.helper.with_extension("away")).unwrap();
             let prepare = world.prepare("c1", &["ebs/a"]);
             let why = world.answer(prepare).await.unwrap_err();
             assert!(why.contains("the mounts could not be looked at"), "{why}");
-            assert_eq!(world.driver.calls(), [""; 0]);
+            assert!(!world.driver.calls().contains(&"mount ebs/a".to_owned()));
             fs::rename(world.helper.with_extension("away"), &world.helper).unwrap();
             let prepare = world.prepare("c2", &["ebs/a"]);
             assert!(matches!(world.answer(prepare).await, Ok(Answer::Prepared { .. })));
+        });
+    });
+}
+
+#[test]
+fn root_a_private_mount_root_is_refused_before_anything_is_leased_and_calls_keep_their_order() {
+    let name =
+        "effects::root_a_private_mount_root_is_refused_before_anything_is_leased_and_calls_keep_their_order";
+    alone(name, |alone| {
+        with_worker(alone, &[], async |mut world| {
+            world.disk("a");
+            world.share_root(false);
+            let prepare = world.prepare("c1", &["ebs/a"]);
+            let why = world.answer(prepare).await.unwrap_err();
+            assert!(why.contains("`mount --make-shared "), "{why}");
+            assert!(world.stored("leases/ebs/a").await.is_none());
+            world.share_root(true);
+            // The cleanup comes while the root is looked at for the prepare: before it, it would clean up nothing.
+            let (prepare, cleanup) = (world.prepare("c2", &["ebs/a"]), world.cleanup("c2"));
+            assert_eq!(world.answer(cleanup).await, Ok(Answer::Done));
+            let _either = world.answer(prepare).await;
+            let world = &world;
+            let is_free =
+                async || world.stored("leases/ebs/a").await.is_none_or(|(lease, _)| !lease.contains("epoch"));
+            eventually("the lease is free", is_free).await;
+            eventually("nothing is mounted", async || !is_mounted(&world.point("a"))).await;
         });
     });
 }
@@ -69,7 +102,7 @@ fn root_no_container_is_let_go_once_the_flag_is_set() {
             let _first = world.running("c1", &["ebs/a"]).await;
             let prepare = world.prepare("c2", &["ebs/a"]);
             assert!(world.answer(prepare).await.is_ok());
-            let process = Process::start();
+            let process = world.process("c2");
             // The worker does not run in between: it learns of the flag by the gate's own look, unless an event that came
             // before has it look first.
             world.memory.flag();

@@ -26,7 +26,7 @@ use shared::store::{LeaseStore, Revision};
 use shared::volume::{ContainerId, Driver, VolumeId, VolumeName};
 use tokio::sync::{Notify, mpsc};
 
-use crate::alone::Alone;
+use crate::alone::{Alone, FREEZER};
 
 const KEEPER: &str = env!("CARGO_BIN_EXE_extvol-keeper");
 
@@ -247,6 +247,12 @@ impl<'a> World<'a> {
         self.driver.0.disks.lock().unwrap().insert(name.to_owned(), (String::new(), point));
     }
 
+    /// Makes the mount root's mount a shared or a private one.
+    pub(crate) fn share_root(&self, shared: bool) {
+        let how = if shared { "--make-shared" } else { "--make-private" };
+        run("mount", &[how, self.root.to_str().unwrap()]);
+    }
+
     pub(crate) fn point(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
@@ -315,9 +321,18 @@ impl<'a> World<'a> {
     pub(crate) async fn running(&mut self, container: &str, volumes: &[&str]) -> Process {
         let prepare = self.prepare(container, volumes);
         assert!(matches!(self.answer(prepare).await, Ok(Answer::Prepared { .. })));
-        let process = Process::start();
+        let process = self.process(container);
         let isolate = self.isolate(container, process.0.id());
         assert_eq!(self.answer(isolate).await, Ok(Answer::Done));
+        process
+    }
+
+    /// A process in the container's freezer cgroup.
+    pub(crate) fn process(&self, container: &str) -> Process {
+        let cgroup = Path::new(FREEZER).join(&self.alone.cgroup).join(container);
+        fs::create_dir_all(&cgroup).unwrap();
+        let process = Process(Command::new("sleep").arg("600").spawn().unwrap());
+        fs::write(cgroup.join("cgroup.procs"), process.0.id().to_string()).unwrap();
         process
     }
 
@@ -343,10 +358,6 @@ fn id(container: &str) -> ContainerId {
 pub(crate) struct Process(std::process::Child);
 
 impl Process {
-    pub(crate) fn start() -> Self {
-        Self(Command::new("sleep").arg("600").spawn().unwrap())
-    }
-
     pub(crate) fn id(&self) -> u32 {
         self.0.id()
     }

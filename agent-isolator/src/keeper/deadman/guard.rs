@@ -9,8 +9,8 @@
 //!
 //! **One guard at a time.** Its name is one word of the shared page. A new guard, which each new keeper starts (it may be of
 //! another version, or have other parameters), puts its name there once all is ready. A guard that is not named any more ends, and
-//! takes its cgroups down; the new one kills it if it does not. Until the new one is ready, the old one guards on: so does it beside a new keeper that refuses its
-//! parameters or cannot run at all.
+//! takes its cgroups down; the new one kills it if it does not. Until the new one is ready, the old one guards on: so does it beside
+//! a new keeper that refuses its parameters or cannot run at all.
 //!
 //! It never starts a worker: who runs keepers on this host (systemd, the agent) does.
 

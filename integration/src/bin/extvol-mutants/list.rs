@@ -219,8 +219,8 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "no_answer_is_no",
         "a Mount without an answer is taken for refused",
         "holder/results.rs",
-        "                volume.unanswered(settled_at);\n                (why, None)\n",
-        "                (why, Some(None))\n",
+        "            Err(MountFault::Unresolved(why)) => {\n                volume.unanswered",
+        "            Err(MountFault::Unresolved(why)) if true => (why, Some(None)),\n            Err(MountFault::Unresolved(why)) => {\n                volume.unanswered",
     ),
     mutant(
         "mount_not_confirmed",
