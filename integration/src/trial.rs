@@ -223,7 +223,7 @@ impl Trial {
         Ok(holdings.into_iter().map(|(volume, holding)| (volume, holding.host)).collect())
     }
 
-    /// The mount points of volumes on a host.
+    /// The mount points of volumes on a host; of the keeper's own mounts only those that are left without any.
     ///
     /// # Errors
     /// When the host is down.
@@ -231,7 +231,9 @@ impl Trial {
         let table = self.cluster.host(host).run(&["cat", "/proc/mounts"])?;
         let points = table.lines().filter_map(|line| line.split(' ').nth(1));
         let volumes = points.filter(|point| point.starts_with("/var/lib/rexray/volumes/"));
-        Ok(volumes.map(str::to_owned).collect())
+        let is_own = |point: &String| point.starts_with("/var/lib/rexray/volumes/.extvol/");
+        let (own, of_drivers): (Vec<_>, Vec<_>) = volumes.map(str::to_owned).partition(is_own);
+        Ok(if of_drivers.is_empty() { own } else { of_drivers })
     }
 
     /// A file of a mounted volume, as its host sees it.

@@ -27,7 +27,7 @@ pub fn line(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// JSON, as `serde_json` writes it, with all that [`line`] escapes written as JSON does: the same value, and nothing
+/// JSON, as `serde_json` writes it, with all that [`line()`] escapes written as JSON does: the same value, and nothing
 /// in it that a terminal obeys. Line feeds between values stay.
 #[must_use]
 pub fn json(text: &str) -> Cow<'_, str> {

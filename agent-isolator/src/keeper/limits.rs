@@ -55,7 +55,7 @@ pub(super) enum Caller {
     Volume(VolumeId),
 }
 
-/// A call that may be made, and counts as under way until [`DriverCalls::ended`].
+/// A call that may be made, and counts as under way until it is said to have ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Turn {
     driver: Driver,

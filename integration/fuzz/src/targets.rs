@@ -16,8 +16,11 @@ use shared::store::Revision;
 use shared::volume::{Driver, Holder, NamingRules, VolumeId, VolumeName};
 use shared::{parameters, quote};
 
+/// A parser's name, and what is called with bytes for it.
+type Target = (&'static str, fn(&[u8]));
+
 /// By name. Each has its kept inputs in `corpus/<name>/`.
-pub(crate) const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub(crate) const TARGETS: &[Target] = &[
     ("agent_flags", agent_isolator::fuzzing::agent_flags),
     ("agent_list", master_module::fuzzing::agent_list),
     ("events", events),

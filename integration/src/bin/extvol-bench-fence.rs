@@ -177,11 +177,13 @@ fn cgroup_of(directory: &Path) -> String {
     directory.file_name().map(|name| name.to_string_lossy().replace('.', "")).unwrap_or_default()
 }
 
-/// Kills what is left in the cgroups of samples, and removes them.
+/// Kills what is left in the cgroups of samples, the guard's in every hierarchy among them, and removes them.
 fn remove_cgroups(wanted: impl Fn(&str) -> bool) {
-    for root in CGROUPS {
+    let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+    for root in hierarchies.map(|hierarchy| hierarchy.path()) {
         for entry in fs::read_dir(root).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
+            let name = name.strip_prefix("extvol-guard.").unwrap_or(&name).to_owned();
             if name.starts_with(PREFIX.trim_end_matches('-')) && wanted(&name) {
                 let until = Instant::now() + Duration::from_secs(20);
                 while !remove(&entry.path()) && Instant::now() < until {

@@ -84,7 +84,7 @@ impl Job {
     /// Whether it is of those that nothing may delay. The others look through all of /proc, and at real-time priority would
     /// take the processors from the deadman's other helpers, and from the host.
     fn is_at_once(&self) -> bool {
-        matches!(self, Self::Freeze { .. } | Self::Shutdown { .. })
+        matches!(self, Self::Freeze { .. } | Self::Shutdown { .. } | Self::Kill { .. })
     }
 
     /// The same, at the priority that is its own; afterwards this helper is ready for one that nothing may delay.

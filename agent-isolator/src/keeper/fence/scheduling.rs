@@ -2,7 +2,7 @@
 //!
 //! The policy is `SCHED_RR`: deadman and guard before the helpers, and those before every usual process. The kernel's limit for such
 //! processes (`kernel.sched_rt_runtime_us`, 0.95 s of each second) stays: deadman and guard sleep most of the time. A helper has it
-//! while it waits, freezes and shuts down; for what takes longer it is a usual process of the greatest weight. What they start is
+//! while it waits, freezes, shuts down and kills (a fork bomb would outrun it); for what takes longer it is a usual process of the greatest weight. What they start is
 //! usual again (`SCHED_RESET_ON_FORK`): each helper asks for itself, and the worker does not.
 
 use std::ffi::c_int;

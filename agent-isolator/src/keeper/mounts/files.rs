@@ -62,8 +62,8 @@ fn maps(process: &Path, pid: u32, mounted: &MountedVolume) -> bool {
         let is_its =
             number.is_some_and(|(major, minor)| format!("{major}:{minor}") == *mounted.device_number);
         // The kernel writes the range without leading zeros in the one, and as here in the other.
-        is_its && is_on(&process.join("map_files").join(range), pid, mounted)
-            || is_its && !process.join("map_files").join(range).exists()
+        let file = process.join("map_files").join(range);
+        is_its && (is_on(&file, pid, mounted) || !file.exists())
     })
 }
 

@@ -48,8 +48,11 @@ pub fn look(mounted: &MountedVolume, doubted: bool, places: &Places) -> Sight {
             };
         }
     };
-    // Covered by another mount, or its directory removed, it may be there all the same.
-    if table.iter().any(is_of(mounted)) {
+    // Covered by another mount, or its directory removed, it may be there all the same. The keeper's own mount alone is not it:
+    // the driver's is gone, and its disk may be detached at any time.
+    let is_own =
+        |mount: &Mount| mounted.pin.as_deref().is_some_and(|pin| mount.mount_point == Path::new(pin));
+    if table.iter().any(|mount| is_of(mounted)(mount) && !is_own(mount)) {
         return Sight::Unknown(format!("{instead}, though it is mounted").into());
     }
     Sight::Gone(instead.into())

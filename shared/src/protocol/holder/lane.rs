@@ -238,7 +238,7 @@ impl Core {
             }
             Err(why) => {
                 self.lane = Lane::Pause { until: now + self.settings.retry.0 };
-                if !self.is_open() {
+                if !self.is_open() || !self.ready {
                     self.obstacle = why.clone();
                 }
                 self.fault = Some(why);
