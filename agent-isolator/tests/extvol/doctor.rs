@@ -149,6 +149,10 @@ fn in_namespace(propagation: &str, installation: &Installation, more: &[&str]) -
 fn root_a_private_mount_root_fails_with_the_command_that_mends_it() {
     let installation = Installation::found();
     let root = tempfile::tempdir().unwrap();
+    let mode = |mode| {
+        std::fs::set_permissions(root.path(), std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    };
+    mode(0o700);
     let parameter = format!("--mount_roots={}", root.path().display());
     let answer = in_namespace("private", &installation, &[&parameter]);
     assert_line(&answer, "FAIL", "is private: an unmount on this host would leave copies");
@@ -159,8 +163,7 @@ fn root_a_private_mount_root_fails_with_the_command_that_mends_it() {
         "ok",
         &format!("the mount root {} is shared, and root's alone", root.path().display()),
     );
-    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(root.path(), open).unwrap();
+    mode(0o755);
     let answer = in_namespace("shared", &installation, &[&parameter]);
     assert_line(&answer, "warning", "is shared, and open to others (mode 0755) - `chmod 0700 ");
     let answer = in_namespace("shared", &installation, &["--mount_roots=/nonexistent/a"]);
