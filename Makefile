@@ -45,7 +45,7 @@ demo-etl: build
 	@target/release/extvol-demo-etl --fault $(FAULT) --rows $(ROWS) --runs $(RUNS) --seed $(SEED) --percent $(PERCENT)
 
 test: build sanitize
-	@cargo nextest run --release --workspace --all-features
+	@cargo nextest run --release --workspace
 
 cluster: build
 	@target/release/extvol-cluster up --agents 2 --driver ebs --modules
@@ -88,6 +88,6 @@ sanitize: build
 
 check: build
 	cargo fmt --all --check
-	cargo clippy --quiet --release --workspace --all-targets --all-features -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --release --no-deps --workspace --all-features
+	cargo clippy --quiet --release --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --release --no-deps --workspace
 	cxx-glue/check release

@@ -21,12 +21,12 @@ use shared::protocol::exchange::{
 use shared::protocol::timing::Timing;
 use shared::record::Epoch;
 use shared::store::Revision;
-use shared::testing::{EtcdCluster, wait_until};
 use shared::volume::{Driver, Holder, VolumeId, VolumeName};
 use support::events::{events, whats};
 use support::log::Log;
 use support::master::{Agent, AgentAnswer, Answer, Master};
 use support::{nowhere, start_with};
+use testing::{EtcdCluster, wait_until};
 use tokio::runtime::Runtime;
 
 const TTL: Duration = Duration::from_millis(3_000);

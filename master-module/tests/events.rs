@@ -4,11 +4,11 @@
 
 mod support;
 
-use shared::testing::{EtcdCluster, wait_until};
 use support::events::{Event, events, wait_for, whats};
 use support::log::Log;
 use support::master::{Agent, AgentAnswer, Answer, Master};
 use support::{found, nowhere, put_lease, start, start_with};
+use testing::{EtcdCluster, wait_until};
 
 /// An etcd with an installation's record, an agent that answers, and a master that lists it.
 struct Scene {

@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use master_module::MasterModule;
-use shared::testing::{EtcdCluster, wait_until};
 use support::log::Log;
 use support::master::{Agent, AgentAnswer, Answer, Master};
 use support::{nowhere, put_lease, start};
+use testing::{EtcdCluster, wait_until};
 
 const HELD: &str =
     "volume ebs/vol-7b: attached to agent-1 (agent S0, active; epoch 3, token 42; containers c1)";

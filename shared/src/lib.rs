@@ -9,7 +9,6 @@ pub mod event;
 pub mod exchange;
 pub mod exchange_io;
 pub mod keys;
-#[cfg(any(test, feature = "testing"))]
 pub mod memory;
 pub mod parameters;
 pub mod protocol;
@@ -17,7 +16,5 @@ pub mod quote;
 pub mod record;
 pub mod retry;
 pub mod store;
-#[cfg(feature = "testing")]
-pub mod testing;
 pub mod transaction;
 pub mod volume;

@@ -9,7 +9,7 @@ use futures::StreamExt;
 use shared::etcd::{EtcdConfig, EtcdFault, EtcdStore};
 use shared::retry::Retry;
 use shared::store::{LeaseStore, OPERATIONS_MAX, Revision, Snapshot, StoreError, Transaction};
-use shared::testing::{EtcdCluster, SOON, free_port, wait_until};
+use testing::{EtcdCluster, SOON, free_port, wait_until};
 
 /// A request's time-out in these tests.
 const R: Duration = Duration::from_secs(1);

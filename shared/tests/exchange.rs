@@ -17,8 +17,8 @@ use shared::protocol::exchange::{
 use shared::protocol::timing::Profile;
 use shared::record::{ClusterRecord, Epoch, encode};
 use shared::store::{LeaseStore, Revision, Transaction};
-use shared::testing::EtcdCluster;
 use shared::volume::{Driver, Holder, HostNames, NamingRules, VolumeId, VolumeName};
+use testing::EtcdCluster;
 
 const PATIENT: Duration = Duration::from_secs(10);
 

@@ -8,7 +8,7 @@ mod support;
 use shared::etcd::{EtcdConfig, EtcdStore};
 use shared::memory::{MemoryBackup, MemoryStore};
 use shared::store::{LeaseStore, Revision};
-use shared::testing::EtcdCluster;
+use testing::EtcdCluster;
 
 /// A store, and what only a person or a fault does to it.
 pub(crate) trait Subject {

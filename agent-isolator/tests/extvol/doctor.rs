@@ -10,7 +10,7 @@ use serde_json::Value;
 use shared::etcd::{EtcdConfig, EtcdStore};
 use shared::protocol::exchange::{Key, Record, Storm};
 use shared::store::{LeaseStore, Transaction};
-use shared::testing::{EtcdCluster, SOON, wait_until};
+use testing::{EtcdCluster, SOON, wait_until};
 
 use crate::parameters::Keeper;
 use crate::program::{Answer, Installation, holder, run, session};
@@ -95,7 +95,7 @@ async fn etcd_of_three_members_is_well_and_one_that_is_killed_is_named() {
 
 #[test]
 fn etcd_that_was_never_there_fails_in_each_line_and_ends() {
-    let endpoint = format!("127.0.0.1:{}", shared::testing::free_port());
+    let endpoint = format!("127.0.0.1:{}", testing::free_port());
     let nowhere = ["--run_directory=/nonexistent", "--state_directory=/nonexistent"];
     let answer = run(&["--endpoints", &endpoint, nowhere[0], nowhere[1], "doctor", "-o", "json"]);
     assert_eq!(answer.code, 1);

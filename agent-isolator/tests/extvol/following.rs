@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
-use shared::testing::SOON;
+use testing::SOON;
 
 use crate::program::{Installation, extvol};
 
@@ -85,7 +85,7 @@ fn etcd_events_end_quietly_when_nobody_reads_them() {
     put_event(&installation, 2, "two");
     let mut error = following.0.stderr.take().unwrap();
     let mut text = String::new();
-    shared::testing::wait_until("it ends", || following.0.try_wait().unwrap().is_some());
+    testing::wait_until("it ends", || following.0.try_wait().unwrap().is_some());
     error.read_to_string(&mut text).unwrap();
     assert_eq!((following.0.wait().unwrap().code(), text.as_str()), (Some(0), ""));
 }

@@ -106,7 +106,7 @@ async fn etcd_the_storm_guard_is_shown_and_lifted() {
 
 #[test]
 fn etcd_that_is_gone_is_exit_code_3_and_the_member_is_named() {
-    let endpoint = format!("127.0.0.1:{}", shared::testing::free_port());
+    let endpoint = format!("127.0.0.1:{}", testing::free_port());
     for words in [
         &["leases"][..],
         &["sessions"],

@@ -4,7 +4,7 @@ use std::process::{Child, Command, Stdio};
 
 use agent_isolator::keeper::deadman::DEADLINE;
 use agent_isolator::keeper::shared_memory::SharedMemory;
-use shared::testing::wait_until;
+use testing::wait_until;
 
 use crate::program::{Installation, extvol, run};
 

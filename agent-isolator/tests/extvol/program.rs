@@ -9,8 +9,8 @@ use shared::protocol::exchange::{Agent, ByTime, Held, Instance, Key, Record, Ses
 use shared::protocol::timing::Profile;
 use shared::record::Epoch;
 use shared::store::{Entry, LeaseStore, Snapshot, Transaction};
-use shared::testing::{EtcdCluster, SOON};
 use shared::volume::{ContainerId, Driver, Holder, VolumeId, VolumeName};
+use testing::{EtcdCluster, SOON};
 
 /// What the program answered.
 #[derive(Debug)]

@@ -146,7 +146,7 @@ async fn etcd_a_revoke_gets_through_between_the_writes_of_a_keeper() {
 
 #[tokio::test]
 async fn etcd_that_is_full_lets_nothing_be_revoked_and_says_so() {
-    let etcd = shared::testing::EtcdCluster::start_with(1, &["--quota-backend-bytes", "2000000"]);
+    let etcd = testing::EtcdCluster::start_with(1, &["--quota-backend-bytes", "2000000"]);
     let installation = Installation::found_in(etcd);
     installation.put(&Key::Session(holder("new-1")), &Record::Session(session())).await;
     crate::doctor::fill(&installation).await;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use agent_isolator::keeper::deadman::{DEADLINE, LOCK};
 use agent_isolator::keeper::shared_memory::SharedMemory;
 use agent_isolator::wire::{Call, CallLine, LINE_BYTES_MAX};
-use shared::testing::wait_until;
+use testing::wait_until;
 
 use crate::agent::{Agent, config, id, raw_id};
 use crate::stand_in::StandIn;

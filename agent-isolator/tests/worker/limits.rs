@@ -41,9 +41,8 @@ fn root_a_driver_that_hangs_has_few_calls_under_way_and_another_driver_is_called
             world.disk("a");
             world.driver.hold("slow");
             // A container has a quarter of the calls, and one at least.
-            let hanging: Vec<_> = (0..12)
-                .map(|n| world.prepare(&format!("hostile-{n}"), &[&format!("slow/v{n}")]))
-                .collect();
+            let hanging: Vec<_> =
+                (0..12).map(|n| world.prepare(&format!("hostile-{n}"), &[&format!("slow/v{n}")])).collect();
             let driver = world.driver.clone();
             eventually("calls are under way", async || driver.calls().len() == 3).await;
             let launch = world.prepare("bystander", &["ebs/a"]);

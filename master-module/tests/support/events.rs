@@ -1,7 +1,7 @@
 //! The events in etcd, as an operator reads them.
 
 use serde_json::Value;
-use shared::testing::{EtcdCluster, wait_until};
+use testing::{EtcdCluster, wait_until};
 
 /// One event.
 #[derive(Clone, Debug)]

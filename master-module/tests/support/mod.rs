@@ -9,7 +9,7 @@ pub(crate) mod master;
 use std::time::Duration;
 
 use master_module::MasterModule;
-use shared::testing::EtcdCluster;
+use testing::EtcdCluster;
 
 /// Starts the module for an etcd and a master.
 pub(crate) fn start(

@@ -284,7 +284,7 @@ pub(crate) async fn an_older_history_is_corrupt_to_whoever_saw_the_newer_one(sub
     subject.restore_backup();
     let store = subject.store();
     // The first answers may be of the connection that broke.
-    let deadline = std::time::Instant::now() + shared::testing::SOON;
+    let deadline = std::time::Instant::now() + testing::SOON;
     let read = loop {
         match store.get(&["/k".to_owned()]).await {
             Err(StoreError::Unavailable(_)) if std::time::Instant::now() < deadline => {}

@@ -15,7 +15,7 @@ pub(crate) async fn next<S>(watch: &mut S) -> Result<Vec<Change>, StoreError>
 where
     S: Stream<Item = Result<Vec<Change>, StoreError>> + Unpin,
 {
-    tokio::time::timeout(shared::testing::SOON, watch.next())
+    tokio::time::timeout(testing::SOON, watch.next())
         .await
         .expect("the watch says something")
         .expect("a watch ends with an error first")

@@ -226,7 +226,7 @@ mod tests {
 
     impl Shared {
         async fn holds(&self, words: &str) {
-            let soon = tokio::time::Instant::now() + shared::testing::SOON;
+            let soon = tokio::time::Instant::now() + testing::SOON;
             while !self.text().contains(words) {
                 assert!(tokio::time::Instant::now() < soon, "{words:?} is not in {:?}", self.text());
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -242,7 +242,7 @@ mod tests {
     async fn what_happens_while_etcd_is_away_or_compacted_is_told_once_when_it_is_back() {
         let fixture = Fixture::new();
         let (out, warn) = (Shared::default(), Shared::default());
-        let silence = shared::testing::SOON;
+        let silence = testing::SOON;
         fixture.put_event(1, "one");
         let (mut to_out, mut to_warn) = (out.clone(), warn.clone());
         let after = Revision(fixture.revision());
@@ -281,7 +281,7 @@ mod tests {
         let (mut out, mut warn) = (Shared::default(), Shared::default());
         let follow = go_on(&mut out, &mut warn, Output::Table, &fixture.records, after, silence);
         fixture.store.restore(backup);
-        let ended = tokio::time::timeout(shared::testing::SOON, follow).await.unwrap().unwrap_err();
+        let ended = tokio::time::timeout(testing::SOON, follow).await.unwrap().unwrap_err();
         assert_eq!(ended.exit_code(), 1, "{ended}");
     }
 
