@@ -26,17 +26,25 @@ const SESSION: &str = "/extvol/v1/sessions/agent-1";
 ///
 /// No keeper has storage take a volume away: the tests decide what it allows.
 fn trial(profile: &str) -> Result<Trial> {
+    trial_with(profile, |_| {})
+}
+
+fn trial_with(profile: &str, adapt: impl FnOnce(&mut ClusterConfig)) -> Result<Trial> {
     let mut config = ClusterConfig::complete(2, &["ebs"])?;
     config.set_agent_parameter("preempt_plugins", "");
     config.set_agent_parameter("profile", profile);
     config.set_agent_parameter("settle_time", "500ms");
     config.set_master_parameter("profile", profile);
+    adapt(&mut config);
     Trial::with(config, SchedulerConfig::default())
 }
 
 /// As [`trial`], with a storage that attaches a volume to every host that asks, and a writer of `vol-1` on agent-1.
 fn written_on_shared_storage(profile: &str) -> Result<Trial> {
-    let trial = trial(profile)?;
+    written_on(trial(profile)?)
+}
+
+fn written_on(trial: Trial) -> Result<Trial> {
     trial.switch_storage(Switches { multi_attach: true, ..Switches::default() })?;
     writing(&trial)?;
     Ok(trial)
@@ -273,7 +281,9 @@ fn mesos_an_unmount_sent_after_the_lease_has_moved_is_caught() -> Result<()> {
 /// The root becomes private behind the keeper's check, and another container keeps a copy of the mount.
 #[test]
 fn mesos_a_release_on_the_word_of_an_unmount_below_a_private_root_is_caught() -> Result<()> {
-    let trial = written_on_shared_storage("fast")?;
+    // The other container would not see the volume.
+    let trial =
+        written_on(trial_with("fast", |config| config.set_agent_parameter("hide_volumes", "false"))?)?;
     let host = trial.cluster.host(0);
     host.run(&["mount", "--make-private", "/var/lib/rexray/volumes"])?;
     let flag = trial.cluster.directory().join("go-on");

@@ -191,15 +191,17 @@ fn image_file(image: &Path, file: &str) -> io::Result<Vec<u8>> {
     run(Command::new("/sbin/e2fsck").args(["-p", "-E", "journal_only"]).arg(&copy), &[0, 1])?;
     let out = directory.path().join("file");
     let request = format!("dump /data/{file} {}", out.display());
-    run(Command::new("/sbin/debugfs").args(["-R", &request]).arg(&copy), &[0])?;
-    fs::read(out)
+    // It succeeds without the file, too.
+    let said = run(Command::new("/sbin/debugfs").args(["-R", &request]).arg(&copy), &[0])?;
+    fs::read(out).map_err(|error| io::Error::new(error.kind(), format!("{error}; debugfs: {said}")))
 }
 
-fn run(command: &mut Command, good: &[i32]) -> io::Result<()> {
+/// What it said on its standard error.
+fn run(command: &mut Command, good: &[i32]) -> io::Result<String> {
     let output = command.output()?;
-    if output.status.code().is_some_and(|code| good.contains(&code)) {
-        return Ok(());
-    }
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if output.status.code().is_some_and(|code| good.contains(&code)) {
+        return Ok(said);
+    }
     Err(io::Error::other(format!("{command:?}: {}: {said}", output.status)))
 }
