@@ -423,9 +423,7 @@ impl Guarding {
 
     /// Sees that the worker has ended by itself.
     fn watch_worker(&mut self, now: Now) {
-        if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
-            self.child = None;
-            tracing::warn!("the worker has ended: {status}");
+        if self.reap_worker() {
             self.ending.get_or_insert(now);
         }
         let gone = self.child.is_none() && !self.shared.worker().is_some_and(ProcessId::runs);
@@ -434,10 +432,22 @@ impl Guarding {
         }
     }
 
+    /// Whether the worker has ended, which is told once.
+    fn reap_worker(&mut self) -> bool {
+        let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
+        if let Some(status) = ended {
+            self.child = None;
+            tracing::warn!("the worker has ended: {status}");
+        }
+        ended.is_some()
+    }
+
     /// Kills the worker and all its helpers until none is left.
     fn end_worker(&mut self, now: Now) {
         let Some(since) = self.ending else { return };
         let left = self.kill_others();
+        // Its end is this one: seen later it would begin the fence anew.
+        let _told = self.reap_worker();
         let is_over = left.is_empty();
         if is_over {
             self.said_hanging = false;
@@ -512,8 +522,10 @@ impl Guarding {
         };
         let give_up = deadline.fence_at.unwrap_or(now) + kill;
         self.said = None;
+        // Begun anew it has the same helpers: there may be no room for others.
+        let own = std::mem::replace(&mut self.pool, Pool::new(self.settings.policy.program.clone()));
+        let pool = self.fence.take().map_or(own, FenceRunner::into_pool);
         // Whoever opens an epoch waits for driver calls itself; this fence is about F + K.
-        let pool = std::mem::replace(&mut self.pool, Pool::new(self.settings.policy.program.clone()));
         self.fence =
             Some(FenceRunner::with_pool(&known, Some(give_up), None, self.settings.policy.clone(), pool));
     }
