@@ -49,7 +49,9 @@ enum Worker {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Fencing {
     No,
-    /// The host is to be fenced, for this generation of the deadline, before a worker is started again.
+    /// The host is to be fenced, for this generation of the deadline, once the worker is gone, and before one is started again.
+    Due(u64),
+    /// It is being fenced: once, however often the worker's end is told.
     Begun(u64),
     /// It was, for this generation, whose flag may still stand.
     Done(u64),
@@ -114,7 +116,7 @@ impl Deadman {
         }
         let due = deadline.fenced || deadline.fence_at.is_some_and(|at| at <= now);
         if self.fencing == Fencing::No && due {
-            self.fencing = Fencing::Begun(deadline.generation);
+            self.fencing = Fencing::Due(deadline.generation);
             if !deadline.fenced {
                 self.outputs.push_back(Output::Flag);
             }
@@ -125,8 +127,11 @@ impl Deadman {
         }
         if self.worker == Worker::Gone {
             match self.fencing {
-                Fencing::Begun(_) if input == Input::WorkerGone => self.outputs.push_back(Output::Fence),
-                Fencing::Begun(_) => {}
+                Fencing::Due(generation) if input == Input::WorkerGone => {
+                    self.fencing = Fencing::Begun(generation);
+                    self.outputs.push_back(Output::Fence);
+                }
+                Fencing::Due(_) | Fencing::Begun(_) => {}
                 Fencing::No | Fencing::Done(_) => {
                     self.worker = Worker::Running;
                     self.ticked = now;
@@ -177,6 +182,8 @@ mod tests {
         // A late sign of life of the worker changes nothing.
         assert_eq!(run(&mut deadman, at(5), FENCED, Input::WorkerTicked), []);
         assert_eq!(run(&mut deadman, at(5), FENCED, Input::WorkerGone), [Output::Fence]);
+        // One of its processes that hung may end later.
+        assert_eq!(run(&mut deadman, at(5), FENCED, Input::WorkerGone), []);
         assert_eq!(run(&mut deadman, at(6), FENCED, Input::Fenced), [Output::Start]);
         // The flag stands until the new worker has opened an epoch: it is not fenced for again.
         assert_eq!(run(&mut deadman, at(6), FENCED, Input::WorkerTicked), []);

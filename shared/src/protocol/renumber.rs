@@ -90,7 +90,7 @@ pub fn deadman(deadman: &mut Deadman, shared: &mut Deadline, r: &mut impl Renumb
     match &mut deadman.fencing {
         // What the deadman itself would do first.
         Fencing::Done(generation) if *generation != shared.generation => deadman.fencing = Fencing::No,
-        Fencing::Begun(generation) | Fencing::Done(generation) => {
+        Fencing::Due(generation) | Fencing::Begun(generation) | Fencing::Done(generation) => {
             *generation = if *generation == shared.generation { 0 } else { u64::MAX };
         }
         Fencing::No => {}

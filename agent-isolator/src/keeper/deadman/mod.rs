@@ -446,7 +446,7 @@ impl Guarding {
     fn end_worker(&mut self, now: Now) {
         let Some(since) = self.ending else { return };
         let left = self.kill_others();
-        // Its end is this one: seen later it would begin the fence anew.
+        // Seen later, its end would be taken for another one.
         let _told = self.reap_worker();
         let is_over = left.is_empty();
         if is_over {
@@ -522,10 +522,8 @@ impl Guarding {
         };
         let give_up = deadline.fence_at.unwrap_or(now) + kill;
         self.said = None;
-        // Begun anew it has the same helpers: there may be no room for others.
-        let own = std::mem::replace(&mut self.pool, Pool::new(self.settings.policy.program.clone()));
-        let pool = self.fence.take().map_or(own, FenceRunner::into_pool);
         // Whoever opens an epoch waits for driver calls itself; this fence is about F + K.
+        let pool = std::mem::replace(&mut self.pool, Pool::new(self.settings.policy.program.clone()));
         self.fence =
             Some(FenceRunner::with_pool(&known, Some(give_up), None, self.settings.policy.clone(), pool));
     }
