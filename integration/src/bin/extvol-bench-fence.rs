@@ -355,6 +355,7 @@ fn inside(case: &str, count: usize, directory: &Path) -> Result<()> {
         .arg(format!("--state_directory={}", directory.join("memory/state").display()))
         .arg(format!("--mount_roots={}", root.display()))
         .stdin(Stdio::null())
+        .stderr(File::create(memory.join("keeper.log"))?)
         .spawn()?;
     let deadline = run_directory.join(DEADLINE);
     eventually("the keeper starts", || deadline.exists())?;
@@ -423,8 +424,9 @@ fn fence(volumes: &[Volume], shared: &SharedMemory, run_directory: &Path) -> Res
     let mut end = None;
     while end.is_none_or(|end| holder_now() < end) {
         if holder_now() > fence_at + PATIENCE {
-            let log = fs::read_to_string(&log).unwrap_or_default();
-            return Err(format!("no proof within {PATIENCE:?}: {log}").into());
+            let said = ["deadman.log", "guard.log"]
+                .map(|log| fs::read_to_string(run_directory.join(log)).unwrap_or_default());
+            return Err(format!("no proof within {PATIENCE:?}: {}", said.concat()).into());
         }
         if shut.is_none() && volumes.iter().all(Volume::is_shut_down) {
             shut = Some(since());
