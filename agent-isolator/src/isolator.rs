@@ -26,6 +26,7 @@ use tokio::sync::mpsc;
 
 use self::connection::Command;
 use self::looks::Paths;
+use self::mounts::ToHide;
 use self::targets::{Make, Plan, targets};
 use crate::agent_flags::{self, Beside};
 use crate::kernel;
@@ -33,6 +34,7 @@ use crate::mesos::container_config::ContainerClass;
 use crate::mesos::{ContainerConfig, ContainerState, RawContainerId};
 use crate::parameters::IsolatorParameters;
 use crate::rules::{self, Declared, Shown};
+use crate::target;
 use crate::task::{self, TaskVolume};
 use crate::wire::{Call, VolumeCall};
 
@@ -128,6 +130,7 @@ impl Isolator {
             // A debug container lives in its parent's mount namespace, and sees its volumes.
             let debug = config.container_class == Some(ContainerClass::Debug.into());
             let volumes = if debug { Vec::new() } else { task::volumes(&config)? };
+            check_places(&config, &volumes, &self.parameters.sandbox_directory)?;
             match raw.name() {
                 Err(fault) if !volumes.is_empty() => Err(fault),
                 name => Ok((raw, name.ok(), config, debug, volumes)),
@@ -137,11 +140,11 @@ impl Isolator {
             Ok(read) => read,
             Err(fault) => return done(Err(fault)),
         };
-        let hidden = if debug { Vec::new() } else { self.hidden(&config) };
+        let hidden = if debug { ToHide::default() } else { self.hidden(&config) };
         let paths = Paths {
             shown: Shown::all(&config),
             sandbox: targets::path(&config.directory).to_owned(),
-            roots: self.parameters.keeper.mount_roots.clone(),
+            roots: rules::closed(&self.parameters.keeper),
         };
         if volumes.is_empty() {
             self.note(container.as_ref(), &config, false);
@@ -149,7 +152,7 @@ impl Isolator {
                 return done(Ok(None));
             }
             let container = quote::line(&raw.to_string()).into_owned();
-            return self.send(Command::Hide { container, roots: hidden, paths, done: timed(done) });
+            return self.send(Command::Hide { container, hidden, paths, done: timed(done) });
         }
         self.note(container.as_ref(), &config, true);
         // A container with volumes has a name.
@@ -181,10 +184,13 @@ impl Isolator {
     }
 
     /// Which directories of the host the container is not to see; with an image it sees none.
-    fn hidden(&self, config: &ContainerConfig) -> Vec<PathBuf> {
-        let sees_host = config.rootfs.is_none() && !rules::shares_mounts_with_the_host(config);
-        let hide = self.parameters.rules.hide_volumes && self.beside.filesystem_linux && sees_host;
-        if hide { self.parameters.keeper.mount_roots.clone() } else { Vec::new() }
+    fn hidden(&self, config: &ContainerConfig) -> ToHide {
+        let sees_host = self.beside.filesystem_linux && config.rootfs.is_none();
+        let keeper = &self.parameters.keeper;
+        match self.parameters.rules.hide_volumes && sees_host {
+            true => ToHide { roots: keeper.mount_roots.clone(), sockets: rules::of_sockets(keeper) },
+            false => ToHide::default(),
+        }
     }
 
     fn declared(&self) -> Declared<'_> {
@@ -304,13 +310,57 @@ fn named(containers: &[RawContainerId]) -> BTreeSet<ContainerId> {
 }
 
 /// What is to be looked at on the host, for a sentence; none when there is nothing.
-fn looked_at(volumes: &[TaskVolume], hidden: &[PathBuf], shown: &[Shown]) -> Option<String> {
+fn looked_at(volumes: &[TaskVolume], hidden: &ToHide, shown: &[Shown]) -> Option<String> {
     let paths = volumes.iter().filter_map(|v| Some((&v.volume, v.container_path.as_deref()?)));
     let paths = paths.map(|(volume, path)| format!("container path {path:?} of volume {volume}"));
-    let roots = hidden.iter().map(|root| format!("the look at {}", root.display()));
+    let roots = hidden.all().map(|root| format!("the look at {}", root.display()));
     let shown = shown.iter().map(|shown| format!("the look at {:?}", shown.path()));
     let all: Vec<_> = paths.chain(roots).chain(shown).collect();
     (!all.is_empty()).then(|| all.join(", "))
+}
+
+/// Whether each volume has a place in the container where it is seen, is what it is said to be, and is mounted on what no user
+/// can put a link into: what ContainerInfo mounts is not ours to close.
+///
+/// # Errors
+/// A sentence that names the volume.
+fn check_places(
+    config: &ContainerConfig,
+    volumes: &[TaskVolume],
+    sandbox_directory: &str,
+) -> Result<(), String> {
+    let place = |path: &str| {
+        let inside = path.strip_prefix(sandbox_directory).filter(|rest| rest.starts_with('/'));
+        target::relative(inside.filter(|_| config.rootfs.is_some()).unwrap_or(path))
+    };
+    let taken: Vec<_> = rules::taken(config).map(|path| (place(&path), path)).collect();
+    for TaskVolume { volume, container_path, read_only, .. } in volumes {
+        let Some(path) = container_path else {
+            if config.rootfs.is_some() {
+                return Err(format!(
+                    "volume {volume} has no container path, and a task with an image does not see the host's: name one \
+                     by extvol.container_path"
+                ));
+            }
+            if *read_only {
+                return Err(format!(
+                    "volume {volume} is read-only and has no container path, and at the host's path it can be written: \
+                     name one by extvol.container_path"
+                ));
+            }
+            continue;
+        };
+        let own = place(path);
+        let meets = |taken: &PathBuf| own.starts_with(taken) || taken.starts_with(&own);
+        if let Some((_, other)) = taken.iter().find(|(taken, _)| meets(taken)) {
+            return Err(format!(
+                "volume {volume}: container path {path:?} is in the volume that ContainerInfo mounts at {:?}, where a link \
+                 may lead anywhere, or covers it: name one beside it",
+                task::shown(other)
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The agent's id in a task's sandbox path, `<work>/slaves/<agent id>/frameworks/...`; a standalone

@@ -28,14 +28,23 @@ pub struct Rules {
     pub look_at_executors: bool,
     /// `host_paths`: the directories below which a container path without an image may lie; default none.
     pub host_paths: Vec<PathBuf>,
-    /// `hide_volumes` (`true`, `false`): whether containers without an image see the mount roots as empty.
+    /// `hide_volumes` (`true`, `false`): whether containers without an image see the mount roots, and the directories of the
+    /// keeper's and the plugins' sockets, as empty.
     pub hide_volumes: bool,
+    /// `container_paths` (`allow`, `refuse`): whether containers may declare HOST_PATHs and SANDBOX_PATHs at all.
+    pub allow_container_paths: bool,
 }
 
 impl Rules {
     /// The names of these parameters.
-    pub const NAMES: [&str; 5] =
-        ["docker_volumes", "docker_volume_isolator", "executor_tasks", "host_paths", "hide_volumes"];
+    pub const NAMES: [&str; 6] = [
+        "docker_volumes",
+        "docker_volume_isolator",
+        "executor_tasks",
+        "host_paths",
+        "hide_volumes",
+        "container_paths",
+    ];
 
     /// Takes them out of the module's.
     ///
@@ -52,6 +61,9 @@ impl Rules {
             host_paths: parameters.parsed("host_paths", host_paths)?.unwrap_or_default(),
             hide_volumes: parameters
                 .parsed("hide_volumes", |text: &str| either(text, "true", "false"))?
+                .unwrap_or(true),
+            allow_container_paths: parameters
+                .parsed("container_paths", |text: &str| either(text, "allow", "refuse"))?
                 .unwrap_or(true),
         })
     }
@@ -86,6 +98,22 @@ pub fn kernels(path: &Path) -> Option<&'static str> {
     ["/proc", "/sys", "/dev"].into_iter().find(|own| path.starts_with(own))
 }
 
+/// Where Docker volume plugins listen. Who may write there has them mount and take away any volume, lease or not; root may, and
+/// so may root in a container that sees the directory.
+pub const PLUGIN_SOCKETS: &str = "/run/docker/plugins";
+
+/// The directories whose sockets take orders about volumes.
+#[must_use]
+pub fn of_sockets(keeper: &KeeperParameters) -> Vec<PathBuf> {
+    vec![keeper.run_directory.clone(), PLUGIN_SOCKETS.into()]
+}
+
+/// The directories of the host that no container may be shown.
+#[must_use]
+pub fn closed(keeper: &KeeperParameters) -> Vec<PathBuf> {
+    keeper.mount_roots.iter().cloned().chain(of_sockets(keeper)).collect()
+}
+
 /// Who mounts what on this agent.
 pub struct Declared<'a> {
     /// The module's parameters.
@@ -106,8 +134,21 @@ impl Declared<'_> {
     }
 
     fn check_volume(&self, volume: &Volume) -> Result<(), String> {
-        let roots = &self.keeper.mount_roots;
-        Shown::of(volume).try_for_each(|shown| shown.check_as_written(roots))?;
+        let closed = closed(self.keeper);
+        Shown::of(volume).try_for_each(|shown| {
+            if !self.rules.allow_container_paths {
+                return Err(shown.refused(&"this agent's operator allows none (container_paths)"));
+            }
+            shown.check_as_written(&closed)
+        })?;
+        if self.rules.hide_volumes && shares_mounts_with_the_host(volume) {
+            let path = lossy(&volume.container_path);
+            return Err(format!(
+                "volume {:?} with the mount propagation BIDIRECTIONAL is not mounted: what is hidden from its container, \
+                 its neighbours' volumes, would be hidden from the host; HOST_TO_CONTAINER can be had",
+                crate::task::shown(&path)
+            ));
+        }
         let Some(source) = volume.source.as_ref().filter(|source| source.r#type() == Type::DockerVolume)
         else {
             return Ok(());
@@ -242,13 +283,15 @@ impl Shown {
     pub(crate) fn check_place(&self, place: &Path, roots: &[PathBuf]) -> Result<(), String> {
         if let Some(root) = roots.iter().find(|root| place.starts_with(root)) {
             return Err(self.refused(&format!(
-                "below {} volumes are mounted under leases; name the volume by the task's labels instead",
+                "below {} volumes are mounted under leases, or orders about them are taken; name the volume by the task's \
+                 labels instead",
                 root.display()
             )));
         }
         if let Some(root) = roots.iter().find(|root| root.starts_with(place)) {
             return Err(self.refused(&format!(
-                "it shows {}, below which volumes are mounted under leases; name a path that does not",
+                "it shows {}, below which volumes are mounted under leases, or orders about them are taken; name a path that \
+                 does not",
                 root.display()
             )));
         }
@@ -261,14 +304,18 @@ impl Shown {
     }
 }
 
-/// Whether the container's mounts are also the host's: what is mounted in it would be mounted on the host.
-#[must_use]
-pub fn shares_mounts_with_the_host(config: &ContainerConfig) -> bool {
-    let propagation = |volume: &Volume| {
+/// Whether the container's mounts would be also the host's: what is mounted in it would be mounted on the host.
+fn shares_mounts_with_the_host(volume: &Volume) -> bool {
+    let propagation = || {
         let path = volume.source.as_ref()?.host_path.as_ref()?;
         Some(path.mount_propagation.as_ref()?.mode() == Mode::Bidirectional)
     };
-    volumes(config).any(|volume| propagation(volume) == Some(true))
+    propagation() == Some(true)
+}
+
+/// The places in the container that ContainerInfo's volumes take.
+pub fn taken(config: &ContainerConfig) -> impl Iterator<Item = String> {
+    volumes(config).map(|volume| lossy(&volume.container_path))
 }
 
 /// Whether the container declares a volume of source DOCKER_VOLUME, whoever mounts it.
@@ -423,11 +470,27 @@ mod tests {
     }
 
     #[test]
-    fn only_a_bidirectional_path_shares_the_hosts_mounts() {
-        let shares = |mode| shares_mounts_with_the_host(&container(vec![host_volume("/srv", mode)]));
-        assert!(shares(Some(Mode::Bidirectional)));
-        assert!(!shares(Some(Mode::HostToContainer)) && !shares(None));
-        assert!(!shares_mounts_with_the_host(&container(vec![docker_volume(None, "a")])));
+    fn a_path_that_shares_the_containers_mounts_with_the_host_is_refused_where_volumes_are_hidden() {
+        let said = |pairs, mode| check(pairs, true, host_volume("/srv", mode));
+        assert!(said(&[], Some(Mode::Bidirectional)).contains("BIDIRECTIONAL is not mounted"));
+        assert_eq!(said(&[("hide_volumes", "false")], Some(Mode::Bidirectional)), "");
+        assert_eq!(said(&[], Some(Mode::HostToContainer)), "");
+        assert_eq!(said(&[], None), "");
+    }
+
+    #[test]
+    fn no_container_is_shown_where_orders_about_volumes_are_taken() {
+        for path in ["/run/docker/plugins/ebs.sock", "/run/docker", "/run", "/run/extvol/keeper.sock"] {
+            let said = check(&[], true, host_volume(path, None));
+            assert!(said.contains("orders about them are taken"), "{path}: {said}");
+        }
+        assert_eq!(check(&[], true, host_volume("/run/docker.sock", None)), "");
+    }
+
+    #[test]
+    fn an_operator_may_allow_no_path_at_all() {
+        let said = check(&[("container_paths", "refuse")], true, host_volume("/srv", None));
+        assert!(said.contains("allows none (container_paths)"), "{said}");
     }
 
     #[test]
@@ -454,6 +517,7 @@ mod tests {
             ("docker_volume_isolator", "yes", "which is neither allow nor refuse"),
             ("executor_tasks", "kill", "which is neither refuse nor ignore"),
             ("hide_volumes", "1", "which is neither true nor false"),
+            ("container_paths", "no", "which is neither allow nor refuse"),
             ("host_paths", "tmp", "not a plain absolute path"),
             ("host_paths", "/srv/../etc", "not a plain absolute path"),
             ("host_paths", "/", "below which everything is"),

@@ -69,7 +69,9 @@ pub fn resolve(container_path: &str, places: &Places<'_>) -> Result<PathBuf, Str
             Err(error) => Err(refused("it is not in the image", &error)),
         };
     }
-    let in_sandbox = make(places.sandbox, &inside, ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
+    // Nor into a persistent volume, which is a mount of its own: there a link may come behind this look.
+    let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let in_sandbox = make(places.sandbox, &inside, how)
         .map_err(|error| refused("it could not be made in the sandbox", &error))?;
     let Some(rootfs) = places.rootfs else { return Ok(in_sandbox) };
     // The sandbox is mounted there when the container starts, and shows what was made above.
@@ -134,7 +136,7 @@ fn outermost_shared(path: &Path) -> io::Result<PathBuf> {
 }
 
 /// The path without leading slashes and `.` segments.
-fn relative(path: &str) -> PathBuf {
+pub(crate) fn relative(path: &str) -> PathBuf {
     path.split('/').filter(|segment| !matches!(*segment, "" | ".")).collect()
 }
 

@@ -7,7 +7,6 @@
 
 use std::future::pending;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use super::calls::{CallId, Calls, Finish, Wait};
 use super::executors::{Looked, Looks};
 use super::link::{self, News, Queue};
 use super::looks::{self, Paths, Threads};
+use super::mounts::ToHide;
 use super::targets::{Made, Make, Makers};
 use super::watches::Watches;
 use super::{Done, mounts};
@@ -42,7 +42,7 @@ pub(super) enum Command {
     /// Make the targets that `what` describes, if there are any, then ask the keeper.
     Prepare { call: Call, targets: Option<(String, Make)>, done: Done<Option<Vec<u8>>> },
     /// A container without volumes: it is to see these directories empty, and may show these paths or not.
-    Hide { container: String, roots: Vec<PathBuf>, paths: Paths, done: Done<Option<Vec<u8>>> },
+    Hide { container: String, hidden: ToHide, paths: Paths, done: Done<Option<Vec<u8>>> },
     /// The tasks of an executor, before it has them.
     Look { agent: String, container: String, done: Done<()> },
     /// A call whose refusal counts.
@@ -168,9 +168,9 @@ impl Connection {
                     }
                 }
             }
-            Command::Hide { container, roots, paths, done } => {
+            Command::Hide { container, hidden, paths, done } => {
                 let threads = Arc::clone(&self.threads);
-                tokio::spawn(async move { done(looks::answer(&threads, &container, roots, paths).await) });
+                tokio::spawn(async move { done(looks::answer(&threads, &container, hidden, paths).await) });
             }
             Command::Look { agent, container, done } => self.looks.look(agent, container, done),
             Command::Ask { call, done } => {

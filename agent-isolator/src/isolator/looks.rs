@@ -10,7 +10,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, open, openat2};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
-use super::mounts::{self, Hidden};
+use super::mounts::{self, ToHide};
 use crate::rules::Shown;
 use crate::target;
 
@@ -39,7 +39,7 @@ impl Threads {
 pub(super) struct Paths {
     pub(super) shown: Vec<Shown>,
     pub(super) sandbox: PathBuf,
-    /// The parameter `mount_roots`.
+    /// What no container may be shown.
     pub(super) roots: Vec<PathBuf>,
 }
 
@@ -101,7 +101,7 @@ fn parents_sandbox(sandbox: &Path) -> Result<&Path, String> {
 pub(super) async fn answer(
     threads: &Threads,
     container: &str,
-    roots: Vec<PathBuf>,
+    hidden: ToHide,
     paths: Paths,
 ) -> Result<Option<Vec<u8>>, String> {
     let (threads, time) = match paths.shown.as_slice() {
@@ -109,7 +109,7 @@ pub(super) async fn answer(
         _ => &threads.paths,
     };
     let needed = !paths.shown.is_empty();
-    let late = match timeout(*time, look(threads, roots, paths)).await {
+    let late = match timeout(*time, look(threads, hidden, paths)).await {
         Ok(Ok(answer)) => return answer,
         Ok(Err(why)) => why,
         Err(_) => "a file system of this host does not answer".to_owned(),
@@ -126,14 +126,13 @@ pub(super) async fn answer(
 /// Waits for a thread, and for its end.
 async fn look(
     threads: &Arc<Semaphore>,
-    roots: Vec<PathBuf>,
+    hidden: ToHide,
     paths: Paths,
 ) -> Result<Result<Option<Vec<u8>>, String>, String> {
     let thread = Arc::clone(threads).acquire_owned().await.map_err(|error| error.to_string())?;
     let (tell, told) = oneshot::channel();
     let run = move || {
-        let hide =
-            || mounts::without_volumes(&Hidden { roots: mounts::present(&roots), aside: String::new() });
+        let hide = || mounts::without_volumes(&hidden.present(String::new()));
         // Nobody may wait any more.
         let _ = tell.send(paths.check().map(|()| hide()));
         drop(thread);
@@ -213,22 +212,23 @@ mod tests {
     #[tokio::test]
     async fn a_container_waits_for_a_thread_and_fails_for_its_own_paths_alone() {
         let (_kept, host) = host();
-        let (mut threads, roots) = (Threads::new(), vec![host.join("roots")]);
+        let (mut threads, hidden) =
+            (Threads::new(), ToHide { roots: vec![host.join("roots")], ..Default::default() });
         (threads.roots.1, threads.paths.1) = (Duration::from_millis(50), Duration::from_millis(50));
         let all = u32::try_from(THREADS_MAX).unwrap();
         let held = Arc::clone(&threads.roots.0).acquire_many_owned(all).await.unwrap();
         // Nobody ends: it is launched, and sees them.
-        assert_eq!(answer(&threads, "c", roots.clone(), paths(&host, vec![])).await, Ok(None));
+        assert_eq!(answer(&threads, "c", hidden.clone(), paths(&host, vec![])).await, Ok(None));
         // A thread that ends makes room.
         let threads =
             Threads { roots: (threads.roots.0.clone(), PATHS_TIMEOUT), paths: threads.paths.clone() };
-        let waits = answer(&threads, "c", roots.clone(), paths(&host, vec![]));
+        let waits = answer(&threads, "c", hidden.clone(), paths(&host, vec![]));
         let ends = async { drop(held) };
         let (answered, ()) = tokio::join!(biased; waits, ends);
         assert!(answered.unwrap().is_some());
         let _held = Arc::clone(&threads.paths.0).acquire_many_owned(all).await.unwrap();
         let with_path =
-            answer(&threads, "c", roots.clone(), paths(&host, vec![Shown::Host("/srv".into())])).await;
+            answer(&threads, "c", hidden.clone(), paths(&host, vec![Shown::Host("/srv".into())])).await;
         assert!(with_path.unwrap_err().contains("could not be looked at in time"));
     }
 }

@@ -12,8 +12,8 @@
 //! its own place, follows no links, and follows them again behind the last volume. A launch that meets a link fails.
 //! No program is run for this: it would be root's, and found by a path that the container's mounts may cover.
 //!
-//! Without an image a container sees the host's tree, and there the volumes of other containers. An empty file system
-//! above each mount root hides them: last, for our own binds come from below it. The copies beneath are unmounted with
+//! Without an image a container sees the host's tree, and there the volumes of other containers, and the sockets by which they
+//! are mounted. An empty file system above each such directory hides them: last, for our own binds come from below it. The copies beneath are unmounted with
 //! the host's mounts all the same, for an unmount propagates to their place, not to their path. A volume without a
 //! container path is one that its task reads at the host's path: it is kept aside meanwhile, and bound there again.
 
@@ -59,8 +59,32 @@ pub(super) struct Targets {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Hidden {
     pub(super) roots: Vec<String>,
+    /// Those of sockets. The launch helper needs [`Hidden::aside`] below one of them until all else is mounted.
+    pub(super) sockets: Vec<String>,
     /// A directory of this software's own; in a container that needs it, it holds nothing but its own volumes.
     pub(super) aside: String,
+}
+
+/// What a container is not to see of the host, as the parameters name it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ToHide {
+    pub(super) roots: Vec<PathBuf>,
+    pub(super) sockets: Vec<PathBuf>,
+}
+
+impl ToHide {
+    pub(super) fn is_empty(&self) -> bool {
+        self.roots.is_empty() && self.sockets.is_empty()
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = &PathBuf> {
+        self.roots.iter().chain(&self.sockets)
+    }
+
+    /// What of it there is on the host. May block for as long as its file systems do.
+    pub(super) fn present(&self, aside: String) -> Hidden {
+        Hidden { roots: present(&self.roots), sockets: present(&self.sockets), aside }
+    }
 }
 
 /// The answer to Mesos's prepare, from the keeper's.
@@ -96,12 +120,14 @@ pub(super) fn with_volumes(answer: Answer, targets: Targets) -> Result<Option<Ve
         mounts.append(&mut again);
         mounts.extend(hidden.roots.iter().map(|root| read_only(root, NOEXEC)));
     }
+    mounts.extend(hidden.sockets.iter().map(|directory| empty(directory, READ_ONLY)));
     Ok(Some(launch_info(mounts)))
 }
 
 /// The answer for a container without volumes; none where nothing is hidden.
 pub(super) fn without_volumes(hidden: &Hidden) -> Option<Vec<u8>> {
-    let mounts: Vec<_> = hidden.roots.iter().map(|root| empty(root, READ_ONLY)).collect();
+    let all = hidden.roots.iter().chain(&hidden.sockets);
+    let mounts: Vec<_> = all.map(|directory| empty(directory, READ_ONLY)).collect();
     (!mounts.is_empty()).then(|| launch_info(mounts))
 }
 
@@ -148,8 +174,8 @@ fn empty(directory: &str, more: u32) -> ContainerMountInfo {
 }
 
 /// Which of these directories there are on the host: nothing is made there, and a container that needs no volume does
-/// not fail for a missing one. May block for as long as their file systems do.
-pub(super) fn present(roots: &[PathBuf]) -> Vec<String> {
+/// not fail for a missing one.
+fn present(roots: &[PathBuf]) -> Vec<String> {
     let directories = roots.iter().filter(|root| root.is_dir());
     let mut real: Vec<_> = directories.filter_map(|root| root.canonicalize().ok()).collect();
     // Below one that is hidden there is nothing left to mount on.
@@ -187,7 +213,8 @@ mod tests {
     fn with(points: &[&str], volumes: Vec<Option<Target>>, roots: &[&str]) -> ContainerLaunchInfo {
         let mount_points = points.iter().map(|point| (*point).to_owned()).collect();
         let roots = roots.iter().map(|root| (*root).to_owned()).collect();
-        let hidden = Hidden { roots, aside: "/run/extvol".into() };
+        let sockets = roots.first().map(|_| "/run/extvol".into()).into_iter().collect();
+        let hidden = Hidden { roots, sockets, aside: "/run/extvol".into() };
         let targets = Targets { volumes, guarded: vec![], hidden };
         let bytes = with_volumes(Answer::Prepared { mount_points }, targets).unwrap().unwrap();
         ContainerLaunchInfo::decode(bytes.as_slice()).unwrap()
@@ -201,6 +228,7 @@ mod tests {
             "/s/b <- /m/b ",
             "/s/b <- - ro,nosuid,nodev,remount",
             "/m <- tmpfs ro,nosuid,nodev",
+            "/run/extvol <- tmpfs ro,nosuid,nodev",
         ];
         assert_eq!(shown(&info), expected);
         assert_eq!(info.clone_namespaces, [NEW_MOUNT_NAMESPACE]);
@@ -220,6 +248,7 @@ mod tests {
             "/m/a <- /run/extvol/0 ",
             "/m/c <- /run/extvol/1 ",
             "/m <- - ro,nosuid,nodev,remount",
+            "/run/extvol <- tmpfs ro,nosuid,nodev",
         ];
         assert_eq!(shown(&info), expected);
         let info = with(&["/m/a"], vec![None], &[]);
@@ -237,9 +266,10 @@ mod tests {
     #[test]
     fn a_container_without_volumes_gets_nothing_where_nothing_is_hidden() {
         assert_eq!(without_volumes(&Hidden::default()), None);
-        let hidden = Hidden { roots: vec!["/m".into()], aside: "/run/extvol".into() };
+        let hidden =
+            Hidden { roots: vec!["/m".into()], sockets: vec!["/p".into()], aside: "/run/extvol".into() };
         let info = ContainerLaunchInfo::decode(without_volumes(&hidden).unwrap().as_slice()).unwrap();
-        assert_eq!(shown(&info), ["/m <- tmpfs ro,nosuid,nodev"]);
+        assert_eq!(shown(&info), ["/m <- tmpfs ro,nosuid,nodev", "/p <- tmpfs ro,nosuid,nodev"]);
     }
 
     #[test]

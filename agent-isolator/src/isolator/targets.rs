@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tokio::sync::mpsc;
 
 use super::calls::CallId;
-use super::mounts::{self, Guarded, Hidden, Target, Targets};
+use super::mounts::{Guarded, Target, Targets, ToHide};
 use crate::mesos::ContainerConfig;
 use crate::target::{self, Places};
 use crate::task::{self, TaskVolume};
@@ -101,8 +101,8 @@ pub(super) struct Plan {
     pub(super) sandbox_directory: String,
     /// The module's parameter.
     pub(super) host_paths: Vec<PathBuf>,
-    /// The mount roots, unless the container sees them, or none of the host's tree.
-    pub(super) hidden: Vec<PathBuf>,
+    /// Nothing, for a container that sees none of the host's tree.
+    pub(super) hidden: ToHide,
     /// See [`Hidden::aside`].
     pub(super) aside: String,
 }
@@ -133,7 +133,7 @@ pub(super) fn targets(config: &ContainerConfig, plan: &Plan) -> Result<Targets, 
     let paths = plan.volumes.iter().filter_map(|volume| volume.container_path.as_deref());
     let guarded = target::guarded(paths, &places)?;
     let guarded = guarded.iter().map(|(path, shown)| guard(path, shown)).collect::<Result<_, _>>()?;
-    let hidden = Hidden { roots: mounts::present(&plan.hidden), aside: plan.aside.clone() };
+    let hidden = plan.hidden.present(plan.aside.clone());
     Ok(Targets { volumes, guarded, hidden })
 }
 
@@ -177,7 +177,7 @@ mod tests {
                 volumes: vec![volume("a", a), volume("b", b)],
                 sandbox_directory: "/mnt/mesos/sandbox".into(),
                 host_paths: vec![],
-                hidden: vec![],
+                hidden: ToHide::default(),
                 aside: String::new(),
             };
             targets(&config, &plan)

@@ -149,8 +149,13 @@ impl Calls {
             self.under_way.get(*caller).is_none_or(|count| *count < of_one)
         };
         let after = self.last.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
-        let mut others = self.waiting.range((after, Bound::Unbounded)).chain(self.waiting.iter());
-        let caller = others.find(may)?.0.clone();
+        let others = || self.waiting.range((after, Bound::Unbounded)).chain(self.waiting.iter());
+        // Who waits alone may have all but a quarter: that is for whoever comes next.
+        let alone = || {
+            let free = max - self.under_way.values().sum::<usize>();
+            others().next().filter(|_| free > of_one && self.waiting.len() == 1)
+        };
+        let caller = others().find(may).or_else(alone)?.0.clone();
         let queue = self.waiting.get_mut(&caller)?;
         let call = queue.pop_front()?;
         if queue.is_empty() {
@@ -218,16 +223,28 @@ mod tests {
     }
 
     #[test]
-    fn one_container_has_a_quarter_of_a_drivers_calls_and_leaves_the_others_to_others() {
+    fn one_container_has_a_quarter_of_a_drivers_calls_while_another_waits() {
         let mut world = World::new(8);
         for op in 1..=20 {
             world.add("d", Some("hostile"), op);
         }
-        assert_eq!([world.next(), world.next(), world.next()], [Some(1), Some(2), None]);
+        for op in 101..=103 {
+            world.add("d", Some("other"), op);
+        }
+        let made = [world.next(), world.next(), world.next(), world.next(), world.next()];
+        assert_eq!(made, [Some(1), Some(101), Some(2), Some(102), None]);
+    }
+
+    #[test]
+    fn one_that_waits_alone_leaves_a_quarter_to_who_comes_next() {
+        let mut world = World::new(8);
+        for op in 1..=20 {
+            world.add("d", Some("one"), op);
+        }
+        let made: Vec<_> = std::iter::from_fn(|| world.next()).collect();
+        assert_eq!(made, [1, 2, 3, 4, 5, 6]);
         world.add("d", Some("bystander"), 99);
         assert_eq!([world.next(), world.next()], [Some(99), None]);
-        world.end(1);
-        assert_eq!([world.next(), world.next()], [Some(3), None]);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! means.rs     what a fence of this host rests on; cgroups.rs
 //! mounts/      what those looks are; mount_table.rs: the kernel's tables
 //! calls.rs     what was there before a driver was called
+//! roots.rs     whether volumes may be mounted where drivers mount
 //! limits.rs    what tenants can have of it at once
 //! checkpoint.rs, server.rs, alive.rs, log.rs, process.rs
 //! ```
@@ -35,6 +36,7 @@ pub(crate) mod mount_table;
 pub mod mounts;
 pub mod probe;
 pub mod process;
+mod roots;
 pub mod server;
 pub mod shared_memory;
 pub mod stored_table;
@@ -70,6 +72,7 @@ pub use self::limits::Turn;
 use self::means::{Found, MeansWatch};
 use self::mounts::{Before, MountCall, Others, Proof, ProofCall};
 use self::probe::Prober;
+use self::roots::{Roots, Waiting};
 use self::server::{ConnectionId, Lines};
 use self::shared_memory::SharedMemory;
 use self::stored_table::{Stored, read_table};
@@ -145,6 +148,8 @@ pub enum Event {
     Proved(Op, VolumeId, Proof),
     /// A driver has ended a call, whatever its answer is.
     CallEnded(Turn),
+    /// The mount roots were looked at.
+    RootsChecked(Result<(), String>),
 }
 
 /// The running worker.
@@ -160,6 +165,7 @@ pub struct Worker<S, D> {
     etcd: Etcd<S>,
     driver: D,
     queue: DriverCalls,
+    roots: Roots,
     prober: Prober,
     calls: Calls,
     /// Volumes of an earlier life, as their drivers were asked, and under which leases: a call may have been made of which this one
@@ -176,6 +182,7 @@ pub struct Worker<S, D> {
     fence_by: Option<(Op, Now)>,
     /// When the containers' processes are looked at again.
     look_again: Now,
+    look_at_ending: Now,
     /// When volumes are looked at for what ails them.
     ails_again: Now,
     /// One look for that at a time: each takes a thread, and may take long.
@@ -210,7 +217,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         let (events, received) = mpsc::unbounded_channel();
         let mut table = checkpoint.load()?;
         for root in &parameters.mount_roots {
-            if let Err(why) = close_root(root) {
+            if let Err(why) = roots::close(root) {
                 tracing::warn!("{why}");
             }
         }
@@ -242,6 +249,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             etcd: Etcd::new(exchange, events.clone()),
             driver,
             queue: DriverCalls::new(parameters.driver_calls_max),
+            roots: Roots::default(),
             prober: Prober::new(parameters.places(), parameters.policy().program),
             calls: Calls::default(),
             restored,
@@ -252,6 +260,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             held: VecDeque::new(),
             fence_by: None,
             look_again: now,
+            look_at_ending: now,
             ails_again: now + AILS_AGAIN,
             ailing_looks: Arc::new(Semaphore::new(1)),
             suspends: SuspendWatch::default(),
@@ -325,10 +334,13 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             self.make_safe(op);
         }
         if self.look_again <= now {
-            // While one is to end, others wait for its end.
-            let ending = self.core.containers().keys().any(|container| self.limits.contains_key(container));
-            self.look_again = now + if ending { POLL } else { LOOK_AGAIN };
-            self.look_at_containers(now);
+            self.look_at_containers(now, false);
+            // Counted from its end: among thousands of containers it takes its time.
+            self.look_again = holder_now() + LOOK_AGAIN;
+        } else if self.look_at_ending <= now {
+            // Others wait for the end of those.
+            self.look_at_containers(now, true);
+            self.look_at_ending = holder_now() + POLL;
         }
         if self.ails_again <= now {
             self.ails_again = now + AILS_AGAIN;
@@ -363,8 +375,10 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
     }
 
     /// Ends the use of volumes by containers of which nothing runs any more.
-    fn look_at_containers(&mut self, now: Now) {
-        let gone = |(_, entry): &(&ContainerId, &Container)| has_run(entry) && !is_alive(entry);
+    fn look_at_containers(&mut self, now: Now, only_ending: bool) {
+        let looked_at = |id: &ContainerId| !only_ending || self.limits.contains_key(id);
+        let gone =
+            |(id, entry): &(&ContainerId, &Container)| looked_at(id) && has_run(entry) && !is_alive(entry);
         let ended: Vec<_> = self.core.containers().iter().filter(gone).map(|(id, _)| id.clone()).collect();
         for container in ended {
             self.core.handle(now, Input::Ended { container });
@@ -408,6 +422,17 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             Event::Disconnected(id) => {
                 self.connections.remove(&id);
                 self.requests.retain(|_, (connection, _)| *connection != id);
+                // It is asked again over the next one.
+                let _forgotten = self.roots.remove(|waiting| waiting.connection == id);
+            }
+            Event::RootsChecked(checked) => {
+                for Waiting { connection, call_id, call, .. } in self.roots.ended() {
+                    match &checked {
+                        Ok(()) => self.take_in(connection, call_id, call),
+                        Err(why) => self.answer(connection, call_id, Err(why.as_str().into())),
+                    }
+                }
+                self.look_at_roots();
             }
             Event::Call(connection, call_id, call) => self.call(connection, call_id, call),
         }
@@ -418,6 +443,24 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             let answer = self.hello(*version, parameters).map(|()| Answer::Done).map_err(Text::from);
             return self.answer(connection, call_id, answer);
         }
+        match &call {
+            Call::Prepare { container, .. } => {
+                let container = container.clone();
+                self.roots.add(Waiting { connection, call_id, container, call });
+                return self.look_at_roots();
+            }
+            Call::Cleanup { container, .. } => {
+                for prepare in self.roots.remove(|waiting| waiting.container == *container) {
+                    let why = format!("container {container} has ended");
+                    self.answer(prepare.connection, prepare.call_id, Err(why.into()));
+                }
+            }
+            _ => {}
+        }
+        self.take_in(connection, call_id, call);
+    }
+
+    fn take_in(&mut self, connection: ConnectionId, call_id: u64, call: Call) {
         self.next_request += 1;
         let request = Request(self.next_request);
         self.requests.insert(request, (connection, call_id));
@@ -431,10 +474,6 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                 if let Some(why) = self.has_too_many(&container) {
                     self.requests.remove(&request);
                     return self.answer(connection, call_id, Err(why));
-                }
-                if let Err(why) = self.check_mount_roots() {
-                    self.requests.remove(&request);
-                    return self.answer(connection, call_id, Err(why.into()));
                 }
                 let volumes = match self.wanted(volumes) {
                     Ok(volumes) => volumes,
@@ -531,12 +570,14 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         Ok(())
     }
 
-    /// Looked at for each prepare: somebody may mend it, or break it, while the keeper runs.
-    fn check_mount_roots(&self) -> Result<(), String> {
-        self.parameters.mount_roots.iter().try_for_each(|root| {
-            mounts::check_root(root)?;
-            close_root(root)
-        })
+    fn look_at_roots(&mut self) {
+        if !self.roots.begin() {
+            return;
+        }
+        let (roots, events) = (self.parameters.mount_roots.clone(), self.events.clone());
+        tokio::spawn(async move {
+            let _ = events.send(Event::RootsChecked(blocking(move || roots::check(&roots)).await));
+        });
     }
 
     fn answer(&self, connection: ConnectionId, id: u64, answer: Result<Answer, Text>) {
@@ -928,16 +969,8 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             let _ = lines.send(text.clone());
         }
         self.limits.insert(container, message);
-        self.look_again = holder_now() + POLL;
+        self.look_at_ending = holder_now() + POLL;
     }
-}
-
-/// Closes a mount root to all but root, and says so where that changed something.
-fn close_root(root: &std::path::Path) -> Result<(), String> {
-    if mounts::close_root(root)? {
-        tracing::info!("the mount root {} belongs to root alone now (mode 0700)", root.display());
-    }
-    Ok(())
 }
 
 fn settings(parameters: &KeeperParameters, machine: Machine, means: BTreeSet<Means>) -> Settings {

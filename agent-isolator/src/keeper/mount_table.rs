@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -140,11 +142,11 @@ pub(crate) fn elsewhere(wanted: impl Fn(u32, &Mount, &[Mount]) -> bool) -> io::R
     let own_ids: BTreeSet<u64> = own()?.into_iter().map(|mount| mount.id).collect();
     for _ in 0..SCANS {
         let mut unread = false;
-        for (namespace, pids) in namespaces()? {
+        for (namespace, Processes { table, pids }) in namespaces()? {
             if namespace == Namespace::Named(own_name.clone()) {
                 continue;
             }
-            let Some(table) = any_table(&pids)? else {
+            let Some(table) = any_table(table, &pids)? else {
                 unread = true;
                 continue;
             };
@@ -178,8 +180,22 @@ enum Namespace {
     Of(u32),
 }
 
-/// The table that any of these processes of one namespace shows; none when all have ended.
-fn any_table(pids: &[u32]) -> io::Result<Option<Vec<Mount>>> {
+/// Those of one namespace.
+#[derive(Default)]
+struct Processes {
+    /// Opened when the first was listed: it can be read when that has ended, too. Tasks can make namespaces that end at once as
+    /// fast as they like.
+    table: Option<File>,
+    pids: Vec<u32>,
+}
+
+/// The table of a namespace, also by another of its processes; none when all have ended.
+fn any_table(opened: Option<File>, pids: &[u32]) -> io::Result<Option<Vec<Mount>>> {
+    if let Some(mut opened) = opened {
+        let mut table = Vec::new();
+        opened.read_to_end(&mut table)?;
+        return Ok(Some(parse(&table)));
+    }
     for pid in pids {
         match fs::read(format!("/proc/{pid}/mountinfo")) {
             Ok(table) => return Ok(Some(parse(&table))),
@@ -191,8 +207,8 @@ fn any_table(pids: &[u32]) -> io::Result<Option<Vec<Mount>>> {
 }
 
 /// All mount namespaces that have processes, with those.
-fn namespaces() -> io::Result<BTreeMap<Namespace, Vec<u32>>> {
-    let mut namespaces: BTreeMap<Namespace, Vec<u32>> = BTreeMap::new();
+fn namespaces() -> io::Result<BTreeMap<Namespace, Processes>> {
+    let mut namespaces: BTreeMap<Namespace, Processes> = BTreeMap::new();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
@@ -204,7 +220,12 @@ fn namespaces() -> io::Result<BTreeMap<Namespace, Vec<u32>>> {
             Err(error) if is_end(&error) => continue,
             Err(error) => return Err(error),
         };
-        namespaces.entry(namespace).or_default().push(pid);
+        let found = namespaces.entry(namespace).or_default();
+        if found.table.is_none() {
+            // Where there are more than this process may open, by its path later.
+            found.table = File::open(format!("/proc/{pid}/mountinfo")).ok();
+        }
+        found.pids.push(pid);
     }
     Ok(namespaces)
 }

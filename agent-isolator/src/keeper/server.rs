@@ -9,8 +9,8 @@ use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 
-use super::Event;
 use super::limits::CONNECTIONS_MAX;
+use super::{Event, alive};
 use crate::wire::{CallLine, read_line};
 
 /// A connection, for as long as the keeper runs.
@@ -36,8 +36,32 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Accepts connections, for ever.
-pub async fn serve(listener: UnixListener, events: mpsc::UnboundedSender<Event>) {
+/// Whether a process may give orders: one of the host's, and of no container. Root in a container that sees the socket is root's
+/// user as well, and may no more than its task.
+fn may_order(pid: Option<i32>, cgroup_root: Option<&str>) -> Result<(), String> {
+    let pid = pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0);
+    let pid = pid.ok_or("its process is of no pid namespace that this keeper sees")?;
+    let namespace = |pid: &str| {
+        std::fs::read_link(format!("/proc/{pid}/ns/mnt")).map_err(|error| format!("process {pid}: {error}"))
+    };
+    if cgroup_root.is_some_and(|root| alive::is_below(pid, root)) {
+        return Err(format!("process {pid} is in a container of the agent's"));
+    }
+    let its = namespace(&pid.to_string())?;
+    if its != namespace("self")? && its != namespace("1")? {
+        return Err(format!(
+            "process {pid} is in a mount namespace that is neither this keeper's nor the host's first process's"
+        ));
+    }
+    Ok(())
+}
+
+/// Accepts connections, for ever. `cgroup_root`: the freezer cgroup below which the agent's containers are.
+pub async fn serve(
+    listener: UnixListener,
+    cgroup_root: Option<String>,
+    events: mpsc::UnboundedSender<Event>,
+) {
     let own = rustix::process::geteuid().as_raw();
     let open = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     for id in (1..).map(ConnectionId) {
@@ -50,7 +74,12 @@ pub async fn serve(listener: UnixListener, events: mpsc::UnboundedSender<Event>)
                 continue;
             }
         };
-        match stream.peer_cred() {
+        let peer = stream.peer_cred();
+        if let Ok(Err(why)) = peer.as_ref().map(|peer| may_order(peer.pid(), cgroup_root.as_deref())) {
+            tracing::warn!("a connection was refused: {why}");
+            continue;
+        }
+        match peer {
             Ok(peer) if peer.uid() == 0 || peer.uid() == own => match Arc::clone(&open).try_acquire_owned() {
                 Ok(turn) => {
                     let events = events.clone();

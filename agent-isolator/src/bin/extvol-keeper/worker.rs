@@ -73,11 +73,12 @@ pub(crate) fn run(parameters: KeeperParameters) -> Result<(), String> {
                 tracing::error!("{why}");
             }
         }
+        let cgroup_root = parameters.policy().cgroup_root;
         let plugins = DockerPlugins::new(&parameters.drivers);
         tokio::spawn(look_at_plugins(plugins.clone(), parameters.drivers.clone()));
         let worker = Worker::start(parameters, checkpoint, machine, memory, exchange, plugins, guard)
             .map_err(|error| sentence(&error))?;
-        tokio::spawn(server::serve(listener, worker.events()));
+        tokio::spawn(server::serve(listener, cgroup_root, worker.events()));
         worker.run().await;
         Ok(())
     })

@@ -106,9 +106,22 @@ fn prove_mounted_idle(call: &ProofCall, mounted: &MountedVolume, table: &[Mount]
         && storage::is_gone(device)
     {
         // A call without an answer may have attached it again, as another disk.
-        return match mount_above(&mounted.mount_point, &places.real_roots(), table) {
-            Some(_) => Proof::new(Idleness::Mounted, &call.strays),
-            None => prove_nothing_left(call, table, places),
+        let above =
+            |table: &[Mount]| mount_above(&mounted.mount_point, &places.real_roots(), table).is_some();
+        if !above(table) {
+            return prove_nothing_left(call, table, places);
+        }
+        // RexRay does not unmount what is attached no more. Nothing can be written through it.
+        let roots = places.real_roots();
+        let is_its = |mount: &&Mount| {
+            is_of(mounted)(mount)
+                && is_drivers(mounted, mount)
+                && roots.iter().any(|root| mount.is_below(root))
+        };
+        let _met_below = take_away(table.iter().filter(is_its));
+        return match mount_table::own() {
+            Ok(table) if !above(&table) => prove_nothing_left(call, &table, places),
+            _ => Proof::new(Idleness::Mounted, &call.strays),
         };
     }
     let all = std::iter::once(mounted).chain(&call.strays);
