@@ -373,7 +373,43 @@ fn agent_id(sandbox: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use shared::volume::{Driver, VolumeId, VolumeName};
+
     use super::*;
+    use crate::mesos::{ContainerInfo, Volume};
+
+    #[test]
+    fn a_volume_is_mounted_beside_what_containerinfo_mounts_and_where_its_task_sees_it() {
+        let check = |rootfs: bool, path: Option<&str>, read_only: bool, declared: &str| {
+            let declared =
+                Volume { container_path: declared.into(), host_path: Some(b"/srv".to_vec()), source: None };
+            let config = ContainerConfig {
+                rootfs: rootfs.then(|| b"/image".to_vec()),
+                container_info: Some(ContainerInfo { r#type: None, volumes: vec![declared] }),
+                ..Default::default()
+            };
+            let volume =
+                VolumeId { driver: Driver::new("ebs").unwrap(), name: VolumeName::new("v").unwrap() };
+            let container_path = path.map(str::to_owned);
+            let volume = TaskVolume { volume, container_path, read_only, create: None };
+            check_places(&config, &[volume], "/mnt/mesos/sandbox").err().unwrap_or_default()
+        };
+        for (rootfs, path, declared) in [
+            (false, "shared/x", "shared"),
+            (false, "shared", "./shared/"),
+            (false, "a", "a/b"),
+            (true, "/mnt/mesos/sandbox/shared/x", "shared"),
+            (true, "shared/x", "/mnt/mesos/sandbox/shared"),
+            (true, "/srv/x", "/srv"),
+        ] {
+            let said = check(rootfs, Some(path), false, declared);
+            assert!(said.contains("the volume that ContainerInfo mounts"), "{path} in {declared}: {said}");
+        }
+        assert_eq!(check(false, Some("shared2"), false, "shared"), "");
+        assert_eq!(check(false, None, false, "shared"), "");
+        assert!(check(true, None, false, "shared").contains("with an image does not see the host's"));
+        assert!(check(false, None, true, "shared").contains("is read-only and has no container path"));
+    }
 
     #[test]
     fn a_tasks_sandbox_tells_the_agents_id() {

@@ -212,7 +212,7 @@ mod tests {
 
     fn with(points: &[&str], volumes: Vec<Option<Target>>, roots: &[&str]) -> ContainerLaunchInfo {
         let mount_points = points.iter().map(|point| (*point).to_owned()).collect();
-        let roots = roots.iter().map(|root| (*root).to_owned()).collect();
+        let roots: Vec<String> = roots.iter().map(|root| (*root).to_owned()).collect();
         let sockets = roots.first().map(|_| "/run/extvol".into()).into_iter().collect();
         let hidden = Hidden { roots, sockets, aside: "/run/extvol".into() };
         let targets = Targets { volumes, guarded: vec![], hidden };

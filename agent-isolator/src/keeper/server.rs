@@ -137,3 +137,36 @@ async fn connection(id: ConnectionId, stream: UnixStream, events: mpsc::Unbounde
     tokio::select! { () = write => {}, () = read => {} }
     let _ = events.send(Event::Disconnected(id));
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn root_only_who_is_of_the_host_and_of_no_container_gives_orders() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(may_order(Some(own), Some("/extvol-no-such-root")), Ok(()));
+        for nobody in [None, Some(0)] {
+            assert!(may_order(nobody, None).unwrap_err().contains("no pid namespace"));
+        }
+        assert!(may_order(Some(i32::MAX), None).unwrap_err().contains("process"), "it has ended");
+        let mut stranger = Command::new("unshare")
+            .args(["--mount", "cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let its = || std::fs::read_link(format!("/proc/{}/ns/mnt", stranger.id())).unwrap();
+        let own = std::fs::read_link("/proc/self/ns/mnt").unwrap();
+        while its() == own {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        let refused = may_order(i32::try_from(stranger.id()).ok(), None);
+        stranger.kill().unwrap();
+        stranger.wait().unwrap();
+        let refused = refused.unwrap_err();
+        assert!(refused.contains("mount namespace"), "{refused}");
+    }
+}
