@@ -143,6 +143,27 @@ fn a_volume_that_the_driver_cannot_detach_is_asked_for_again_before_it_is_releas
 }
 
 #[test]
+fn a_yes_that_left_the_mount_is_no_detach() {
+    let mut host = unmounting();
+    // RexRay counts Mounts, and says yes to an Unmount that it only counted down.
+    host.unmounts("a", Ok(()));
+    host.finds("a", Idleness::Mounted);
+    host.later(PAUSE);
+    for _ in 0..20 {
+        match host.calls().first().map(|(_, step)| step.clone()) {
+            Some(Step::Unmount(_)) => host.unmounts("a", Err(UnmountFault::Refused("throttled".into()))),
+            Some(Step::Prove(_)) => {
+                host.finds("a", Idleness::ProvedAttached);
+                host.later(PAUSE);
+            }
+            _ => break,
+        }
+    }
+    assert!(host.steps().contains(&release("a")));
+    assert_eq!(host.etcd.owed("a").map(Owed::hosts).as_deref(), Some(ME));
+}
+
+#[test]
 fn a_volume_whose_container_seems_to_have_ended_is_looked_for_elsewhere_before_it_is_unmounted() {
     let mut host = Host::new();
     host.prepared("c1", &["a"]);

@@ -313,6 +313,12 @@ impl Core {
         let Phase::Detaching { token, mounted, .. } = volume.phase.clone() else { return };
         let said = volume.trouble.take();
         let driver = said.as_ref().map(|said| format!(" (the driver said: {said})")).unwrap_or_default();
+        // A yes that left the mount was no detach, whatever it counted down (RexRay); nor was one before a refusal.
+        volume.attached |= match idleness {
+            Idleness::Mounted => true,
+            Idleness::ProvedAttached => said.is_some(),
+            _ => false,
+        };
         let mut line = None;
         let (step, trouble) = match idleness {
             Idleness::ProvedAttached if said.is_some() && volume.refusals <= DETACH_TRIES => {
