@@ -8,7 +8,9 @@ use shared::protocol::holder::{Input, Sight};
 use shared::volume::Driver;
 
 use crate::etcd::{Etcd, holder};
-use crate::host::{AGENT, Host, ME, PAUSE, SETTLE, Step, acquire, container, place, record, release};
+use crate::host::{
+    AGENT, Host, ME, PAUSE, PREPARE, SETTLE, Step, acquire, container, place, record, release,
+};
 
 /// A host whose only container has ended, and whose driver is unmounting.
 fn unmounting() -> Host {
@@ -235,6 +237,16 @@ fn a_take_away_without_an_answer_is_waited_for_before_the_lease_is_released() {
     }
     assert!(host.now - began >= SETTLE);
     assert!(host.is_bare());
+}
+
+#[test]
+fn a_task_is_told_what_the_plugin_said_that_did_not_take_its_volume_away() {
+    let mut host = taking_away();
+    host.settles("a", Err(MountFault::Unresolved("no answer from the plugin rexray".into())));
+    host.later(PREPARE);
+    let why = host.steps();
+    let told = |why: &String| why.ends_with("(no answer from the plugin rexray)");
+    place(&why, |step| matches!(step, Step::Refused(_, why) if told(why)));
 }
 
 #[test]
