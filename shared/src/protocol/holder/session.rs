@@ -65,7 +65,7 @@ pub(in crate::protocol) struct Mine {
     pub(in crate::protocol) record: Session,
     /// The revision of the session that everything this holder writes compares (L1).
     pub(in crate::protocol) at: Revision,
-    /// Since when it is known to be revoked.
+    /// Since when it is known to be revoked, or has given a lease back after that.
     pub(in crate::protocol) revoking: Option<Now>,
 }
 
