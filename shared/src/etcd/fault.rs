@@ -59,7 +59,7 @@ pub enum EtcdFault {
     /// changes users, roles or this client's name and password.
     #[error(
         "{member} does not let this client read or write: {reason}; its authentication is on, and this client has no user \
-         there that may use its keys (`etcdctl auth disable`, or give it one)"
+         there that may use its keys (`etcdctl auth disable`)"
     )]
     Denied {
         /// The member's endpoint.

@@ -144,6 +144,7 @@ pub fn holder(core: &mut holder::Core, r: &mut impl Renumber) {
     for volume in core.volumes.values_mut() {
         phase(&mut volume.phase, r);
         volume.trouble = None;
+        volume.revoked.iter_mut().for_each(|at| r.since(at));
         volume.settled_at.iter_mut().for_each(|at| r.due(at));
         volume.awaits.iter_mut().for_each(|op| r.op(op));
         volume.retry_at.iter_mut().for_each(|at| r.due(at));

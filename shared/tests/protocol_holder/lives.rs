@@ -4,7 +4,7 @@ use shared::protocol::exchange::Stage;
 use shared::protocol::holder::MountFault;
 use shared::record::Epoch;
 
-use crate::host::{Host, ME, PAUSE, SETTLE, Step, acquire, place, record, release};
+use crate::host::{BEAT, Host, ME, PAUSE, PREPARE, SETTLE, Step, acquire, place, record, release};
 
 #[test]
 fn a_restarted_worker_goes_on_with_what_it_had() {
@@ -92,4 +92,29 @@ fn a_driver_call_from_before_a_reboot_may_still_happen() {
     let prove = place(&steps, |step| matches!(step, Step::Prove(_)));
     assert!(prove < place(&steps, |step| *step == release("a")), "{steps:#?}");
     assert!(host.is_bare());
+}
+
+#[test]
+fn a_host_whose_name_was_taken_opens_an_epoch_once_the_other_is_silent_and_the_next_worker_adopts_that() {
+    let mut host = Host::new();
+    host.prepared("c1", &["a"]);
+    host.etcd.open_elsewhere(ME, &[]);
+    host.later(BEAT);
+    let taken = |why: &str| why.contains("somebody else uses the holder name agent-1");
+    place(&host.steps(), |step| matches!(step, Step::Fence(why) if taken(why)));
+    host.restart();
+    for _ in 0..60 {
+        host.etcd.beat_elsewhere(ME);
+        host.later(BEAT);
+        assert_eq!(host.core.epoch(), None, "the other lives");
+    }
+    host.later(PREPARE);
+    assert_eq!(host.core.epoch(), Some(Epoch(2)));
+    host.later(SETTLE);
+    host.until_quiet();
+    host.prepared("c2", &["b"]);
+    host.restart();
+    // An upgrade of the keeper ends no task.
+    assert_eq!(host.core.epoch(), Some(Epoch(2)));
+    assert_eq!(host.steps(), [Step::Look("b".into())]);
 }

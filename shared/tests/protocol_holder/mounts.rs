@@ -1,11 +1,15 @@
 //! Leases and mounts.
 
-use shared::protocol::exchange::Stage;
-use shared::protocol::holder::{MountFault, Phase, Sight};
+use std::time::Duration;
+
+use shared::protocol::exchange::{Owed, Stage};
+use shared::protocol::holder::{Idleness, MountFault, Phase, Sight, UnmountFault};
 
 use crate::host::{
-    Host, PAUSE, PREPARE, SETTLE, Step, acquire, container, mount, place, record, release, volume,
+    Host, ME, PAUSE, PREPARE, SETTLE, Step, acquire, container, mount, place, record, release, volume,
 };
+
+const SECOND: Duration = Duration::from_secs(1);
 
 /// A host whose container `c1` waits for its Mount, with the request.
 fn mounting() -> (Host, u64) {
@@ -104,6 +108,38 @@ fn an_unanswered_mount_is_asked_again_until_it_is_answered_each_time_under_a_con
     let prove = place(&steps, |step| matches!(step, Step::Prove(_)));
     assert!(unmount < prove && prove < place(&steps, |step| *step == release("a")), "{steps:#?}");
     assert!(host.is_bare());
+}
+
+#[test]
+fn a_mount_that_never_answers_is_given_up_once_nobody_waits_and_its_last_call_has_settled() {
+    let (mut host, _) = mounting();
+    let (mut asked, mut since) = (0, host.now);
+    while host.calls().iter().any(|(_, step)| matches!(step, Step::Mount(_))) {
+        asked += 1;
+        assert!(asked < 20, "it is asked for ever");
+        since = host.now;
+        host.mounts("a", Err(unanswered()));
+        host.later(PAUSE);
+    }
+    assert!(asked >= 5, "asked {asked} times");
+    host.steps();
+    // The call may still mount it: it is neither unmounted nor released before, and nobody joins.
+    host.later(SETTLE - (host.now - since) - SECOND);
+    assert_eq!(host.steps(), []);
+    let request = host.prepare("c2", &["a"]);
+    host.later(SECOND * 2);
+    assert_eq!(host.steps(), [record("a", Stage::Detaching, &[]), Step::Unmount("a".into())]);
+    host.unmounts("a", Err(UnmountFault::Refused("resource not found".into())));
+    assert_eq!(host.steps(), [Step::Prove("a".into())]);
+    host.finds("a", Idleness::Proved);
+    // The storage may have attached it all the same. It is had anew here, and mounted.
+    assert_eq!(host.steps(), [release("a"), acquire(&["a"]), Step::Mount("a".into())]);
+    assert_eq!(
+        host.etcd.lease("a").and_then(|held| held.owed.as_ref()).map(Owed::hosts).as_deref(),
+        Some(ME)
+    );
+    let steps = host.until_quiet();
+    place(&steps, |step| matches!(step, Step::Ready(number, _) if *number == request));
 }
 
 #[test]

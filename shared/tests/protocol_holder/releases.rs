@@ -8,7 +8,9 @@ use shared::protocol::holder::{Input, Sight};
 use shared::volume::Driver;
 
 use crate::etcd::{Etcd, holder};
-use crate::host::{AGENT, Host, ME, PAUSE, SETTLE, Step, acquire, container, place, record, release};
+use crate::host::{
+    AGENT, Host, ME, PAUSE, PREPARE, SETTLE, Step, acquire, container, place, record, release,
+};
 
 /// A host whose only container has ended, and whose driver is unmounting.
 fn unmounting() -> Host {
@@ -143,6 +145,27 @@ fn a_volume_that_the_driver_cannot_detach_is_asked_for_again_before_it_is_releas
 }
 
 #[test]
+fn a_yes_that_left_the_mount_is_no_detach() {
+    let mut host = unmounting();
+    // RexRay counts Mounts, and says yes to an Unmount that it only counted down.
+    host.unmounts("a", Ok(()));
+    host.finds("a", Idleness::Mounted);
+    host.later(PAUSE);
+    for _ in 0..20 {
+        match host.calls().first().map(|(_, step)| step.clone()) {
+            Some(Step::Unmount(_)) => host.unmounts("a", Err(UnmountFault::Refused("throttled".into()))),
+            Some(Step::Prove(_)) => {
+                host.finds("a", Idleness::ProvedAttached);
+                host.later(PAUSE);
+            }
+            _ => break,
+        }
+    }
+    assert!(host.steps().contains(&release("a")));
+    assert_eq!(host.etcd.owed("a").map(Owed::hosts).as_deref(), Some(ME));
+}
+
+#[test]
 fn a_volume_whose_container_seems_to_have_ended_is_looked_for_elsewhere_before_it_is_unmounted() {
     let mut host = Host::new();
     host.prepared("c1", &["a"]);
@@ -214,6 +237,16 @@ fn a_take_away_without_an_answer_is_waited_for_before_the_lease_is_released() {
     }
     assert!(host.now - began >= SETTLE);
     assert!(host.is_bare());
+}
+
+#[test]
+fn a_task_is_told_what_the_plugin_said_that_did_not_take_its_volume_away() {
+    let mut host = taking_away();
+    host.settles("a", Err(MountFault::Unresolved("no answer from the plugin rexray".into())));
+    host.later(PREPARE);
+    let why = host.steps();
+    let told = |why: &String| why.ends_with("(no answer from the plugin rexray)");
+    place(&why, |step| matches!(step, Step::Refused(_, why) if told(why)));
 }
 
 #[test]

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use shared::protocol::exchange::Key;
-use shared::protocol::holder::{Input, Sight};
+use shared::protocol::holder::{Idleness, Input, Sight, UnmountFault};
 use shared::protocol::timing::Profile;
 use shared::record::Epoch;
 
 use crate::etcd::holder;
-use crate::host::{GRACE, Host, ME, Step, WAIT, place, release, volume};
+use crate::host::{GRACE, Host, ME, SETTLE, Step, WAIT, place, release, volume};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -130,6 +130,85 @@ fn a_revoked_session_kills_after_the_grace_and_fences_when_that_did_not_help() {
     assert_eq!(host.steps(), [Step::Kill("c1".into()), Step::Kill("c2".into())]);
     host.later(Profile::Default.timing().kill + SECOND);
     place(&host.steps(), |step| matches!(step, Step::Fence(_)));
+}
+
+/// What a driver call may take, and what it may do when it gave no answer.
+const CALLS: Duration = SETTLE.saturating_add(SECOND.saturating_mul(120));
+
+fn is_fence(step: &Step) -> bool {
+    matches!(step, Step::Fence(_))
+}
+
+#[test]
+fn a_host_whose_driver_does_not_give_back_what_was_revoked_is_fenced() {
+    for revoke in [
+        |host: &mut Host| host.etcd.revoke_session(ME, "drained"),
+        |host: &mut Host| host.etcd.revoke_volume("c", "maintenance"),
+    ] {
+        let mut host = running();
+        revoke(&mut host);
+        host.later(SECOND * 2);
+        host.cleanup("c1");
+        host.cleanup("c2");
+        // The others go well, of which the session's end waits no longer.
+        for name in ["a", "b"] {
+            host.succeed(name);
+            host.succeed(name);
+        }
+        let until = host.now + GRACE + Profile::Default.timing().kill + CALLS;
+        while host.now + SECOND * 3 < until {
+            for (name, step) in host.calls() {
+                match step {
+                    Step::Unmount(_) => host.unmounts(&name, Err(UnmountFault::Refused("busy".into()))),
+                    _ => host.finds(&name, Idleness::Mounted),
+                }
+            }
+            host.later(SECOND);
+        }
+        let steps = host.steps();
+        assert!(!steps.iter().any(is_fence), "{steps:#?}");
+        host.later(SECOND * 4);
+        place(
+            &host.steps(),
+            |step| matches!(step, Step::Fence(why) if why.contains("not given back in time")),
+        );
+    }
+}
+
+#[test]
+fn a_host_that_gives_back_one_volume_after_the_other_is_not_fenced_in_the_midst_of_it() {
+    let mut host = running();
+    host.etcd.revoke_session(ME, "drained");
+    host.later(SECOND * 2);
+    host.cleanup("c1");
+    host.cleanup("c2");
+    for name in ["a", "b", "c"] {
+        host.later(CALLS);
+        host.succeed(name);
+        host.succeed(name);
+    }
+    let steps = host.steps();
+    assert!(!steps.iter().any(is_fence), "{steps:#?}");
+    host.later(SECOND * 2);
+    assert!(host.is_bare());
+    assert_eq!(host.core.epoch(), Some(Epoch(2)));
+}
+
+#[test]
+fn a_revoke_is_over_with_the_epoch_that_it_was_of() {
+    let mut host = running();
+    host.etcd.revoke_volume("a", "maintenance");
+    host.later(SECOND * 2);
+    host.give(Input::Flagged);
+    host.fence_is_proved();
+    host.later(SECOND * 2);
+    assert_eq!(host.core.epoch(), Some(Epoch(2)));
+    // Its driver does not answer: that alone ends no host again and again.
+    host.steps();
+    host.give(Input::Changed(Key::Session(holder(ME))));
+    host.later(CALLS * 3);
+    let steps = host.steps();
+    assert!(!steps.iter().any(is_fence), "{steps:#?}");
 }
 
 #[test]

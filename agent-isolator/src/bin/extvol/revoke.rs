@@ -1,9 +1,10 @@
 //! `extvol revoke`: a host gives up one volume, or all. Its tasks that use them are ended.
 
 use std::cell::RefCell;
+use std::fmt::Display;
 use std::io::Write;
 
-use shared::protocol::exchange::{Commit, Held, Key, Lease, Record, Session, SessionState};
+use shared::protocol::exchange::{Commit, Held, Key, Lease, Proof, Record, Session, SessionState};
 use shared::protocol::timing::Timing;
 use shared::quote;
 use shared::record::{Epoch, Token};
@@ -116,8 +117,9 @@ impl Concerned {
         let all = if matches!(subject, Subject::Holder(_)) { "takes no new volume, and " } else { "" };
         format!(
             "{holder} notices with its next beat (every {}), {all}gives up {}: {whom}; after the grace that its keeper \
-             was given what still runs is killed, and {} after that (its time K) the host is fenced if it is \
-             not done. Each lease is free once its device is idle: `extvol leases`, `extvol events --follow`",
+             was given what still runs is killed, and {} after that (its time K) the host is fenced if anything still \
+             does; and if nothing is given back for the settle time and 2 min more. Each lease is free once its device \
+             is idle: `extvol leases`, `extvol events --follow`",
             seconds(timing.beat),
             volumes.join(", "),
             seconds(timing.kill),
@@ -176,9 +178,11 @@ fn of_volume(reading: &Reading, volume: &VolumeId, reason: &str, meant: &Meant<W
     };
     if session.epoch > held.epoch {
         return Decision::Refuse(format!(
-            "volume {volume} is held by epoch {} of {holder}, which is over (it has epoch {} now): it can be taken \
-             over already",
-            held.epoch, session.epoch
+            "volume {volume} is held by epoch {} of {holder}, which is over (it has epoch {} now): it can be taken over \
+             already{}",
+            held.epoch,
+            session.epoch,
+            unless_required(volume, holder)
         ));
     }
     if session.epoch < held.epoch {
@@ -220,9 +224,13 @@ fn may_be_revoked(reading: &Reading, holder: &Holder, session: &Session) -> Resu
     match session.state {
         SessionState::Dead(_) => {
             let (_, proof) = state(session.state);
+            let unless = match session.state {
+                SessionState::Dead(Proof::Time) => unless_required(&"DRIVER/NAME", holder),
+                _ => String::new(),
+            };
             Err(Decision::Refuse(format!(
-                "the session of {holder} (epoch {epoch}) is dead (proof: {}): what it held can be taken over already",
-                proof.unwrap_or("none")
+                "the session of {holder} (epoch {epoch}) is dead (proof: {}): what it held can be taken over already{unless}",
+                proof.unwrap_or("none"),
             )))
         }
         SessionState::Revoking => {
@@ -237,6 +245,14 @@ fn may_be_revoked(reading: &Reading, holder: &Holder, session: &Session) -> Resu
         ))),
         SessionState::Live => Ok(()),
     }
+}
+
+/// What stands in the way of taking over what a host held that did not prove its end.
+fn unless_required(volume: &dyn Display, holder: &Holder) -> String {
+    format!(
+        "; under fencing=required only where its storage takes it away: else detach it there, and run \
+         `extvol free {volume} --detached {holder}`"
+    )
 }
 
 fn reason(person: &str, host: &str) -> String {
@@ -262,7 +278,7 @@ fn host() -> String {
 #[cfg(test)]
 mod tests {
     use shared::memory::CommitFault;
-    use shared::protocol::exchange::{Proof, Stage};
+    use shared::protocol::exchange::Stage;
     use shared::volume::Driver;
 
     use super::*;
@@ -372,7 +388,12 @@ mod tests {
         let free = Lease::Free { last_holder: Some(holder("a")), owed: None };
         let alone = Lease::Held(Held { revoked: Some("so".into()), ..held() });
         for (fixture, subject, words) in [
-            (put(dead(Proof::Time)), all(), "is dead (proof: time): what it held can be taken over already"),
+            (
+                put(dead(Proof::Time)),
+                all(),
+                "is dead (proof: time): what it held can be taken over already; under fencing=required only where its \
+                 storage takes it away: else detach it there, and run `extvol free DRIVER/NAME --detached a`",
+            ),
             (
                 put(dead(Proof::Fenced)),
                 one(),
@@ -380,7 +401,7 @@ mod tests {
             ),
             (put(revoking.clone()), all(), "is revoked already: so"),
             (put(revoking), one(), "all volumes of a are: the session of a (epoch 3) is revoked already: so"),
-            (put(Session { epoch: Epoch(4), ..session() }), one(), "epoch 3 of a, which is over"),
+            (put(Session { epoch: Epoch(4), ..session() }), one(), "run `extvol free ebs/v --detached a`"),
             (put(Session { epoch: Epoch(2), ..session() }), one(), "Was etcd restored from a backup?"),
             (with(Some(free)), one(), "ebs/v is not held by anybody; a held it last"),
             (with(None), one(), "ebs/v was never held by anybody"),

@@ -193,7 +193,7 @@ impl Core {
             let volume = self.volumes.get(&wanted.volume)?;
             let queued;
             let doing = match &volume.phase {
-                _ if volume.revoked => "an operator has revoked",
+                _ if volume.revoked.is_some() => "an operator has revoked",
                 Phase::Acquiring => match self.before_acquire(&wanted.volume) {
                     None | Some(0) => "etcd has not answered for the lease of",
                     Some(before) => {

@@ -153,6 +153,7 @@ impl Core {
                 Job::Release { op, volume } => {
                     self.jobs.pop_front();
                     self.released(op, &volume);
+                    self.gave_back(now);
                 }
             }
         }
@@ -296,7 +297,7 @@ impl Core {
                     if held.revoked.is_some()
                         && let Some(volume) = self.volumes.get_mut(&id)
                     {
-                        volume.revoked = true;
+                        volume.revoked.get_or_insert(now);
                     }
                     self.leases.insert(id, (held, at));
                 }
@@ -374,6 +375,7 @@ impl Core {
             Some(Job::Release { op, volume }) => {
                 self.jobs.pop_front();
                 self.released(op, &volume);
+                self.gave_back(now);
             }
         }
     }
@@ -396,7 +398,9 @@ impl Core {
                 let unsettled = held.unsettled || held.epoch <= unsettled_through;
                 let calls = unsettled && (held.calls || held.stage != Stage::Attached);
                 let containers = BTreeSet::new();
-                let held = Held { epoch, token: None, containers, unsettled, calls, ..held.clone() };
+                // A revoke was of the epoch that is over: this one gives back all that it finds.
+                let (token, revoked) = (None, None);
+                let held = Held { epoch, token, containers, unsettled, calls, revoked, ..held.clone() };
                 older.push((id.clone(), Lease::Held(held)));
             }
         }

@@ -124,7 +124,7 @@ pub struct Core {
     pub(super) life: Life,
     /// The present epoch, from its opening until it is known to be over.
     pub(super) mine: Option<Mine>,
-    /// Why no epoch will be opened any more.
+    /// Why this worker opens no epoch any more, and the next one adopts none.
     pub(super) refused: Option<Text>,
     /// What is on this host is not known.
     pub(super) lost: bool,

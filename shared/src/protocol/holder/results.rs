@@ -64,7 +64,6 @@ impl Core {
         let another = another.as_ref().map(other_name_in_words);
         let copy = result.as_ref().ok().and_then(|mounted| self.copy(op, mounted));
         let where_it_is = matches!(result, Err(MountFault::Refused(_))).then(|| self.where_it_may_be(op));
-        let owes = self.owes(op);
         let Some((id, volume)) = self.by_op(op) else { return };
         let Phase::Mounting { token } = volume.phase else { return };
         volume.answered();
@@ -93,12 +92,12 @@ impl Core {
                 self.table_changed = true;
                 return;
             }
-            // The driver may still be at it. Mount is idempotent: it is asked until it answers, so
-            // that the lease is never released under a call that can still land (L10).
+            // The driver may still be at it. Mount is idempotent: it is asked until it answers, or until nobody waits any
+            // more. Then its last call is waited for before anything is unmounted or released (L10), and what the
+            // storage may have attached here is owed.
             Err(MountFault::Unresolved(why)) => {
                 volume.unanswered(settled_at);
-                // That the storage has it here is known in any case: its call is waited for, and it is owed again.
-                (why, (given_up && owes).then_some(None))
+                (why, given_up.then_some(None))
             }
             // No call is under way: what the storage may have attached here is owed with the freed lease.
             Err(MountFault::Unreachable(why)) if given_up && volume.settled_at.is_none() => (why, Some(None)),
@@ -138,13 +137,6 @@ impl Core {
         for user in users {
             self.end(&user, &why);
         }
-    }
-
-    /// Whether this host has lost the volume before, and not given it back since.
-    fn owes(&self, op: Op) -> bool {
-        let id = self.volumes.iter().find(|(_, volume)| volume.awaits == Some(op)).map(|(id, _)| id);
-        let owed = id.and_then(|id| self.leases.get(id)?.0.owed.as_ref());
-        owed.is_some_and(|owed| owed.from.contains(&self.settings.holder))
     }
 
     /// The volume under whose name this host has the same storage already.
@@ -313,6 +305,12 @@ impl Core {
         let Phase::Detaching { token, mounted, .. } = volume.phase.clone() else { return };
         let said = volume.trouble.take();
         let driver = said.as_ref().map(|said| format!(" (the driver said: {said})")).unwrap_or_default();
+        // A yes that left the mount was no detach, whatever it counted down (RexRay); nor was one before a refusal.
+        volume.attached |= match idleness {
+            Idleness::Mounted => true,
+            Idleness::ProvedAttached => said.is_some(),
+            _ => false,
+        };
         let mut line = None;
         let (step, trouble) = match idleness {
             Idleness::ProvedAttached if said.is_some() && volume.refusals <= DETACH_TRIES => {

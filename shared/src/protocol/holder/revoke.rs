@@ -8,17 +8,31 @@ use crate::protocol::exchange::SessionState;
 use crate::protocol::{Now, Text};
 use crate::volume::VolumeId;
 
+/// The longest that a driver call is waited for: a Mount's.
+const CALL: Duration = Duration::from_secs(120);
+
 impl Core {
     pub(super) fn is_revoking(&self) -> bool {
         self.mine.as_ref().is_some_and(|mine| mine.record.state == SessionState::Revoking)
     }
 
+    /// When this host is fenced because it gives back too slowly what was revoked.
     pub(super) fn revoke_ends(&self) -> Option<Now> {
         let mine = self.mine.as_ref().filter(|_| self.is_open())?;
-        Some(mine.revoking? + self.patience())
+        let alone = || self.volumes.values().filter_map(|volume| volume.revoked).min();
+        // Behind the last container's end a call may be waited for, and for what it did when it gave no answer. More of
+        // them one after the other are no reason to end the host that gives up many volumes.
+        Some(mine.revoking.or_else(alone)? + self.patience() + CALL + self.settings.settle)
     }
 
-    /// How long winding down may take before this host is fenced instead.
+    /// A lease was given back: a revoked session has the whole time for the next.
+    pub(super) fn gave_back(&mut self, now: Now) {
+        if let Some(mine) = &mut self.mine {
+            mine.revoking = mine.revoking.map(|_| now);
+        }
+    }
+
+    /// How long a container may take to end before this host is fenced instead.
     pub(super) fn patience(&self) -> Duration {
         self.settings.grace + self.settings.timing.kill
     }
@@ -37,15 +51,15 @@ impl Core {
     /// Ends whoever uses what was revoked.
     pub(super) fn wind_down(&mut self, now: Now) {
         let all = self.is_revoking();
-        if !all && !self.volumes.values().any(|volume| volume.revoked) {
+        if !all && !self.volumes.values().any(|volume| volume.revoked.is_some()) {
             return;
         }
         if self.revoke_ends().is_some_and(|at| at <= now) {
-            return self.fence("it was revoked, and did not wind down in time");
+            return self.fence("what was revoked was not given back in time");
         }
         // Whoever used it has ended before, or is told to: nobody waits for the neighbours' copies of the mount.
         for volume in self.volumes.values_mut().filter(|volume| volume.users.is_empty()) {
-            if (all || volume.revoked) && !volume.doubts.is_empty() {
+            if (all || volume.revoked.is_some()) && !volume.doubts.is_empty() {
                 volume.doubts.clear();
                 volume.retry_at = None;
                 self.table_changed = true;
@@ -107,7 +121,7 @@ fn revoked<'a>(
     volumes: &'a BTreeMap<VolumeId, Volume>,
 ) -> impl Iterator<Item = &'a VolumeId> + Clone {
     let ids = container.volumes.iter().map(|wanted| &wanted.volume);
-    ids.filter(|id| volumes.get(id).is_some_and(|volume| volume.revoked))
+    ids.filter(|id| volumes.get(id).is_some_and(|volume| volume.revoked.is_some()))
 }
 
 /// What the framework shows: which volumes, and why.

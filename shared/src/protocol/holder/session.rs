@@ -31,7 +31,7 @@ pub enum Life {
         /// The effect.
         op: Option<Op>,
     },
-    /// Somebody else uses this holder's name.
+    /// Somebody else uses this holder's name: this worker opens nothing any more.
     Refused,
 }
 
@@ -65,7 +65,7 @@ pub(in crate::protocol) struct Mine {
     pub(in crate::protocol) record: Session,
     /// The revision of the session that everything this holder writes compares (L1).
     pub(in crate::protocol) at: Revision,
-    /// Since when it is known to be revoked.
+    /// Since when it is known to be revoked, or has given a lease back after that.
     pub(in crate::protocol) revoking: Option<Now>,
 }
 
@@ -250,6 +250,8 @@ impl Core {
     pub(super) fn opened(&mut self, record: Session, at: Revision) {
         self.mine = Some(Mine { record, at, revoking: None });
         self.life = Life::Open;
+        // This host was made safe since: the next worker may adopt what this one opened.
+        self.refused = None;
         self.close();
         self.extended = None;
         self.jobs.push_back(Job::TakeOver);
@@ -398,12 +400,15 @@ impl Core {
         false
     }
 
-    /// Somebody else uses this name, or did away with the session: fence, and open no epoch again.
+    /// Somebody else uses this name, or did away with the session: fence, and adopt nothing. The next worker opens an
+    /// epoch as on a host that is new: made safe, and under another machine's name only once that is silent.
     fn refuse(&mut self, why: &str) {
         self.fence(why);
         self.refused = Some(why.into());
         self.mine = None;
-        self.outputs.push_back(Output::Warn(format!("no session is opened any more: {why}").into()));
+        self.outputs.push_back(Output::Warn(
+            format!("no session is opened before this host was made safe: {why}").into(),
+        ));
     }
 
     // --- the end ---------------------------------------------------------------------------------

@@ -191,7 +191,7 @@ pub struct OpenEpoch {
 pub struct Table {
     /// The epoch that is open, for a restarted worker to adopt.
     pub open: Option<OpenEpoch>,
-    /// Why no epoch is ever opened again: somebody else uses this holder's name.
+    /// Why no epoch is adopted, until the next one was opened: somebody else used this holder's name.
     pub refused: Option<Text>,
     /// An earlier table of this boot could not be read, and the host was not made safe since: everything may be mounted.
     #[serde(default)]

@@ -102,8 +102,8 @@ pub struct Volume {
     pub(super) attached: bool,
     /// How often the driver refused to unmount or detach it, while its device was idle.
     pub(super) refusals: u32,
-    /// Whether it alone was revoked: nobody may join.
-    pub(super) revoked: bool,
+    /// Since when it alone is known to be revoked: nobody may join.
+    pub(in crate::protocol) revoked: Option<Now>,
     asked: bool,
     pub(super) doubts: BTreeMap<ContainerId, Text>,
     pub(super) not_its_own: bool,
@@ -142,7 +142,7 @@ impl Volume {
             unresolved: false,
             attached: false,
             refusals: 0,
-            revoked: false,
+            revoked: None,
             asked: notes.asked,
             doubts: notes.doubts,
             not_its_own: notes.not_its_own,
@@ -287,7 +287,7 @@ impl Volume {
 
     /// Whether a container may begin to use it; one that is being released must first be gone.
     pub(super) fn may_be_joined(&self) -> bool {
-        !self.revoked && !self.gone && !matches!(self.phase, Phase::Detaching { .. })
+        self.revoked.is_none() && !self.gone && !matches!(self.phase, Phase::Detaching { .. })
     }
 
     /// Whether a container that has it may start.

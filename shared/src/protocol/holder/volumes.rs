@@ -72,7 +72,10 @@ impl Core {
         if let Phase::Settling { token } = volume.phase {
             // Calls are waited for; the storage takes away what is left, where it can.
             if let Some(at) = volume.settled_at {
-                volume.trouble = Some("a driver call of its last host may still land".into());
+                // Or it is this host's own take-away that gave no answer: what was said then is told.
+                if volume.pause.is_none() {
+                    volume.trouble = Some("a driver call of its last host may still land".into());
+                }
                 volume.retry_at = Some(at);
                 return;
             }

@@ -178,9 +178,10 @@ fn leases(everything: &Everything) -> Vec<Check> {
                 what,
                 "a master module declares such a session dead after 60 s; is one running?",
             ),
-            "over" | "dead" => {
-                Check::note(format!("{what}; each can be taken over by the next task that names it"))
-            }
+            "over" | "dead" => Check::note(format!(
+                "{what}; each can be taken over by the next task that names it, under fencing=required only where its \
+                     storage takes it away: else detach it there, and run `extvol free DRIVER/NAME --detached HOST`"
+            )),
             _ => Check::fail(
                 what,
                 "no part of this software writes that: was etcd restored from a backup? See docs/operating.md",
