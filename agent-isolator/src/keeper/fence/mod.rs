@@ -258,6 +258,7 @@ impl FenceRunner {
     #[must_use]
     pub fn into_pool(self) -> Pool {
         let mut pool = self.pool;
+        pool.hung.extend(self.shutting.keys().cloned());
         let sweep = if let Sweep::Looking(helper) = self.sweep { Some(helper) } else { None };
         let strike = self.shutting.into_values().chain(self.freezing).map(|(helper, _)| helper);
         let killing = self.killing.map(|(_, helper)| helper);
@@ -348,7 +349,7 @@ impl FenceRunner {
     fn begin(&mut self, act: &Act, now: Now) {
         match act {
             Act::Freeze => self.start_freeze(now),
-            Act::Shutdown(volume) => self.waiting.push_back(volume.clone()),
+            Act::Shutdown(volume) => self.wait_for_shutdown(volume),
             Act::Kill(container) => {
                 let runs = self.killing.as_ref().is_some_and(|(batch, _)| batch.contains(container));
                 if !runs {
