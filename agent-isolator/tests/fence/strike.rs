@@ -515,3 +515,19 @@ fn root_volumes_that_hang_do_not_hold_up_the_shutdown_of_those_that_sort_behind_
         assert!(fence.what_was_struck().starts_with("20 of 60 "), "{}", fence.what_was_struck());
     });
 }
+
+#[test]
+fn root_a_fence_makes_sixteen_volumes_idle_at_once_and_then_the_others() {
+    alone("strike::root_a_fence_makes_sixteen_volumes_idle_at_once_and_then_the_others", |alone| {
+        let (policy, table) = pretended(alone, (10..50).map(|n| format!("well{n}")));
+        let pool = pool_of(&policy, &alone.directory, &table);
+        let stand_by = pool.standby();
+        let mut fence = FenceRunner::with_pool(&known(table), None, None, policy, pool);
+        let begun = |idle| move || noted(alone, "idle", "idle") == idle;
+        poll_at(&mut fence, holder_now(), "sixteen", begun(16));
+        assert_eq!(fence.helpers().len(), stand_by);
+        fs::write(alone.directory.join("go"), "").unwrap();
+        fence.run_until_proved(holder_now() + Now::from_secs(20)).unwrap();
+        assert!(begun(40)());
+    });
+}

@@ -43,7 +43,7 @@ use std::time::Duration;
 
 use shared::clock::holder_now;
 use shared::protocol::fence::{Act, Fence};
-use shared::protocol::holder::{MountedVolume, Table};
+use shared::protocol::holder::Table;
 use shared::protocol::{Now, Text};
 use shared::volume::{ContainerId, VolumeId};
 
@@ -53,6 +53,7 @@ pub(super) use self::device::usual as usual_file_systems;
 use self::idle::Limits;
 pub use self::job::run_helper;
 use self::job::{Job, Report};
+use self::pool::MOST;
 pub use self::pool::Pool;
 pub use self::reset::Reset;
 pub(super) use self::scheduling::{Priority, before_all_others, started_before_all_others};
@@ -162,6 +163,8 @@ pub struct FenceRunner {
     killing: Option<(BTreeSet<ContainerId>, Helper)>,
     /// By volume; one that only a sweep found has no act of its own.
     idling: BTreeMap<Idle, Helper>,
+    /// What is made idle when one of those is done: each is a process that may hang, and cannot be ended then.
+    to_idle: VecDeque<(Idle, Job)>,
     sweep: Sweep,
     settle: Option<Now>,
     /// Acts that failed, and when they are tried again.
@@ -238,6 +241,7 @@ impl FenceRunner {
             to_kill: BTreeSet::new(),
             killing: None,
             idling: BTreeMap::new(),
+            to_idle: VecDeque::new(),
             sweep: Sweep::No,
             settle: None,
             again: BTreeMap::new(),
@@ -358,7 +362,18 @@ impl FenceRunner {
             }
             Act::MakeIdle(volume) => {
                 let mounted = self.fence.mounted(volume).cloned();
-                self.start_idle(Idle::Known(volume.clone()), volume, mounted, now);
+                let shut = self.shut.contains(volume);
+                let job = Job::MakeIdle { volume: volume.clone(), mounted, shut, limits: self.limits() };
+                let idle = (Idle::Known(volume.clone()), job);
+                // Those that hang would keep the places: they come last.
+                let hung = &self.pool.hung;
+                let hangs = |idle: &Idle| matches!(idle, Idle::Known(volume) if hung.contains(volume));
+                let others = if hangs(&idle.0) {
+                    self.to_idle.len()
+                } else {
+                    self.to_idle.partition_point(|(idle, _)| !hangs(idle))
+                };
+                self.to_idle.insert(others, idle);
             }
             Act::Sweep => self.start_sweep(now),
             Act::Settle(at) => self.settle = Some(*at),
@@ -430,14 +445,16 @@ impl FenceRunner {
         }
     }
 
-    fn start_idle(&mut self, idle: Idle, volume: &VolumeId, mounted: Option<MountedVolume>, now: Now) {
-        let shut = self.shut.contains(volume);
-        let job = Job::MakeIdle { volume: volume.clone(), mounted, shut, limits: self.limits() };
-        match self.pool.start(&job) {
-            Ok(helper) => {
-                self.idling.insert(idle, helper);
+    fn start_idling(&mut self, now: Now) {
+        while self.idling.len() < MOST
+            && let Some((idle, job)) = self.to_idle.pop_front()
+        {
+            match self.pool.start(&job) {
+                Ok(helper) => {
+                    self.idling.insert(idle, helper);
+                }
+                Err(error) => self.idled(idle, Err(not_started(&error)), now),
             }
-            Err(error) => self.idled(idle, Err(not_started(&error)), now),
         }
     }
 
@@ -457,6 +474,7 @@ impl FenceRunner {
             };
             self.idled(idle, result, now);
         }
+        self.start_idling(now);
     }
 
     fn idled(&mut self, idle: Idle, result: Result<(), String>, now: Now) {
@@ -504,15 +522,18 @@ impl FenceRunner {
                     Report::Swept(mounted) if mounted.is_empty() => self.finish(&Act::Sweep, Ok(()), now),
                     Report::Swept(mounted) => {
                         self.sweep = Sweep::Idling(None);
-                        for found in mounted {
-                            self.start_found(found, now);
+                        for mounted in mounted {
+                            let idle = Idle::Found(Text::clone(&mounted.device_number));
+                            let job = Job::MakeFoundIdle { mounted, limits: self.limits() };
+                            self.to_idle.push_back((idle, job));
                         }
                     }
                     other => self.finish(&Act::Sweep, Err(unexpected(&other)), now),
                 }
             }
             Sweep::Idling(obstacle) => {
-                if self.idling.keys().any(|idle| matches!(idle, Idle::Found(_))) {
+                let mut under_way = self.idling.keys().chain(self.to_idle.iter().map(|(idle, _)| idle));
+                if under_way.any(|idle| matches!(idle, Idle::Found(_))) {
                     return;
                 }
                 let result = obstacle.take().map_or(Ok(()), Err);
@@ -523,16 +544,6 @@ impl FenceRunner {
                     Err(why) => self.finish(&Act::Sweep, Err(why), now),
                 }
             }
-        }
-    }
-
-    fn start_found(&mut self, found: MountedVolume, now: Now) {
-        let idle = Idle::Found(Text::clone(&found.device_number));
-        match self.pool.start(&Job::MakeFoundIdle { mounted: found, limits: self.limits() }) {
-            Ok(helper) => {
-                self.idling.insert(idle, helper);
-            }
-            Err(error) => self.idled(idle, Err(not_started(&error)), now),
         }
     }
 }
