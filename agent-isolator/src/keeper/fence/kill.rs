@@ -44,6 +44,10 @@ pub(super) fn kill(
     let mut namespaces = BTreeSet::new();
     let unrecorded: Vec<_> =
         containers.iter().filter(|(_, recorded)| recorded.is_none()).map(|(id, _)| id).collect();
+    // Who is found without a look does not wait for it.
+    for cgroup in containers.values().flatten().filter(|_| !unrecorded.is_empty()) {
+        let _looked_at_below = round(cgroup, &mut namespaces)?;
+    }
     // Once: what was not isolated before the fence is not isolated in it.
     let (found, all) = match alive::find_cgroups(&unrecorded, cgroup_root, until) {
         Ok(found) => (found, true),

@@ -116,7 +116,8 @@ pub fn kill_container(
     cgroup: Option<String>,
 ) -> Result<(), String> {
     let containers = BTreeMap::from([(container.clone(), cgroup)]);
-    let job = Job::Kill { containers, volumes: Vec::new(), cgroup_root: policy.cgroup_root.clone() };
+    let cgroup_root = policy.cgroup_root.clone();
+    let job = Job::Kill { containers, volumes: Vec::new(), cgroup_root, fences: false };
     let mut helper = Pool::new(policy.program.clone()).start(&job).map_err(|error| error.to_string())?;
     loop {
         match helper.poll() {
@@ -421,7 +422,8 @@ impl FenceRunner {
         // What was shut down takes no writes, whoever has it.
         let writable = self.volumes.iter().filter(|volume| !self.shut.contains(volume));
         let volumes = writable.filter_map(|volume| self.fence.mounted(volume).cloned()).collect();
-        let job = Job::Kill { containers, volumes, cgroup_root: self.policy.cgroup_root.clone() };
+        let cgroup_root = self.policy.cgroup_root.clone();
+        let job = Job::Kill { containers, volumes, cgroup_root, fences: true };
         match self.pool.start(&job) {
             Ok(helper) => self.killing = Some((batch, helper)),
             Err(error) => {
