@@ -5,11 +5,16 @@
 //! task sees its volume as a bind mount in its own namespace, which does not keep the host's mount busy. So a volume is
 //! looked for in all namespaces once more before it is unmounted on this word (`holder::Input::Ended`).
 
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 use std::{fs, io};
 
 use rustix::process::{Pid, Signal, kill_process};
 use shared::volume::ContainerId;
+
+/// Deep enough for an agent's root in a cgroup of its own, and for nesting.
+const DEEPEST: usize = 12;
 
 /// Where the freezer hierarchy is mounted, as Mesos has it.
 pub const FREEZER: &str = "/sys/fs/cgroup/freezer";
@@ -86,26 +91,61 @@ fn terminate_below(cgroup: &Path) {
     }
 }
 
-/// The freezer cgroup in which processes of a container run, found by its name alone: `<root>/<id>`, nested
-/// `<root>/<parent>/mesos/<child>`.
-#[must_use]
-pub fn find_cgroup(container: &ContainerId) -> Option<String> {
-    let wanted = relative_cgroup(container);
-    // Deep enough for an agent's root in a cgroup of its own, and for nesting.
-    let found = below(Path::new(FREEZER), &wanted, 12)?;
-    let path = found.strip_prefix(FREEZER).ok()?;
-    has_processes(&found).then(|| format!("/{}", path.display()))
+/// The freezer cgroups of containers, found by their names alone, below `root` where that is known: `<root>/<id>`, nested
+/// `<root>/<parent>/mesos/<child>`. One look for all, in which those come first that are nested least: what a tenant nests in its own
+/// delays the others' by nothing.
+///
+/// # Errors
+/// The look was not at its end at `until`; those that it has found.
+pub fn find_cgroups(
+    containers: &[&ContainerId],
+    root: Option<&str>,
+    until: Instant,
+) -> Result<BTreeMap<ContainerId, String>, BTreeMap<ContainerId, String>> {
+    let hierarchy = Path::new(FREEZER);
+    below(&hierarchy.join(root.unwrap_or_default().trim_matches('/')), containers, until, |found| {
+        format!("/{}", found.strip_prefix(hierarchy).unwrap_or(found).display())
+    })
 }
 
-fn below(directory: &Path, wanted: &Path, depth: u32) -> Option<PathBuf> {
-    let here = directory.join(wanted);
-    if here.is_dir() {
-        return Some(here);
+fn below<T>(
+    root: &Path,
+    containers: &[&ContainerId],
+    until: Instant,
+    name: impl Fn(&Path) -> T,
+) -> Result<BTreeMap<ContainerId, T>, BTreeMap<ContainerId, T>> {
+    // By the last part of their names: most cgroups are none of them, and not looked at any further.
+    let mut wanted: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for container in containers {
+        let end = relative_cgroup(container);
+        let last = end.file_name().unwrap_or_default().to_owned();
+        wanted.entry(last).or_default().push((end, *container));
     }
-    let next = depth.checked_sub(1)?;
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let mut directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    directories.find_map(|entry| below(&entry.path(), wanted, next))
+    let mut found = BTreeMap::new();
+    let mut directories = VecDeque::from([(root.to_owned(), 0)]);
+    while let Some((directory, depth)) = directories.pop_front() {
+        if found.len() == containers.len() {
+            break;
+        }
+        if Instant::now() >= until {
+            return Err(found);
+        }
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            let path = entry.path();
+            for (_, container) in
+                wanted.get(&entry.file_name()).into_iter().flatten().filter(|(end, _)| path.ends_with(end))
+            {
+                found.entry((*container).clone()).or_insert_with(|| name(&path));
+            }
+            if depth < DEEPEST {
+                directories.push_back((path, depth + 1));
+            }
+        }
+    }
+    Ok(found)
 }
 
 fn has_processes(cgroup: &Path) -> bool {
@@ -136,12 +176,29 @@ mod tests {
             fs::write(cgroup.join("cgroup.procs"), "").unwrap();
         }
         assert!(!has_processes(&outer));
-        let found = |name: &str| below(root.path(), Path::new(name), 3);
-        assert_eq!((found("mesos/inner"), found("other")), (Some(inner.clone()), None));
         fs::write(inner.join("cgroup.procs"), "7\n").unwrap();
         assert!(has_processes(&outer) && has_processes(&inner));
         fs::remove_dir_all(&outer).unwrap();
         assert!(!has_processes(&outer));
+    }
+
+    #[test]
+    fn one_look_finds_the_cgroups_of_all_containers_and_ends_when_its_time_is_over() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = ["agent/mesos/a", "agent/mesos/a/mesos/b", "agent/mesos/c", "agent/mesos/a/own/c"]
+            .map(|path| root.path().join(path));
+        paths.iter().for_each(|path| fs::create_dir_all(path).unwrap());
+        let ids = ["a", "a.b", "c", "other"].map(|id| ContainerId::new(id).unwrap());
+        let wanted: Vec<_> = ids.iter().collect();
+        let look = |until| below(root.path(), &wanted, until, Path::to_owned);
+        let long = Instant::now() + std::time::Duration::from_secs(60);
+        let mut found = look(long).unwrap();
+        // Of one name the least nested.
+        for (id, path) in ids.iter().zip([&paths[0], &paths[1], &paths[2]]) {
+            assert_eq!(found.remove(id), Some(path.clone()));
+        }
+        assert_eq!(found, BTreeMap::new());
+        assert_eq!(look(Instant::now()), Err(BTreeMap::new()));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Only files of /proc are read that take no lock of the process's memory: a process that hangs in a page fault must not make
 //! its reader hang.
 
+use std::collections::HashSet;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -137,14 +138,18 @@ pub fn session_of(pid: u32) -> Option<u32> {
     stat(pid).map(|stat| stat.session)
 }
 
-/// So many processes are looked at between two calls of a `tick`: some milliseconds.
-const BETWEEN_TICKS: usize = 256;
+/// So many processes are looked at before it is asked whether to go on: some milliseconds.
+const BETWEEN_ASKING: usize = 256;
 
 /// The processes of keepers' sessions that run a keeper's program, but for this one: worker, deadman and their helpers. Each session
 /// comes with the time from which it is: its number is not given away while one of them lives, and none of them is older, so that a
-/// later session of the same number is not taken for it. One look at all processes, in which `tick` is called again and again.
-#[must_use]
-pub fn members(sessions: &[(u32, u64)], tick: impl Fn()) -> Vec<ProcessId> {
+/// later session of the same number is not taken for it. One look at all processes but those of the pids in `seen`, to which it adds;
+/// in it `goes_on` is asked again and again. None when that ended it.
+pub fn members(
+    sessions: &[(u32, u64)],
+    seen: &mut HashSet<u32>,
+    goes_on: impl Fn() -> bool,
+) -> Option<Vec<ProcessId>> {
     let own = std::process::id();
     let is_keeper = |pid: u32| {
         let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
@@ -157,20 +162,27 @@ pub fn members(sessions: &[(u32, u64)], tick: impl Fn()) -> Vec<ProcessId> {
     };
     let sessions: Vec<_> = sessions.iter().filter(is_it).collect();
     if sessions.is_empty() {
-        return Vec::new();
+        return Some(Vec::new());
     }
-    let member = |(index, pid): (usize, u32)| {
-        if index % BETWEEN_TICKS == 0 {
-            tick();
-        }
-        let found = stat(pid)?;
+    let member = |pid: u32, found: &Stat| {
         let runs = !matches!(found.state, b'Z' | b'X') && pid != own;
         let is_of = |(session, since): &&(u32, u64)| found.session == *session && found.started >= *since;
         (runs && sessions.iter().any(is_of)).then_some(())?;
         is_keeper(pid)?;
         Some(ProcessId { pid, started: found.started })
     };
-    pids().into_iter().enumerate().filter_map(member).collect()
+    let mut all = Vec::new();
+    let mut pids = pids();
+    pids.retain(|pid| !seen.contains(pid));
+    for (index, pid) in pids.into_iter().enumerate() {
+        if index % BETWEEN_ASKING == 0 && !goes_on() {
+            return None;
+        }
+        let Some(found) = stat(pid) else { continue };
+        seen.insert(pid);
+        all.extend(member(pid, &found));
+    }
+    Some(all)
 }
 
 #[cfg(test)]
@@ -198,20 +210,39 @@ mod tests {
     }
 
     #[test]
-    fn a_look_at_many_processes_ticks_in_between() {
-        let ticks = std::cell::Cell::new(0);
-        let own = ProcessId::own().unwrap();
-        let _none = members(&[(own_session().max(1), own.started), (0, 0)], || ticks.set(ticks.get() + 1));
-        let expected = pids().len().div_ceil(BETWEEN_TICKS);
-        assert!(ticks.get() >= 1 && ticks.get() <= expected + 2, "{} for {expected}", ticks.get());
-        ticks.set(0);
-        assert_eq!(members(&[(0, 0)], || ticks.set(1)), []);
-        assert_eq!(ticks.get(), 0, "no session, no look");
+    fn a_look_at_many_processes_asks_in_between_whether_to_go_on() {
+        let asked = std::cell::Cell::new(0);
+        let goes_on = || {
+            asked.set(asked.get() + 1);
+            true
+        };
+        let sessions = [(own_session().max(1), ProcessId::own().unwrap().started), (0, 0)];
+        assert!(members(&sessions, &mut HashSet::new(), goes_on).is_some());
+        let expected = pids().len().div_ceil(BETWEEN_ASKING);
+        assert!(asked.get() >= 1 && asked.get() <= expected + 2, "{} for {expected}", asked.get());
+        assert_eq!(members(&sessions, &mut HashSet::new(), || false), None, "it is ended");
+        asked.set(0);
+        assert_eq!(members(&[(0, 0)], &mut HashSet::new(), goes_on), Some(vec![]));
+        assert_eq!(asked.get(), 0, "no session, no look");
+    }
+
+    #[test]
+    fn a_second_look_is_at_those_alone_whom_the_first_has_not_seen() {
+        let sessions = [(own_session().max(1), ProcessId::own().unwrap().started)];
+        let mut seen = HashSet::new();
+        let _first = members(&sessions, &mut seen, || true);
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        assert!(seen.contains(&std::process::id()) && !seen.contains(&child.id()));
+        let before = seen.len();
+        let _second = members(&sessions, &mut seen, || true);
+        assert!(seen.contains(&child.id()) && seen.len() > before);
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]
     fn a_sessions_other_programs_are_no_keepers() {
         let own = ProcessId::own().unwrap();
-        assert_eq!(members(&[(own_session(), 0)], || {}), [], "{own:?}");
+        assert_eq!(members(&[(own_session(), 0)], &mut HashSet::new(), || true), Some(vec![]), "{own:?}");
     }
 }

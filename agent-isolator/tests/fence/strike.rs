@@ -7,7 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use agent_isolator::keeper::fence::{FenceRunner, Known, Pool, Progress, can_be_shut_down, who_pins};
+use agent_isolator::keeper::fence::{FenceRunner, Known, Policy, Pool, Progress, can_be_shut_down, who_pins};
 use rustix::io::Errno;
 use shared::clock::holder_now;
 use shared::protocol::Now;
@@ -68,13 +68,17 @@ const MANY: &str = "mount -t tmpfs many $MANY
 
 /// A pool whose helpers stand by for this table, and which has looked at the host's mounts.
 fn pool(host: &Host<'_>, table: &Table) -> Pool {
-    let path = host.alone.directory.join("table.json");
+    pool_of(&host.policy(), &host.alone.directory, table)
+}
+
+fn pool_of(policy: &Policy, directory: &Path, table: &Table) -> Pool {
+    let path = directory.join("table.json");
     fs::write(&path, serde_json::json!({ "table": table }).to_string()).unwrap();
-    let mut pool = Pool::new(host.policy().program);
+    let mut pool = Pool::new(policy.program.clone());
     let wanted = table.volumes.len().min(16) + 3;
     let began = holder_now();
     while pool.standby() < wanted || !pool.knows_the_host() {
-        pool.tend(holder_now(), &path, &host.policy());
+        pool.tend(holder_now(), &path, policy);
         assert!(holder_now() < began + Now::from_secs(20), "{} of {wanted} stand by", pool.standby());
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
@@ -405,7 +409,7 @@ fn root_a_volume_behind_a_link_or_under_another_mount_is_shut_down_by_what_the_t
         for (point, roots) in [(inside, host.root.clone()), (linked.join("vol1"), linked)] {
             stored["volumes"][0]["mounted"]["mount_point"] = point.to_str().unwrap().into();
             let table: Table = serde_json::from_value(stored.clone()).unwrap();
-            let policy = agent_isolator::keeper::fence::Policy { roots: vec![roots], ..host.policy() };
+            let policy = Policy { roots: vec![roots], ..host.policy() };
             let pool = pool(&host, &table);
             let mut runner = FenceRunner::strike(&known(table), policy, pool);
             strike(&mut runner);
@@ -430,5 +434,100 @@ fn root_the_kinds_that_are_said_to_have_a_shutdown_have_it_and_others_have_not()
             strike(&mut runner);
             assert_eq!(is_shut_down(&volume), can_be_shut_down(kind), "{kind}");
         }
+    });
+}
+
+/// A program in the place of the keeper's helpers, which does nothing to this host: it notes each volume that it is to shut down, and
+/// never answers for those whose mount points begin with `/hung`. To make one idle it waits for the file `go`.
+const HELPER: &str = r#"#!/bin/sh
+while read -r job; do
+    case $job in
+    *Shutdown*/hung*) echo hung >>"$NOTES/shutdowns"; exec sleep 1000 ;;
+    *Shutdown*) echo shut >>"$NOTES/shutdowns"; echo '{"Shut":{"Ok":true}}' ;;
+    *Look*) echo '{"Hosts":{}}' ;;
+    *Kill*) echo '{"Killed":{}}' ;;
+    *MakeIdle*)
+        echo idle >>"$NOTES/idle"
+        while [ ! -e "$NOTES/go" ]; do sleep 0.01; done
+        echo '{"Idle":{"Ok":null}}' ;;
+    *Sweep*) echo '{"Swept":[]}' ;;
+    esac
+done
+"#;
+
+/// The policy of a host with those helpers, and a table of volumes with these names, each mounted at its own.
+fn pretended(alone: &Alone, names: impl Iterator<Item = String>) -> (Policy, Table) {
+    let program = alone.directory.join("helper");
+    fs::write(&program, HELPER.replace("$NOTES", alone.directory.to_str().unwrap())).unwrap();
+    run("chmod", &["+x", program.to_str().unwrap()]);
+    let row = |name: String| {
+        let id = serde_json::json!({ "driver": "ebs", "name": name });
+        serde_json::json!({
+            "wanted": { "volume": id, "asked": id, "create": null }, "users": [], "phase": "attached", "token": 1,
+            "mounted": {
+                "mount_point": format!("/{name}"), "device_number": "7:1", "source": "/dev/none", "device": null,
+            },
+        })
+    };
+    let rows: Vec<_> = names.map(row).collect();
+    let table = serde_json::json!({ "open": null, "refused": null, "containers": {}, "volumes": rows });
+    let policy = Policy { roots: vec![], hosts_own: vec![], cgroup_root: None, program, reset: None };
+    (policy, serde_json::from_value(table).unwrap())
+}
+
+fn noted(alone: &Alone, what: &str, word: &str) -> usize {
+    let notes = fs::read_to_string(alone.directory.join(what)).unwrap_or_default();
+    notes.lines().filter(|line| *line == word).count()
+}
+
+/// Polls at this time, however long it takes, until that is so; and some more.
+fn poll_at(runner: &mut FenceRunner, now: Now, what: &str, is_so: impl Fn() -> bool) {
+    let began = holder_now();
+    let mut since = 0;
+    while since < 20 {
+        assert!(holder_now() < began + Now::from_secs(20), "{what}: {}", runner.what_was_struck());
+        let _progress = runner.poll(now);
+        since += u32::from(is_so());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn root_volumes_that_hang_do_not_hold_up_the_shutdown_of_those_that_sort_behind_them() {
+    let name = "strike::root_volumes_that_hang_do_not_hold_up_the_shutdown_of_those_that_sort_behind_them";
+    alone(name, |alone| {
+        let hung = (10..50).map(|n| format!("hung{n}"));
+        let (policy, table) = pretended(alone, hung.chain((10..30).map(|n| format!("well{n}"))));
+        let pool = pool_of(&policy, &alone.directory, &table);
+        let (first, table) = (pool.standby(), known(table));
+        let mut strike = FenceRunner::strike(&table, policy.clone(), pool);
+        let now = holder_now();
+        let came_to = |hung| move || noted(alone, "shutdowns", "hung") == hung;
+        poll_at(&mut strike, now, "all that stand by", came_to(first));
+        // These are given up, and processes are started in their place: as many as usually stand by, and no more.
+        let now = now + Now::from_millis(150);
+        poll_at(&mut strike, now, "others", came_to(first + 16));
+        let mut fence = FenceRunner::with_pool(&table, None, None, policy, strike.into_pool());
+        // First come the last few of those, with which nobody has tried; beside them there is room for the others.
+        let now = now + Now::from_millis(1);
+        let all_well = || noted(alone, "shutdowns", "shut") == 20;
+        poll_at(&mut fence, now, "those that are well", all_well);
+        assert!(fence.what_was_struck().starts_with("20 of 60 "), "{}", fence.what_was_struck());
+    });
+}
+
+#[test]
+fn root_a_fence_makes_sixteen_volumes_idle_at_once_and_then_the_others() {
+    alone("strike::root_a_fence_makes_sixteen_volumes_idle_at_once_and_then_the_others", |alone| {
+        let (policy, table) = pretended(alone, (10..50).map(|n| format!("well{n}")));
+        let pool = pool_of(&policy, &alone.directory, &table);
+        let stand_by = pool.standby();
+        let mut fence = FenceRunner::with_pool(&known(table), None, None, policy, pool);
+        let begun = |idle| move || noted(alone, "idle", "idle") == idle;
+        poll_at(&mut fence, holder_now(), "sixteen", begun(16));
+        assert_eq!(fence.helpers().len(), stand_by);
+        fs::write(alone.directory.join("go"), "").unwrap();
+        fence.run_until_proved(holder_now() + Now::from_secs(20)).unwrap();
+        assert!(begun(40)());
     });
 }

@@ -75,6 +75,28 @@ fn root_a_frozen_container_is_killed() {
 }
 
 #[test]
+fn root_containers_whose_cgroups_are_not_recorded_are_found_by_their_names_and_killed() {
+    let name = "volumes::root_containers_whose_cgroups_are_not_recorded_are_found_by_their_names_and_killed";
+    alone(name, |alone| {
+        let host = Host::new(alone);
+        let volume = host.volume("ext4", "vol1");
+        let containers = [host.container("task1", &volume, false), host.container("task2", &volume, false)];
+        let mut table =
+            serde_json::to_value(Host::table(&[&containers[0], &containers[1]], &[&volume])).unwrap();
+        let stored = table["containers"].as_object_mut().unwrap();
+        stored["task1"]["cgroup"] = json!(null);
+        let mut nested = stored.remove("task2").unwrap();
+        nested["cgroup"] = json!(null);
+        stored.insert("task2.inner".into(), nested);
+        stored.insert("never-isolated".into(), stored["task1"].clone());
+        host.fence(&known(serde_json::from_value(table).unwrap()));
+        assert_eq!(containers[0].processes(), [].into());
+        let inner = format!("{FREEZER}{}/mesos/inner/cgroup.procs", containers[1].cgroup);
+        assert_eq!(fs::read_to_string(inner).unwrap(), "");
+    });
+}
+
+#[test]
 fn root_an_orphan_outside_the_cgroup_and_a_volume_held_by_an_open_file_alone_are_fenced() {
     let name =
         "volumes::root_an_orphan_outside_the_cgroup_and_a_volume_held_by_an_open_file_alone_are_fenced";

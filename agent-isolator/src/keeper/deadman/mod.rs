@@ -30,6 +30,7 @@ mod keep_guard;
 mod predecessors;
 mod watchdog;
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -224,6 +225,8 @@ struct Guarding {
     said_hanging: bool,
     /// Processes of an older keeper, of another session, that hang.
     hung: Vec<ProcessId>,
+    /// All of an older keeper's were found gone, and none of this one has been started since.
+    none_left: bool,
     start_at: Option<Now>,
     started: Option<Now>,
     fence: Option<FenceRunner>,
@@ -275,6 +278,7 @@ impl Guarding {
             hanging: false,
             said_hanging: false,
             hung: Vec::new(),
+            none_left: false,
             start_at: None,
             started: None,
             fence: None,
@@ -288,9 +292,9 @@ impl Guarding {
     fn end_older_keeper(&mut self) {
         loop {
             let now = self.sense();
-            self.strike_if_due(now);
             let left = self.kill_others();
             if left.is_empty() {
+                self.none_left = true;
                 return;
             }
             let hangs = self.ending.is_some_and(|since| now >= since + HANGS);
@@ -319,20 +323,36 @@ impl Guarding {
     /// Kills all processes of this keeper, or of an older one, but this; who has not ended yet.
     fn kill_others(&mut self) -> Vec<ProcessId> {
         self.hung.retain(|process| process.runs());
-        // One look can miss a process that was just forked by one that has just been killed.
+        loop {
+            self.strike_if_due(Reading::take().holder());
+            // Without an answer there is to be struck, which is once: the next look is one to the end.
+            if let Some(left) = self.look_for_others() {
+                left.iter().for_each(|process| process.kill());
+                return left;
+            }
+        }
+    }
+
+    /// All of them. Among a hundred thousand processes that takes seconds, in which this ticks, and which end, without an answer, when
+    /// there is to be struck.
+    fn look_for_others(&self) -> Option<Vec<ProcessId>> {
         let mut own = self.pool.pids();
         own.extend(self.fence.iter().flat_map(FenceRunner::helpers));
         let is_others = |process: &ProcessId| !own.contains(&process.pid);
-        // Among tens of thousands of processes that takes its time.
-        let all = || {
-            others(&self.shared, || self.tick(Reading::take().holder()))
-                .into_iter()
-                .chain(self.hung.iter().copied())
+        let goes_on = || {
+            let now = Reading::take().holder();
+            self.tick(now);
+            self.to_strike(now).is_none()
         };
-        let look = || all().filter(is_others).collect::<Vec<_>>();
-        let left = Some(look()).filter(|left| !left.is_empty()).unwrap_or_else(look);
-        left.iter().for_each(|process| process.kill());
-        left
+        let mut seen = HashSet::new();
+        let mut look = || {
+            let all = others(&self.shared, &mut seen, goes_on)?.into_iter().chain(self.hung.iter().copied());
+            Some(all.filter(is_others).collect::<Vec<_>>())
+        };
+        let left = look()?;
+        // One look can miss a process that was forked during it, by one that ended right after. It has a pid that was not seen: nobody
+        // joins a session later, and before a pid is given away again the kernel goes through all others.
+        if left.is_empty() { look() } else { Some(left) }
     }
 
     fn tick(&self, now: Now) {
@@ -445,7 +465,7 @@ impl Guarding {
     /// Kills the worker and all its helpers until none is left.
     fn end_worker(&mut self, now: Now) {
         let Some(since) = self.ending else { return };
-        let left = self.kill_others();
+        let left = if std::mem::take(&mut self.none_left) { Vec::new() } else { self.kill_others() };
         // Seen later, its end would be taken for another one.
         let _told = self.reap_worker();
         let is_over = left.is_empty();
@@ -471,12 +491,19 @@ impl Guarding {
 
     /// Sets the flag and strikes, once for each generation, when the deadline has passed: whoever has ended the worker.
     fn strike_if_due(&mut self, now: Now) {
-        let deadline = self.shared.read();
-        if is_due(deadline, now) && self.fence.is_none() && self.struck != Some(deadline.generation) {
-            self.struck = Some(deadline.generation);
+        if let Some(generation) = self.to_strike(now) {
+            self.struck = Some(generation);
             self.flag();
             self.strike();
         }
+    }
+
+    /// The generation for which there is to be struck now.
+    fn to_strike(&self, now: Now) -> Option<u64> {
+        let deadline = self.shared.read();
+        let strikes =
+            is_due(deadline, now) && self.fence.is_none() && self.struck != Some(deadline.generation);
+        strikes.then_some(deadline.generation)
     }
 
     /// Freezes the containers and shuts the file systems down that the table tells of now. Before anything that

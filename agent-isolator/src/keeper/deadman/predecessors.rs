@@ -1,5 +1,6 @@
 //! One keeper of a run directory at a time: the lock that its deadman holds, and the end of every process of an older one.
 
+use std::collections::HashSet;
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -26,18 +27,22 @@ pub(super) fn lock(directory: &Path) -> io::Result<Option<File>> {
 }
 
 /// All other processes of the keeper whose memory this is: worker, deadman and helpers of any kind, a guard's that died over
-/// a fence among them. A living guard is none of them, nor are its helpers: it outlives keepers. One look at all processes, in which
-/// `tick` is called again and again.
-pub(super) fn others(shared: &SharedMemory, tick: impl Fn()) -> Vec<ProcessId> {
+/// a fence among them. A living guard is none of them, nor are its helpers: it outlives keepers. One look, as
+/// [`members`] does it.
+pub(super) fn others(
+    shared: &SharedMemory,
+    seen: &mut HashSet<u32>,
+    goes_on: impl Fn() -> bool,
+) -> Option<Vec<ProcessId>> {
     let own = std::process::id();
     let guard = shared.guard();
     let dead = guard.filter(|guard| !guard.runs()).map(|guard| (guard.pid, guard.started));
     let sessions: Vec<_> = [shared.session()].into_iter().chain(dead).collect();
     let named = shared.worker().into_iter().chain(shared.deadman());
     let named = named.filter(|process| process.pid != own && process.runs());
-    let mut all: Vec<_> = members(&sessions, tick).into_iter().chain(named).collect();
+    let mut all: Vec<_> = members(&sessions, seen, goes_on)?.into_iter().chain(named).collect();
     all.retain(|process| Some(*process) != guard);
     all.sort_unstable();
     all.dedup();
-    all
+    Some(all)
 }

@@ -1,11 +1,15 @@
 //! The runner's first part: freeze and shutdowns, each by a helper that stands by. None is waited for longer than [`STRIKE`], and a
 //! process is started only where neither a helper stands by nor one comes back soon.
+//!
+//! Many volumes on one storage that hangs occupy helpers, each for that long. So once one has hung, processes are started up to the
+//! usual number of helpers, and the fence that follows a strike begins with the volumes that the strike has not come to.
 
 use shared::protocol::Now;
 use shared::protocol::fence::Act;
 use shared::volume::VolumeId;
 
 use super::job::{Job, Report};
+use super::pool::MOST;
 use super::{FenceRunner, NO_ANSWER, Policy, STRIKE, not_started, unexpected};
 
 impl FenceRunner {
@@ -21,9 +25,19 @@ impl FenceRunner {
         }
     }
 
+    /// Has a volume's shutdown wait for a helper: behind those that no fence has come to yet, and before those that did not answer to one.
+    /// What a strike has shut down is shut down again: what was under way then may have mounted it anew.
+    pub(super) fn wait_for_shutdown(&mut self, volume: &VolumeId) {
+        let turn = |volume: &VolumeId| {
+            if self.pool.hung.contains(volume) { 2 } else { u8::from(self.pool.answered.contains(volume)) }
+        };
+        let own = turn(volume);
+        let at = self.waiting.partition_point(|other| turn(other) <= own);
+        self.waiting.insert(at, volume.clone());
+    }
+
     /// Gives shutdowns that wait to helpers: to those that stand by, and to processes that are started where no helper comes back.
-    /// `instead`: one that was lost is replaced.
-    pub(super) fn start_shutdowns(&mut self, now: Now, mut instead: bool) {
+    pub(super) fn start_shutdowns(&mut self, now: Now) {
         while let Some(volume) = self.waiting.front().cloned() {
             let act = Act::Shutdown(volume.clone());
             let Some(mounted) = self.fence.mounted(&volume).cloned() else {
@@ -31,7 +45,8 @@ impl FenceRunner {
                 self.struck(&act, Ok(()), now);
                 continue;
             };
-            let comes_back = !self.shutting.is_empty() && !std::mem::take(&mut instead);
+            let enough = if self.pool.hung.is_empty() { 1 } else { MOST };
+            let comes_back = self.shutting.len() >= enough;
             if !self.pool.has_standby() && comes_back {
                 return;
             }
@@ -91,22 +106,25 @@ impl FenceRunner {
                 continue;
             }
             let Some((helper, _)) = self.shutting.remove(&volume) else { continue };
-            let is_lost = report.is_none();
+            let hangs = report.is_none();
             let result = match report {
                 Some(Report::Shut(result)) => result,
                 Some(other) => Err(unexpected(&other)),
                 None => Err(NO_ANSWER.to_owned()),
             };
-            if is_lost {
-                self.pool.leave(helper)
+            if hangs {
+                self.pool.hung.insert(volume.clone());
+                self.pool.leave(helper);
             } else {
-                self.pool.put_back(helper)
+                self.pool.hung.remove(&volume);
+                self.pool.answered.insert(volume.clone());
+                self.pool.put_back(helper);
             }
             self.answered(&volume, &result);
             self.struck(&Act::Shutdown(volume), result.map(|_| ()), now);
-            self.start_shutdowns(now, is_lost);
+            self.start_shutdowns(now);
         }
-        self.start_shutdowns(now, false);
+        self.start_shutdowns(now);
     }
 
     fn answered(&mut self, volume: &VolumeId, result: &Result<bool, String>) {

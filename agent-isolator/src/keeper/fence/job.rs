@@ -44,6 +44,8 @@ pub(super) enum Job {
         containers: BTreeMap<ContainerId, Option<String>>,
         volumes: Vec<MountedVolume>,
         cgroup_root: Option<String>,
+        /// Whether this host is fenced; else one container has to end, as many others may, and no time is set for that.
+        fences: bool,
     },
     /// Make a volume idle.
     MakeIdle {
@@ -84,7 +86,7 @@ impl Job {
     /// Whether it is of those that nothing may delay. The others look through all of /proc, and at real-time priority would
     /// take the processors from the deadman's other helpers, and from the host.
     fn is_at_once(&self) -> bool {
-        matches!(self, Self::Freeze { .. } | Self::Shutdown { .. } | Self::Kill { .. })
+        matches!(self, Self::Freeze { .. } | Self::Shutdown { .. } | Self::Kill { fences: true, .. })
     }
 
     /// The same, at the priority that is its own; afterwards this helper is ready for one that nothing may delay.
@@ -104,7 +106,7 @@ impl Job {
             Self::Shutdown { mounted, roots, own, may_be_hosts } => {
                 Report::Shut(strike::shut_down_at_once(&mounted, &roots, &own, may_be_hosts))
             }
-            Self::Kill { containers, volumes, cgroup_root } => {
+            Self::Kill { containers, volumes, cgroup_root, fences: _ } => {
                 match kill::kill(&containers, &volumes, cgroup_root.as_deref()) {
                     Ok(left) => Report::Killed(left),
                     Err(error) => Report::Failed(format!("processes could not be looked for: {error}")),

@@ -42,12 +42,29 @@ pub(super) fn kill(
 ) -> io::Result<BTreeMap<ContainerId, String>> {
     let until = Instant::now() + ATTEMPT;
     let mut namespaces = BTreeSet::new();
+    let unrecorded: Vec<_> =
+        containers.iter().filter(|(_, recorded)| recorded.is_none()).map(|(id, _)| id).collect();
+    // Who is found without a look does not wait for it.
+    for cgroup in containers.values().flatten().filter(|_| !unrecorded.is_empty()) {
+        let _looked_at_below = round(cgroup, &mut namespaces)?;
+    }
+    // Once: what was not isolated before the fence is not isolated in it.
+    let (found, all) = match alive::find_cgroups(&unrecorded, cgroup_root, until) {
+        Ok(found) => (found, true),
+        Err(found) => (found, false),
+    };
     // A look can miss a process that was just forked by one that has just been killed: after a kill two looks must find nothing.
     let mut looks_left = 1;
     loop {
         let mut left = BTreeMap::new();
         for (container, recorded) in containers {
-            if let Err(why) = round(container, recorded.as_deref(), &mut namespaces)? {
+            let result = match recorded.as_ref().or_else(|| found.get(container)) {
+                Some(cgroup) => round(cgroup, &mut namespaces)?,
+                // It was never isolated: nothing of it runs.
+                None if all => Ok(()),
+                None => Err("there are too many cgroups to find its own in time".to_owned()),
+            };
+            if let Err(why) = result {
                 left.insert(container.clone(), why);
             }
         }
@@ -71,20 +88,11 @@ pub(super) fn kill(
 }
 
 /// One round for one container. The namespaces of its processes, but for the host's, are added.
-fn round(
-    container: &ContainerId,
-    recorded: Option<&str>,
-    namespaces: &mut BTreeSet<PathBuf>,
-) -> io::Result<Result<(), String>> {
+fn round(cgroup: &str, namespaces: &mut BTreeSet<PathBuf>) -> io::Result<Result<(), String>> {
     let hierarchy = Path::new(FREEZER);
-    let cgroup = match recorded.map(str::to_owned).or_else(|| alive::find_cgroup(container)) {
-        Some(cgroup) if hierarchy.join("cgroup.procs").exists() => cgroup,
-        Some(cgroup) => {
-            return Ok(Err(format!("the cgroup {cgroup} cannot be seen: no freezer at {FREEZER}")));
-        }
-        // It was never isolated: nothing of it runs.
-        None => return Ok(Ok(())),
-    };
+    if !hierarchy.join("cgroup.procs").exists() {
+        return Ok(Err(format!("the cgroup {cgroup} cannot be seen: no freezer at {FREEZER}")));
+    }
     let relative = cgroup.trim_matches('/');
     if relative.is_empty() {
         return Ok(Err("its recorded cgroup is the root, in which everything is".to_owned()));

@@ -43,7 +43,7 @@ use std::time::Duration;
 
 use shared::clock::holder_now;
 use shared::protocol::fence::{Act, Fence};
-use shared::protocol::holder::{MountedVolume, Table};
+use shared::protocol::holder::Table;
 use shared::protocol::{Now, Text};
 use shared::volume::{ContainerId, VolumeId};
 
@@ -53,6 +53,7 @@ pub(super) use self::device::usual as usual_file_systems;
 use self::idle::Limits;
 pub use self::job::run_helper;
 use self::job::{Job, Report};
+use self::pool::MOST;
 pub use self::pool::Pool;
 pub use self::reset::Reset;
 pub(super) use self::scheduling::{Priority, before_all_others, started_before_all_others};
@@ -115,7 +116,8 @@ pub fn kill_container(
     cgroup: Option<String>,
 ) -> Result<(), String> {
     let containers = BTreeMap::from([(container.clone(), cgroup)]);
-    let job = Job::Kill { containers, volumes: Vec::new(), cgroup_root: policy.cgroup_root.clone() };
+    let cgroup_root = policy.cgroup_root.clone();
+    let job = Job::Kill { containers, volumes: Vec::new(), cgroup_root, fences: false };
     let mut helper = Pool::new(policy.program.clone()).start(&job).map_err(|error| error.to_string())?;
     loop {
         match helper.poll() {
@@ -162,6 +164,8 @@ pub struct FenceRunner {
     killing: Option<(BTreeSet<ContainerId>, Helper)>,
     /// By volume; one that only a sweep found has no act of its own.
     idling: BTreeMap<Idle, Helper>,
+    /// What is made idle when one of those is done: each is a process that may hang, and cannot be ended then.
+    to_idle: VecDeque<(Idle, Job)>,
     sweep: Sweep,
     settle: Option<Now>,
     /// Acts that failed, and when they are tried again.
@@ -238,6 +242,7 @@ impl FenceRunner {
             to_kill: BTreeSet::new(),
             killing: None,
             idling: BTreeMap::new(),
+            to_idle: VecDeque::new(),
             sweep: Sweep::No,
             settle: None,
             again: BTreeMap::new(),
@@ -258,6 +263,7 @@ impl FenceRunner {
     #[must_use]
     pub fn into_pool(self) -> Pool {
         let mut pool = self.pool;
+        pool.hung.extend(self.shutting.keys().cloned());
         let sweep = if let Sweep::Looking(helper) = self.sweep { Some(helper) } else { None };
         let strike = self.shutting.into_values().chain(self.freezing).map(|(helper, _)| helper);
         let killing = self.killing.map(|(_, helper)| helper);
@@ -348,7 +354,7 @@ impl FenceRunner {
     fn begin(&mut self, act: &Act, now: Now) {
         match act {
             Act::Freeze => self.start_freeze(now),
-            Act::Shutdown(volume) => self.waiting.push_back(volume.clone()),
+            Act::Shutdown(volume) => self.wait_for_shutdown(volume),
             Act::Kill(container) => {
                 let runs = self.killing.as_ref().is_some_and(|(batch, _)| batch.contains(container));
                 if !runs {
@@ -357,7 +363,18 @@ impl FenceRunner {
             }
             Act::MakeIdle(volume) => {
                 let mounted = self.fence.mounted(volume).cloned();
-                self.start_idle(Idle::Known(volume.clone()), volume, mounted, now);
+                let shut = self.shut.contains(volume);
+                let job = Job::MakeIdle { volume: volume.clone(), mounted, shut, limits: self.limits() };
+                let idle = (Idle::Known(volume.clone()), job);
+                // Those that hang would keep the places: they come last.
+                let hung = &self.pool.hung;
+                let hangs = |idle: &Idle| matches!(idle, Idle::Known(volume) if hung.contains(volume));
+                let others = if hangs(&idle.0) {
+                    self.to_idle.len()
+                } else {
+                    self.to_idle.partition_point(|(idle, _)| !hangs(idle))
+                };
+                self.to_idle.insert(others, idle);
             }
             Act::Sweep => self.start_sweep(now),
             Act::Settle(at) => self.settle = Some(*at),
@@ -405,7 +422,8 @@ impl FenceRunner {
         // What was shut down takes no writes, whoever has it.
         let writable = self.volumes.iter().filter(|volume| !self.shut.contains(volume));
         let volumes = writable.filter_map(|volume| self.fence.mounted(volume).cloned()).collect();
-        let job = Job::Kill { containers, volumes, cgroup_root: self.policy.cgroup_root.clone() };
+        let cgroup_root = self.policy.cgroup_root.clone();
+        let job = Job::Kill { containers, volumes, cgroup_root, fences: true };
         match self.pool.start(&job) {
             Ok(helper) => self.killing = Some((batch, helper)),
             Err(error) => {
@@ -429,14 +447,16 @@ impl FenceRunner {
         }
     }
 
-    fn start_idle(&mut self, idle: Idle, volume: &VolumeId, mounted: Option<MountedVolume>, now: Now) {
-        let shut = self.shut.contains(volume);
-        let job = Job::MakeIdle { volume: volume.clone(), mounted, shut, limits: self.limits() };
-        match self.pool.start(&job) {
-            Ok(helper) => {
-                self.idling.insert(idle, helper);
+    fn start_idling(&mut self, now: Now) {
+        while self.idling.len() < MOST
+            && let Some((idle, job)) = self.to_idle.pop_front()
+        {
+            match self.pool.start(&job) {
+                Ok(helper) => {
+                    self.idling.insert(idle, helper);
+                }
+                Err(error) => self.idled(idle, Err(not_started(&error)), now),
             }
-            Err(error) => self.idled(idle, Err(not_started(&error)), now),
         }
     }
 
@@ -456,6 +476,7 @@ impl FenceRunner {
             };
             self.idled(idle, result, now);
         }
+        self.start_idling(now);
     }
 
     fn idled(&mut self, idle: Idle, result: Result<(), String>, now: Now) {
@@ -503,15 +524,18 @@ impl FenceRunner {
                     Report::Swept(mounted) if mounted.is_empty() => self.finish(&Act::Sweep, Ok(()), now),
                     Report::Swept(mounted) => {
                         self.sweep = Sweep::Idling(None);
-                        for found in mounted {
-                            self.start_found(found, now);
+                        for mounted in mounted {
+                            let idle = Idle::Found(Text::clone(&mounted.device_number));
+                            let job = Job::MakeFoundIdle { mounted, limits: self.limits() };
+                            self.to_idle.push_back((idle, job));
                         }
                     }
                     other => self.finish(&Act::Sweep, Err(unexpected(&other)), now),
                 }
             }
             Sweep::Idling(obstacle) => {
-                if self.idling.keys().any(|idle| matches!(idle, Idle::Found(_))) {
+                let mut under_way = self.idling.keys().chain(self.to_idle.iter().map(|(idle, _)| idle));
+                if under_way.any(|idle| matches!(idle, Idle::Found(_))) {
                     return;
                 }
                 let result = obstacle.take().map_or(Ok(()), Err);
@@ -522,16 +546,6 @@ impl FenceRunner {
                     Err(why) => self.finish(&Act::Sweep, Err(why), now),
                 }
             }
-        }
-    }
-
-    fn start_found(&mut self, found: MountedVolume, now: Now) {
-        let idle = Idle::Found(Text::clone(&found.device_number));
-        match self.pool.start(&Job::MakeFoundIdle { mounted: found, limits: self.limits() }) {
-            Ok(helper) => {
-                self.idling.insert(idle, helper);
-            }
-            Err(error) => self.idled(idle, Err(not_started(&error)), now),
         }
     }
 }

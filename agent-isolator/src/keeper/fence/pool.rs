@@ -6,7 +6,7 @@
 //! With them is kept which file systems are the host's own: looking for that reads a mount table, under a lock that tenants can make
 //! its readers wait for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use shared::protocol::Now;
+use shared::volume::VolumeId;
 
 use super::Policy;
 use super::child::Helper;
@@ -24,7 +25,7 @@ use crate::keeper::stored_table::{Stored, read_table};
 const BESIDE: usize = 3;
 
 /// For so many volumes one stands by each: a shutdown takes a millisecond, and a helper is a process with a megabyte or two of its own.
-const MOST: usize = 16;
+pub(super) const MOST: usize = 16;
 
 /// For so long the end of all helpers is waited for.
 const ENDS_WITHIN: Duration = Duration::from_millis(500);
@@ -53,6 +54,9 @@ pub struct Pool {
     start_at: Now,
     /// It was said that too few stand by.
     said: bool,
+    /// Since the last fence: volumes whose shutdown was answered, however, and those whose was not.
+    pub(super) answered: BTreeSet<VolumeId>,
+    pub(super) hung: BTreeSet<VolumeId>,
 }
 
 impl Pool {
@@ -71,12 +75,16 @@ impl Pool {
             look_at: Now::ZERO,
             start_at: Now::ZERO,
             said: false,
+            answered: BTreeSet::new(),
+            hung: BTreeSet::new(),
         }
     }
 
     /// Sees that as many stand by as the table at `path` needs. To be called now and then while nothing is fenced; does not block.
     pub fn tend(&mut self, now: Now, path: &Path, policy: &Policy) {
         self.follow(path);
+        self.answered.clear();
+        self.hung.clear();
         self.ending.retain_mut(|helper| !helper.has_ended());
         self.standby.retain_mut(|helper| !helper.has_ended());
         self.take_late();
