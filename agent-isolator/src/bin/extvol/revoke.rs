@@ -118,7 +118,8 @@ impl Concerned {
         format!(
             "{holder} notices with its next beat (every {}), {all}gives up {}: {whom}; after the grace that its keeper \
              was given what still runs is killed, and {} after that (its time K) the host is fenced if anything still \
-             does; and if nothing is given back for the settle time and 2 min more. Each lease is free once its device \
+             does, or if nothing was given back for as long; for one volume alone, if that is not given back in the \
+             settle time and 2 min more. Each lease is free once its device \
              is idle: `extvol leases`, `extvol events --follow`",
             seconds(timing.beat),
             volumes.join(", "),

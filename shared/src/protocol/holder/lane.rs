@@ -343,6 +343,11 @@ impl Core {
             (Doing::JobWrite(written), Outcome::Done(at)) => self.job_done(now, written, at),
             (Doing::JobWrite(_), Outcome::Conflict) => self.check = Some(now),
             (Doing::JobWrite(_), Outcome::Unknown) => self.barrier = true,
+            // Such as an etcd over its quota, which still answers reads: an opening reads everything, and is in no hurry.
+            (Doing::OpenWrite(_), Outcome::NotSent) => {
+                self.obstacle = self.fault.clone().unwrap_or_else(|| "etcd takes no write".into());
+                self.lane = Lane::Pause { until: now + self.settings.retry.0 * 10 };
+            }
             (_, Outcome::NotSent) => self.lane = Lane::Pause { until: now + self.settings.retry.0 },
             // Opening and barrier begin with a read: they are done again from there.
             _ => {}

@@ -16,13 +16,13 @@ impl Core {
         self.mine.as_ref().is_some_and(|mine| mine.record.state == SessionState::Revoking)
     }
 
-    /// When this host is fenced because it gives back too slowly what was revoked.
+    /// When this host is fenced because it gives back too slowly what was revoked: another waits for all that a lost agent's host
+    /// has, and its containers end in any case; for one volume alone calls may last as long as they do, before all others' tasks end.
     pub(super) fn revoke_ends(&self) -> Option<Now> {
         let mine = self.mine.as_ref().filter(|_| self.is_open())?;
         let alone = || self.volumes.values().filter_map(|volume| volume.revoked).min();
-        // Behind the last container's end a call may be waited for, and for what it did when it gave no answer. More of
-        // them one after the other are no reason to end the host that gives up many volumes.
-        Some(mine.revoking.or_else(alone)? + self.patience() + CALL + self.settings.settle)
+        let alone = || Some(alone()? + CALL + self.settings.settle);
+        Some(mine.revoking.or_else(alone)? + self.patience())
     }
 
     /// A lease was given back: a revoked session has the whole time for the next.
