@@ -48,7 +48,7 @@ fn may_order(pid: Option<i32>, cgroup_root: Option<&str>) -> Result<(), String> 
         return Err(format!("process {pid} is in a container of the agent's"));
     }
     let its = namespace(&pid.to_string())?;
-    if its != namespace("self")? && its != namespace("1")? {
+    if its != namespace("self")? && namespace("1") != Ok(its) {
         return Err(format!(
             "process {pid} is in a mount namespace that is neither this keeper's nor the host's first process's"
         ));
