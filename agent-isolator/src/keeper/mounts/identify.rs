@@ -101,7 +101,7 @@ pub fn identify(call: &MountCall, places: &Places) -> Result<MountedVolume, Refu
         return Err(by_driver(directory_of_host("of this host's own disk")));
     }
     let mut mounted = of(&mount, &call.mount_point);
-    if let Some((other, known)) = call.others.same(&mounted) {
+    if let Some((other, known)) = call.others.same(&mounted, &mount, &table) {
         // It would keep the mount busy.
         drop(opened);
         undo_second(call, &root, &mount, known).map_err(&later)?;
@@ -169,7 +169,7 @@ fn outside(call: &MountCall, places: &Places, table: &[Mount], said: &str) -> Re
         return refusal;
     }
     let mounted = of(&mount, &mount.mount_point.to_string_lossy());
-    if let Some((other, _)) = call.others.same(&mounted) {
+    if let Some((other, _)) = call.others.same(&mounted, &mount, table) {
         return Refusal::new(format!("{said}: {}", other_name_in_words(other)), Undo::Nothing);
     }
     if call.before.as_ref().is_some_and(|before| !before.has(&mount)) {

@@ -138,9 +138,21 @@ pub struct Others {
 }
 
 impl Others {
-    /// The volume that has the same storage under another name.
-    fn same(&self, mounted: &MountedVolume) -> Option<&(VolumeId, MountedVolume)> {
-        self.mounted.iter().find(|(_, other)| other.is_same_storage(mounted))
+    /// The volume that has the same storage under another name. `mount` is the one that is looked at, of this table.
+    fn same(
+        &self,
+        mounted: &MountedVolume,
+        mount: &Mount,
+        table: &[Mount],
+    ) -> Option<&(VolumeId, MountedVolume)> {
+        // Without a device the number is given away again with the unmount, which a volume that is being released may be
+        // behind already; and the sources of some kinds are all alike (s3fs).
+        let is_there = |other: &MountedVolume| {
+            let elsewhere = |found: &Mount| is_of(other)(found) && found.mount_point != mount.mount_point;
+            let here = Path::new(&*other.mount_point).starts_with(&mount.mount_point);
+            other.device.is_some() || here || table.iter().any(elsewhere)
+        };
+        self.mounted.iter().find(|(_, other)| other.is_same_storage(mounted) && is_there(other))
     }
 
     /// Whether a mount is, by its name below a root, that of a volume which is being mounted.

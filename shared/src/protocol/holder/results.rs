@@ -141,8 +141,14 @@ impl Core {
 
     /// The volume under whose name this host has the same storage already.
     fn other_name(&self, op: Op, mounted: &MountedVolume) -> Option<VolumeId> {
+        // Of a file system without a device the number may be given away again by now; the look behind the Mount has seen whether
+        // it was.
+        let is_there =
+            |volume: &Volume| mounted.device.is_some() || !matches!(volume.phase, Phase::Detaching { .. });
         let same = |(_, volume): &(&VolumeId, &Volume)| {
-            volume.awaits != Some(op) && volume.mounted().is_some_and(|other| other.is_same_storage(mounted))
+            volume.awaits != Some(op)
+                && is_there(volume)
+                && volume.mounted().is_some_and(|other| other.is_same_storage(mounted))
         };
         self.volumes.iter().find(same).map(|(id, _)| id.clone())
     }

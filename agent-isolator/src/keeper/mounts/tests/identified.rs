@@ -118,6 +118,23 @@ fn root_a_second_name_for_a_mount_is_refused_and_leaves_the_first_alone() {
 }
 
 #[test]
+fn root_the_number_of_a_file_system_that_is_gone_is_no_second_name_for_it() {
+    let mut world = World::new();
+    let tmpfs = |world: &World, name: &str| world.mount("s3fs", &world.root.join(name), &["-t", "tmpfs"]);
+    let data = tmpfs(&world, "ab");
+    let first = world.attach("ab", &data);
+    world.before = Some(Before::now().unwrap());
+    let again = refusal(world.identify("a_b", &data), "the device of ebs/ab");
+    assert_eq!(again.undo, Undo::Nothing, "while it is there");
+    world.umount(&first);
+    world.before = Some(Before::now().unwrap());
+    let data = tmpfs(&world, "other");
+    let second = world.identify("other", &data).unwrap();
+    // What makes this a test: the kernel gives the lowest number that is free.
+    assert_eq!(second.device_number, first.device_number);
+}
+
+#[test]
 fn root_a_second_mount_of_a_volumes_device_is_undone_and_the_first_stays() {
     let (mut world, disk) = (World::new(), Disk::new());
     let data = world.mount(&disk.device, &world.root.join("ab"), &[]);
