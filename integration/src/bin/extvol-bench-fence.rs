@@ -373,6 +373,8 @@ fn inside(case: &str, count: usize, directory: &Path) -> Result<()> {
     // The deadman's and the guard's, each with three beside those of the volumes.
     eventually("helpers stand by", || helpers() >= 2 * (VOLUMES + 3))?;
 
+    // Where no process can be started any more, one that has yet to begin might not.
+    all_write(&volumes)?;
     let tenant = format!("{cgroups}/tenant");
     let (namespaces, bomb) = (count.to_string(), BOMB.to_string());
     let environment = [("MANY", path(&many)?), ("READY", path(&ready)?), ("COUNT", namespaces.as_str())];
@@ -401,16 +403,18 @@ fn inside(case: &str, count: usize, directory: &Path) -> Result<()> {
         }
         _ => {}
     }
-    let before: Vec<_> = volumes.iter().map(Volume::writes).collect();
-    eventually("all write", || {
-        volumes.iter().zip(&before).all(|(volume, before)| volume.writes() > *before)
-    })?;
+    all_write(&volumes)?;
 
     let sample = fence(&volumes, &shared, &run_directory)?;
     fs::write(directory.join("sample.json"), serde_json::to_vec(&sample)?)?;
     // The namespaces end with this process, and everything in them.
     let _ends = keeper.kill();
     Ok(())
+}
+
+fn all_write(volumes: &[Volume]) -> Result<()> {
+    let before: Vec<_> = volumes.iter().map(Volume::writes).collect();
+    eventually("all write", || volumes.iter().zip(&before).all(|(volume, before)| volume.writes() > *before))
 }
 
 /// Lets the deadline pass, and looks.
