@@ -1,6 +1,5 @@
 //! The keeper's processes: what happens when one of them is killed, stopped or hung. What the guard is for is in `guards.rs`.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
@@ -185,27 +184,6 @@ fn root_helpers_stand_by_for_each_volume_run_before_all_others_and_end_with_thei
         keeper.store(&Table::default());
         keeper.fence_in(Duration::from_millis(100));
         eventually("the host is fenced", || keeper.fences_proved() == 1);
-    });
-}
-
-/// Begun anew with others, it might find no room for them.
-#[test]
-fn root_a_fence_ends_with_the_helpers_that_it_began_with() {
-    alone("keeper::root_a_fence_ends_with_the_helpers_that_it_began_with", |alone| {
-        let host = Host::new(alone);
-        let keeper = Keeper::start(&host, &[]);
-        let deadman = keeper.deadman();
-        let helpers = || helpers_of(deadman).into_iter().collect::<BTreeSet<_>>();
-        // Who sees the worker's end first, the look or the reaping, is a matter of luck.
-        for fences in 1..=8 {
-            keeper.worker();
-            eventually("three stand by", || helpers().len() >= 3);
-            let before = helpers();
-            keeper.shared.reset();
-            keeper.fence_in(Duration::from_millis(50));
-            eventually("the host is fenced", || keeper.fences_proved() == fences);
-            assert!(helpers().is_superset(&before), "{before:?} and now {:?}", helpers());
-        }
     });
 }
 
