@@ -110,15 +110,33 @@ fn a_container_that_waits_for_that_word_in_vain_is_told() {
 fn without_that_word_a_container_that_is_there_does_not_start() {
     let mut host = Host::new();
     on_nfs(&mut host);
-    // A rewrite of the session is under way, of which nobody knows what it says.
+    // The worker before may have sent a rewrite of which nobody knows what it says.
     host.held_back = Some(is_session);
-    host.give(found(&[Means::Guard, Means::Watchdog]));
+    host.restart();
     let request = host.isolate("c1");
     let why = host.refusal(request);
     assert!(why.contains("etcd has not confirmed yet") && why.contains("ebs/a"), "{why}");
     host.let_through();
+    host.until_quiet();
     let request = host.isolate("c1");
     assert!(host.all_steps().contains(&Step::Done(request)));
+}
+
+#[test]
+fn a_rewrite_that_says_the_same_of_silence_keeps_no_container_waiting() {
+    let mut host = Host::new();
+    on_nfs(&mut host);
+    host.held_back = Some(is_session);
+    host.give(found(&[Means::Guard, Means::Watchdog]));
+    let request = host.isolate("c1");
+    assert!(host.all_steps().contains(&Step::Done(request)));
+    host.let_through();
+    host.until_quiet();
+    // Which of two volumes it names makes no difference either.
+    let request = host.prepare("c2", &["b"]);
+    host.held_back = Some(is_session);
+    host.mounts("b", Ok(nfs("b")));
+    assert!(ready(&host.all_steps(), request));
 }
 
 #[test]

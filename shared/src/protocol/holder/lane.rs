@@ -12,7 +12,7 @@ use super::session::Life;
 use super::wait::Others;
 use super::{Core, FoundLease, Output};
 use crate::protocol::exchange::{
-    Commit, Held, Key, Lease, Outcome, Owed, Reading, Record, Session, SessionState, Stage, View,
+    ByTime, Commit, Held, Key, Lease, Outcome, Owed, Reading, Record, Session, SessionState, Stage, View,
 };
 use crate::protocol::renumber::Renumber;
 use crate::protocol::{Now, Op, Text};
@@ -266,6 +266,7 @@ impl Core {
                     let record = self.with_word(Session { instance, agent, wants, ..mine.record.clone() });
                     let put = Record::Session(record.clone());
                     let commit = Commit::new(cluster).put(self.session_key(), mine.at, put);
+                    self.allowing |= record.by_time == ByTime::Allowed;
                     self.lane_commit(commit, Doing::BarrierWrite(Box::new(record)));
                 }
             }
@@ -337,7 +338,7 @@ impl Core {
                 if let Some(mine) = self.mine.as_mut().filter(|mine| mine.at < at) {
                     (mine.record, mine.at) = (*record, at);
                 }
-                self.barrier = false;
+                (self.barrier, self.allowing) = (false, false);
                 self.check = Some(now);
             }
             (Doing::JobWrite(written), Outcome::Done(at)) => self.job_done(now, written, at),

@@ -152,6 +152,9 @@ pub struct Core {
     /// A write's outcome is unknown, or the session is adopted: the session is rewritten before anything
     /// is concluded (L2).
     pub(super) barrier: bool,
+    /// A rewrite of the session to one that silence may end was sent, by this worker or the one before it, and no later
+    /// rewrite has closed it.
+    pub(super) allowing: bool,
     /// Why etcd did not answer, the last time.
     pub(super) fault: Option<Text>,
     /// Something changed under us: from this time on session and leases are read, before the next write.
@@ -206,6 +209,7 @@ impl Core {
             lane: Lane::Idle,
             jobs: adopted.iter().map(|_| Job::TakeOver).collect(),
             barrier: adopted.is_some(),
+            allowing: adopted.is_some(),
             fault: None,
             check: None,
             checking: None,
@@ -482,7 +486,7 @@ impl Core {
         self.lane = Lane::Idle;
         self.jobs.clear();
         self.leases.clear();
-        (self.barrier, self.ready) = (false, false);
+        (self.barrier, self.allowing, self.ready) = (false, false, false);
         (self.check, self.checking, self.beat, self.beaten) = (None, None, None, None);
     }
 }

@@ -64,11 +64,11 @@ impl Core {
     }
 
     /// Whether no reclaimer can end this session by silence now, nor by a write of this holder's that is still under way: a
-    /// rewrite to `allowed` whose answer was lost may come late, until a barrier has closed it (L2).
+    /// rewrite to `allowed` whose answer was lost may come late, until a later rewrite has closed it (L2).
     pub(super) fn is_past_silence(&self) -> bool {
         self.mine.as_ref().is_some_and(|mine| match mine.record.by_time {
             ByTime::Never => true,
-            ByTime::Unproved => !self.barrier,
+            ByTime::Unproved => !self.allowing,
             ByTime::Allowed => false,
         })
     }
