@@ -15,13 +15,15 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 
-use super::calls::FORGOTTEN_LATER;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use shared::protocol::holder::Output;
 use shared::volume::{ContainerId, Driver, VolumeId};
 
 /// Helper processes at once, of each kind. A hung one is given up after 10 s.
 pub(super) const LOOKS_MAX: usize = 32;
+
+/// So many volumes that are held no more are remembered.
+pub(super) const FORGOTTEN_LATER: usize = 16;
 
 /// Connections to the socket: an agent has one, and a host two agents at most.
 pub(super) const CONNECTIONS_MAX: usize = 64;

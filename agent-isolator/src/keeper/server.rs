@@ -169,4 +169,25 @@ mod tests {
         let refused = refused.unwrap_err();
         assert!(refused.contains("mount namespace"), "{refused}");
     }
+
+    /// Connects, says one line, and waits until the other side ends it.
+    const CLIENT: &str = "use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or die \"$!\"; \
+                          print $s \"no call\\n\"; $s->flush; <$s>;";
+
+    #[tokio::test]
+    async fn root_a_connection_of_another_mount_namespace_is_ended_before_a_line_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("keeper.sock");
+        let (events, mut received) = mpsc::unbounded_channel();
+        tokio::spawn(serve(listen(&socket).unwrap(), None, events));
+        let client = |program: &str, arguments: &[&str]| {
+            let mut command = tokio::process::Command::new(program);
+            command.args(arguments).args(["perl", "-e", CLIENT]).arg(&socket);
+            async move { assert!(command.status().await.unwrap().success()) }
+        };
+        client("unshare", &["--mount"]).await;
+        // What is of the host comes later, and is the first to be heard of.
+        client("env", &[]).await;
+        assert!(matches!(received.recv().await, Some(Event::Connected(ConnectionId(2), _))));
+    }
 }

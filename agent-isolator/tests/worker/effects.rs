@@ -3,7 +3,8 @@
 use std::fs;
 use std::time::Duration;
 
-use agent_isolator::wire::Answer;
+use agent_isolator::wire::{Answer, Call};
+use shared::volume::ContainerId;
 
 use crate::alone::alone;
 use crate::world::{eventually, is_mounted, with_worker};
@@ -184,6 +185,27 @@ fn root_no_beat_goes_out_while_no_deadman_ticks() {
             let beats = async || world.beat().await > last;
             eventually("beats again", beats).await;
             assert!(!world.memory.read().fenced);
+        });
+    });
+}
+
+#[test]
+fn root_a_container_that_ends_while_the_mount_roots_are_looked_at_is_not_prepared() {
+    let name = "effects::root_a_container_that_ends_while_the_mount_roots_are_looked_at_is_not_prepared";
+    alone(name, |alone| {
+        with_worker(alone, &[], async |mut world| {
+            world.disk("a");
+            let prepare = world.prepare("c1", &["ebs/a"]);
+            let cleanup = world.cleanup("c1");
+            let why = world.answer(prepare).await.unwrap_err();
+            assert!(why.contains("container c1 has ended"), "{why}");
+            assert_eq!(world.answer(cleanup).await, Ok(Answer::Done));
+            // Another agent of this host has a container of the same name.
+            let prepare = world.prepare("c1", &["ebs/a"]);
+            let container = ContainerId::new("c1").unwrap();
+            world.call(Call::Cleanup { agent: "10.0.0.2:5051".into(), container });
+            assert!(matches!(world.answer(prepare).await, Ok(Answer::Prepared { .. })));
+            assert_eq!(world.driver.calls(), ["mount ebs/a"]);
         });
     });
 }

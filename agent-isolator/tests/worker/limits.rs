@@ -1,5 +1,7 @@
 //! What one tenant can have of a host, and what is left for the others.
 
+use std::time::Duration;
+
 use agent_isolator::wire::Answer;
 
 use crate::alone::alone;
@@ -75,6 +77,30 @@ fn root_at_one_driver_a_bystander_takes_its_turn_before_the_rest_of_a_container_
             let calls = world.driver.calls();
             let turn = calls.iter().position(|call| call == "mount ebs/a").unwrap();
             assert!(turn <= 3, "{calls:?}");
+        });
+    });
+}
+
+#[test]
+fn root_what_etcd_answers_is_taken_in_before_all_that_isolators_ask() {
+    let name = "limits::root_what_etcd_answers_is_taken_in_before_all_that_isolators_ask";
+    alone(name, |alone| {
+        with_worker(alone, &[], async |mut world| {
+            world.disk("a");
+            let first = world.prepare("c1", &["ebs/a"]);
+            assert!(matches!(world.answer(first).await, Ok(Answer::Prepared { .. })));
+            world.driver.hold("ebs");
+            world.store.fail_reads(true);
+            world.prepare("c2", &["ebs/b"]);
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            world.store.fail_reads(false);
+            // Each takes the worker's thread for a while, and the lease takes two answers of etcd's.
+            let flood: Vec<_> = (0..50_000).map(|n| world.cleanup(&format!("nobody-{n}"))).collect();
+            while world.stored("leases/ebs/b").await.is_none() {
+                tokio::task::yield_now().await;
+            }
+            let last = flood[flood.len() - 1];
+            assert!(!world.is_answered(last), "the lease came behind {} other calls", flood.len());
         });
     });
 }

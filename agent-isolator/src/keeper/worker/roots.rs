@@ -7,16 +7,22 @@ use std::path::{Path, PathBuf};
 
 use shared::volume::ContainerId;
 
-use super::mounts;
-use super::server::ConnectionId;
+use crate::keeper::mounts;
+use crate::keeper::server::ConnectionId;
 use crate::wire::Call;
 
 /// A prepare that waits for the look.
 pub(super) struct Waiting {
     pub(super) connection: ConnectionId,
     pub(super) call_id: u64,
-    pub(super) container: ContainerId,
     pub(super) call: Call,
+}
+
+impl Waiting {
+    /// Whether it is of this container of this agent's: another agent of the host may have one of the same name.
+    pub(super) fn is_of(&self, of: &str, named: &ContainerId) -> bool {
+        matches!(&self.call, Call::Prepare { agent, container, .. } if agent == of && container == named)
+    }
 }
 
 /// Prepares, before and during the look.
@@ -78,12 +84,16 @@ mod tests {
 
     fn waiting(name: &str) -> Waiting {
         let container = ContainerId::new(name).unwrap();
-        let call = Call::Cleanup { agent: "a".into(), container: container.clone() };
-        Waiting { connection: ConnectionId(1), call_id: 1, container, call }
+        let call = Call::Prepare { container, agent: "a".into(), agent_id: None, volumes: vec![] };
+        Waiting { connection: ConnectionId(1), call_id: 1, call }
     }
 
     fn names(waiting: &[Waiting]) -> Vec<&str> {
-        waiting.iter().map(|waiting| waiting.container.as_str()).collect()
+        let name = |waiting: &'_ Waiting| match &waiting.call {
+            Call::Prepare { container, .. } => container.as_str(),
+            _ => panic!("no prepare"),
+        };
+        waiting.iter().map(name).collect()
     }
 
     #[test]
@@ -107,7 +117,9 @@ mod tests {
         roots.add(waiting("b"));
         assert!(roots.begin());
         roots.add(waiting("a"));
-        let gone = roots.remove(|waiting| waiting.container.as_str() == "a");
+        let a = ContainerId::new("a").unwrap();
+        assert!(roots.remove(|waiting| waiting.is_of("another agent", &a)).is_empty());
+        let gone = roots.remove(|waiting| waiting.is_of("a", &a));
         assert_eq!(names(&gone), ["a", "a"]);
         assert_eq!(names(&roots.ended()), ["b"]);
     }

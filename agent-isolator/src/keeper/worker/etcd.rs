@@ -15,7 +15,8 @@ use shared::store::{LeaseStore, Revision};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use super::{Event, random_id, sentence};
+use super::Event;
+use crate::keeper::{random_id, sentence};
 
 /// Before a watch that ended is opened again.
 const WATCH_AGAIN: Duration = Duration::from_millis(200);

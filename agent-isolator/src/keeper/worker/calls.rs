@@ -11,10 +11,8 @@ use shared::protocol::holder::{Idleness, MountedVolume};
 use shared::record::Token;
 use shared::volume::VolumeId;
 
-use super::mounts::{Before, Proof};
-
-/// So many volumes that are held no more are remembered.
-pub(super) const FORGOTTEN_LATER: usize = 16;
+use crate::keeper::limits::FORGOTTEN_LATER;
+use crate::keeper::mounts::{Before, Proof};
 
 /// The calls for one volume under one lease.
 #[derive(Clone, Debug, Default)]

@@ -1,0 +1,214 @@
+//! What isolators ask, and what they are told.
+
+use std::collections::BTreeMap;
+
+use shared::clock::holder_now;
+use shared::protocol::holder::{Answer, Container, Input, Wanted};
+use shared::protocol::{Request, Text};
+use shared::store::LeaseStore;
+use shared::volume::ContainerId;
+
+use super::roots::{self, Waiting};
+use super::{Event, POLL, Worker, alive, blocking, has_run, is_alive};
+use crate::keeper::driver::VolumeDriver;
+use crate::keeper::server::{ConnectionId, Lines};
+use crate::wire::{self, Call, KeeperLine, Limit, line};
+
+impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D> {
+    pub(super) fn connected(&mut self, id: ConnectionId, lines: Lines) {
+        for (container, message) in &self.limits {
+            let _ = lines.send(limit_line(container, message));
+        }
+        self.connections.insert(id, lines);
+    }
+
+    pub(super) fn disconnected(&mut self, id: ConnectionId) {
+        self.connections.remove(&id);
+        self.requests.retain(|_, (connection, _)| *connection != id);
+        // It is asked again over the next one.
+        let _forgotten = self.roots.remove(|waiting| waiting.connection == id);
+    }
+
+    pub(super) fn call(&mut self, connection: ConnectionId, call_id: u64, call: Call) {
+        match &call {
+            Call::Prepare { .. } => {
+                self.roots.add(Waiting { connection, call_id, call });
+                return self.look_at_roots();
+            }
+            Call::Cleanup { agent, container } => {
+                for prepare in self.roots.remove(|waiting| waiting.is_of(agent, container)) {
+                    let why = format!("container {container} has ended");
+                    self.answer(prepare.connection, prepare.call_id, Err(why.into()));
+                }
+            }
+            Call::Hello { .. } | Call::Isolate { .. } | Call::Recover { .. } => {}
+        }
+        self.take_in(connection, call_id, call);
+    }
+
+    fn take_in(&mut self, connection: ConnectionId, call_id: u64, call: Call) {
+        self.next_request += 1;
+        let request = Request(self.next_request);
+        match self.input(request, call) {
+            Ok(Some(input)) => {
+                self.requests.insert(request, (connection, call_id));
+                self.core.handle(holder_now(), input);
+            }
+            Ok(None) => self.answer(connection, call_id, Ok(Answer::Done)),
+            Err(why) => self.answer(connection, call_id, Err(why)),
+        }
+    }
+
+    /// A call as the core takes it, if it is one for the core, and not refused here.
+    fn input(&mut self, request: Request, call: Call) -> Result<Option<Input>, Text> {
+        Ok(Some(match call {
+            Call::Hello { version, parameters } => {
+                self.hello(version, &parameters)?;
+                return Ok(None);
+            }
+            Call::Prepare { container, agent, agent_id, volumes } => {
+                if let Some(why) = self.store_fault.clone().or_else(|| self.has_too_many(&container)) {
+                    return Err(why);
+                }
+                let volumes = self.wanted(volumes)?;
+                self.limits.remove(&container);
+                let (agent, agent_id) = (agent.into(), agent_id.map(Text::from));
+                Input::Prepare { request, container, agent, agent_id, volumes }
+            }
+            Call::Isolate { agent, container, pid } => {
+                let Some(cgroup) = alive::own_cgroup(pid, &container) else {
+                    let refused = format!(
+                        "container {container} (process {pid}) is in no freezer cgroup of its own below {}: a fence \
+                         could not end it, so it may have no volumes; the agent needs --launcher=linux",
+                        alive::FREEZER
+                    );
+                    return Err(refused.into());
+                };
+                Input::Isolate { request, agent: agent.into(), container, pid, cgroup: Some(cgroup.into()) }
+            }
+            Call::Cleanup { agent, container } => {
+                self.limits.remove(&container);
+                Input::Cleanup { request, agent: agent.into(), container }
+            }
+            Call::Recover { agent, mut known, orphans } => {
+                // An agent with another runtime directory or cgroups root may not see what still runs.
+                let unseen = |(id, entry): &(&ContainerId, &Container)| {
+                    *entry.agent == *agent
+                        && !known.contains(*id)
+                        && !orphans.contains(*id)
+                        && has_run(entry)
+                        && is_alive(entry)
+                };
+                let running: Vec<_> =
+                    self.core.containers().iter().filter(unseen).map(|(id, _)| id.clone()).collect();
+                for id in running {
+                    tracing::warn!("the agent at {agent} does not know container {id}, which still runs");
+                    known.insert(id);
+                }
+                Input::Recover { request, agent: agent.into(), known, orphans }
+            }
+        }))
+    }
+
+    /// Why another prepare has to wait for its next try. One that is asked again, over another connection, does not.
+    fn has_too_many(&self, container: &ContainerId) -> Option<Text> {
+        let (preparing, this_one) = self.core.preparing(container);
+        let max = self.parameters.prepares_max;
+        (preparing >= max && !this_one).then(|| {
+            format!(
+                "this host is already preparing the volumes of {preparing} containers, the most that its keeper does at \
+                 once (prepares_max): start it again when some of them have started or failed"
+            )
+            .into()
+        })
+    }
+
+    /// The volumes by their canonical names.
+    fn wanted(&self, volumes: Vec<wire::VolumeCall>) -> Result<Vec<Wanted>, String> {
+        let wanted = |call: wire::VolumeCall| {
+            let volume = self.parameters.drivers.canonical(&call.volume)?;
+            let mut asked = call.volume;
+            // A plugin's long name stands in no socket's name.
+            if asked.driver.as_str().contains('/') {
+                asked.driver = volume.driver.clone();
+            }
+            Ok(Wanted { volume, asked, create: call.create, read_only: call.read_only })
+        };
+        volumes.into_iter().map(wanted).collect()
+    }
+
+    fn hello(&self, version: u32, theirs: &BTreeMap<String, String>) -> Result<(), String> {
+        if version != wire::VERSION {
+            return Err(format!(
+                "the keeper speaks version {} of the module's protocol, and the module version {version}; \
+                 upgrade the older one",
+                wire::VERSION
+            ));
+        }
+        for (name, value) in theirs {
+            let ours = self.parameters.given.get(name);
+            if ours != Some(value) {
+                let ours = ours.map_or("nothing".into(), |ours| format!("`{ours}`"));
+                return Err(format!(
+                    "the module's parameter `{name}` is `{value}`, and the keeper that runs was given {ours}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn look_at_roots(&mut self) {
+        if !self.roots.begin() {
+            return;
+        }
+        let (roots, events) = (self.parameters.mount_roots.clone(), self.events.clone());
+        tokio::spawn(async move {
+            let _ = events.send(Event::RootsChecked(blocking(move || roots::check(&roots)).await));
+        });
+    }
+
+    pub(super) fn roots_checked(&mut self, checked: &Result<(), String>) {
+        for Waiting { connection, call_id, call } in self.roots.ended() {
+            match checked {
+                Ok(()) => self.take_in(connection, call_id, call),
+                Err(why) => self.answer(connection, call_id, Err(why.as_str().into())),
+            }
+        }
+        self.look_at_roots();
+    }
+
+    pub(super) fn answer(&self, connection: ConnectionId, id: u64, answer: Result<Answer, Text>) {
+        let Some(lines) = self.connections.get(&connection) else { return };
+        let reply = match answer {
+            Ok(Answer::Prepared { mount_points }) => {
+                let mount_points = mount_points.iter().map(|point| point.to_string()).collect();
+                KeeperLine::Answer { id, answer: wire::Answer::Prepared { mount_points } }
+            }
+            Ok(Answer::Done | Answer::Isolated) => KeeperLine::Answer { id, answer: wire::Answer::Done },
+            Err(refused) => KeeperLine::Refused { id, refused: refused.to_string() },
+        };
+        // A connection that has just ended: the isolator asks again over the next one.
+        let _ = lines.send(line(&reply));
+    }
+
+    pub(super) fn reply(&mut self, request: Request, answer: Result<Answer, Text>) {
+        if let Some((connection, id)) = self.requests.remove(&request) {
+            self.answer(connection, id, answer);
+        }
+    }
+
+    pub(super) fn limit(&mut self, container: ContainerId, message: Text) {
+        tracing::warn!("container {container} has to end: {message}");
+        let text = limit_line(&container, &message);
+        for lines in self.connections.values() {
+            let _ = lines.send(text.clone());
+        }
+        self.limits.insert(container, message);
+        self.look_at_ending = holder_now() + POLL;
+    }
+}
+
+fn limit_line(container: &ContainerId, message: &Text) -> String {
+    let limit = Limit { container: container.clone(), message: message.to_string() };
+    line(&KeeperLine::Limit { limit })
+}
