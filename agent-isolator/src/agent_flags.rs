@@ -97,7 +97,7 @@ fn check_docker_volume(beside: Beside, parameters: &IsolatorParameters) -> Resul
              set the parameter `docker_volume_isolator` to `allow`"
         ));
     }
-    if !parameters.rules.refuse_docker_volumes {
+    if !parameters.rules.lease_docker_volumes {
         let why = format!(
             "cannot be beside the agent's isolator {DOCKER_VOLUME}, which would mount leased volumes"
         );

@@ -9,6 +9,8 @@ use reqwest::StatusCode;
 
 use crate::keeper::{driver, mount_table};
 use crate::mesos::{ContainerConfig, RawContainerId};
+use crate::parameters::IsolatorParameters;
+use crate::rules::Declared;
 use crate::{agent_flags, task, wire};
 
 /// `/proc/<pid>/mountinfo`, in which tenants choose paths and sources.
@@ -23,7 +25,13 @@ pub fn task(bytes: &[u8]) {
         let _refused_or_not = id.name();
     }
     let Ok(config) = ContainerConfig::decode(bytes) else { return };
-    let Ok(volumes) = task::volumes(&config) else { return };
+    let _none_or_some = task::names_none(&config);
+    let given = [("etcd_endpoints", "h:1"), ("drivers", "rexray,ebs"), ("resources", "ebsvolumes:ebs")];
+    let given: Vec<_> = given.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let Ok(IsolatorParameters { rules, keeper, .. }) = IsolatorParameters::read(&given) else { return };
+    let declared = Declared { rules: &rules, keeper: &keeper, docker_volume_isolator: false };
+    let _refused_or_not = declared.check(&config);
+    let Ok(volumes) = task::volumes(&config, &declared) else { return };
     for volume in volumes {
         let path = volume.container_path.unwrap_or_default();
         assert!(path.split('/').all(|segment| !matches!(segment, "." | "..")), "{path:?}");

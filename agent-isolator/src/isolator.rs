@@ -21,7 +21,7 @@ use std::time::Instant;
 
 use prost::Message;
 use shared::quote;
-use shared::volume::ContainerId;
+use shared::volume::{ContainerId, VolumeId};
 use tokio::sync::mpsc;
 
 use self::connection::Command;
@@ -53,13 +53,21 @@ pub struct Isolator {
 /// What this agent process knows of its containers; those of an older one are in neither set.
 #[derive(Default)]
 struct Containers {
-    with_volumes: BTreeSet<ContainerId>,
+    with_volumes: BTreeMap<ContainerId, BTreeSet<VolumeId>>,
     without_volumes: BTreeSet<ContainerId>,
     /// Those of command tasks, whose only task the isolator was shown when they were prepared.
     of_command_tasks: BTreeSet<ContainerId>,
     /// The watches of containers whose ids are no names, and which therefore have no volumes: nothing
     /// ends them here, and an answer, even a failed one, would have Mesos kill them.
     unnamed: BTreeMap<RawContainerId, Done<Vec<u8>>>,
+}
+
+impl Containers {
+    /// The volumes that a container of this agent process was prepared with.
+    fn prepared_with(&self, container: &ContainerId) -> Option<BTreeSet<VolumeId>> {
+        let none = || self.without_volumes.contains(container).then(BTreeSet::new);
+        self.with_volumes.get(container).cloned().or_else(none)
+    }
 }
 
 impl Isolator {
@@ -127,10 +135,10 @@ impl Isolator {
             let config =
                 ContainerConfig::decode(config).map_err(|error| format!("not a ContainerConfig: {error}"))?;
             self.declared().check(&config)?;
-            // A debug container lives in its parent's mount namespace, and sees its volumes.
+            let volumes = task::volumes(&config, &self.declared())?;
+            let taken: Vec<_> = rules::taken(&config, self.beside.docker_volume).collect();
+            check_places(&config, &volumes, &taken, &self.parameters.sandbox_directory)?;
             let debug = config.container_class == Some(ContainerClass::Debug.into());
-            let volumes = if debug { Vec::new() } else { task::volumes(&config)? };
-            check_places(&config, &volumes, &self.parameters.sandbox_directory)?;
             match raw.name() {
                 Err(fault) if !volumes.is_empty() => Err(fault),
                 name => Ok((raw, name.ok(), config, debug, volumes)),
@@ -147,14 +155,14 @@ impl Isolator {
             roots: rules::closed(&self.parameters.keeper),
         };
         if volumes.is_empty() {
-            self.note(container.as_ref(), &config, false);
+            self.note(container.as_ref(), &config, &[]);
             if hidden.is_empty() && paths.shown.is_empty() {
                 return done(Ok(None));
             }
             let container = quote::line(&raw.to_string()).into_owned();
             return self.send(Command::Hide { container, hidden, paths, done: timed(done) });
         }
-        self.note(container.as_ref(), &config, true);
+        self.note(container.as_ref(), &config, &volumes);
         // A container with volumes has a name.
         let Some(container) = container else { return done(Ok(None)) };
         let asked = |volume: &TaskVolume| VolumeCall {
@@ -201,15 +209,19 @@ impl Isolator {
         }
     }
 
-    fn note(&self, container: Option<&ContainerId>, config: &ContainerConfig, has_volumes: bool) {
+    fn note(&self, container: Option<&ContainerId>, config: &ContainerConfig, volumes: &[TaskVolume]) {
         // One whose id is no name has no volumes, and no place in these sets.
         let Some(container) = container else { return };
         let mut containers = self.containers();
         if config.task_info.is_some() {
             containers.of_command_tasks.insert(container.clone());
         }
-        let set = if has_volumes { &mut containers.with_volumes } else { &mut containers.without_volumes };
-        set.insert(container.clone());
+        if volumes.is_empty() {
+            containers.without_volumes.insert(container.clone());
+        } else {
+            let volumes = volumes.iter().map(|volume| volume.volume.clone()).collect();
+            containers.with_volumes.insert(container.clone(), volumes);
+        }
     }
 
     /// Whether an executor's container may be handed the tasks that wait for it: Mesos asks before each is. It ends
@@ -223,7 +235,8 @@ impl Isolator {
                 done(Ok(()));
             }
             Ok(raw) => {
-                self.send(Command::Look { agent: self.agent(), container: raw.to_string(), done });
+                let prepared = raw.name().ok().and_then(|name| self.containers().prepared_with(&name));
+                self.send(Command::Look { agent: self.agent(), container: raw.to_string(), prepared, done });
             }
             Err(fault) => done(Err(fault)),
         }
@@ -237,7 +250,7 @@ impl Isolator {
             Ok(Err(_)) => return done(Ok(())),
             Err(fault) => return done(Err(fault)),
         };
-        if !self.containers().with_volumes.contains(&container) {
+        if !self.containers().with_volumes.contains_key(&container) {
             return done(Ok(()));
         }
         match u32::try_from(pid) {
@@ -327,13 +340,14 @@ fn looked_at(volumes: &[TaskVolume], hidden: &ToHide, shown: &[Shown]) -> Option
 fn check_places(
     config: &ContainerConfig,
     volumes: &[TaskVolume],
+    taken: &[String],
     sandbox_directory: &str,
 ) -> Result<(), String> {
     let place = |path: &str| {
         let inside = path.strip_prefix(sandbox_directory).filter(|rest| rest.starts_with('/'));
         target::relative(inside.filter(|_| config.rootfs.is_some()).unwrap_or(path))
     };
-    let taken: Vec<_> = rules::taken(config).map(|path| (place(&path), path)).collect();
+    let taken: Vec<_> = taken.iter().map(|path| (place(path), path)).collect();
     for TaskVolume { volume, container_path, read_only, .. } in volumes {
         let Some(path) = container_path else {
             if config.rootfs.is_some() {
@@ -376,23 +390,18 @@ mod tests {
     use shared::volume::{Driver, VolumeId, VolumeName};
 
     use super::*;
-    use crate::mesos::{ContainerInfo, Volume};
 
     #[test]
     fn a_volume_is_mounted_beside_what_containerinfo_mounts_and_where_its_task_sees_it() {
         let check = |rootfs: bool, path: Option<&str>, read_only: bool, declared: &str| {
-            let declared =
-                Volume { container_path: declared.into(), host_path: Some(b"/srv".to_vec()), source: None };
-            let config = ContainerConfig {
-                rootfs: rootfs.then(|| b"/image".to_vec()),
-                container_info: Some(ContainerInfo { r#type: None, volumes: vec![declared] }),
-                ..Default::default()
-            };
+            let config = ContainerConfig { rootfs: rootfs.then(|| b"/image".to_vec()), ..Default::default() };
             let volume =
                 VolumeId { driver: Driver::new("ebs").unwrap(), name: VolumeName::new("v").unwrap() };
             let container_path = path.map(str::to_owned);
             let volume = TaskVolume { volume, container_path, read_only, create: None };
-            check_places(&config, &[volume], "/mnt/mesos/sandbox").err().unwrap_or_default()
+            check_places(&config, &[volume], &[declared.to_owned()], "/mnt/mesos/sandbox")
+                .err()
+                .unwrap_or_default()
         };
         for (rootfs, path, declared) in [
             (false, "shared/x", "shared"),

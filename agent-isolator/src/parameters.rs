@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::keeper::fence::{Policy, Reset};
 use crate::keeper::mounts::Places;
-use crate::rules::Rules;
+use crate::rules::{Rules, invalid};
 use shared::parameters::{ParameterError, Parameters};
 use shared::protocol::exchange::ByTime;
 use shared::protocol::timing::Timing;
@@ -265,6 +265,13 @@ impl IsolatorParameters {
         let given = pairs.iter().filter(|(name, _)| !is_own(name)).cloned().collect();
         let keeper = KeeperParameters::take(&mut parameters, given)?;
         parameters.finish()?;
+        if let Some((resource, driver)) = rules.resources.iter().find(|(_, driver)| !keeper.serves(driver)) {
+            let why = format!(
+                "has {resource}:{driver}, and {driver} is not among the drivers that this host serves"
+            );
+            let value = pairs.iter().find(|(name, _)| name == "resources").map_or("", |(_, value)| value);
+            return Err(invalid("resources", value, why));
+        }
         Ok(Self { keeper, program, sandbox_directory, rules })
     }
 }

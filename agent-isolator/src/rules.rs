@@ -11,16 +11,19 @@ use shared::quote;
 use shared::volume::Driver;
 
 use crate::mesos::mount_propagation::Mode;
-use crate::mesos::volume::source::Type;
+use crate::mesos::volume::source::{DockerVolume, Type};
 use crate::mesos::{ContainerConfig, Volume};
 use crate::parameters::KeeperParameters;
+use crate::task::{self, ResourceDrivers};
 
 /// The module's parameters about tasks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {
-    /// `docker_volumes` (`refuse`, `ignore`): a container that declares a DOCKER_VOLUME which nobody would mount is
-    /// refused, or starts without it.
-    pub refuse_docker_volumes: bool,
+    /// `docker_volumes` (`lease`, `ignore`): DOCKER_VOLUMEs of the drivers served here are leased, and a container that declares
+    /// one which nobody would mount is refused; or containers start without all of them.
+    pub lease_docker_volumes: bool,
+    /// `resources`: which set resources name volumes, and of which driver.
+    pub resources: ResourceDrivers,
     /// `docker_volume_isolator` (`refuse`, `allow`): whether Mesos's own `docker/volume` may run beside this module.
     pub allow_docker_volume_isolator: bool,
     /// `executor_tasks` (`refuse`, `ignore`): an executor is ended when one of its tasks names a volume in a way that
@@ -37,8 +40,9 @@ pub struct Rules {
 
 impl Rules {
     /// The names of these parameters.
-    pub const NAMES: [&str; 6] = [
+    pub const NAMES: [&str; 7] = [
         "docker_volumes",
+        "resources",
         "docker_volume_isolator",
         "executor_tasks",
         "host_paths",
@@ -53,7 +57,10 @@ impl Rules {
     pub fn take(parameters: &mut Parameters) -> Result<Self, ParameterError> {
         let refuse_or_ignore = |text: &str| either(text, "refuse", "ignore");
         Ok(Self {
-            refuse_docker_volumes: parameters.parsed("docker_volumes", refuse_or_ignore)?.unwrap_or(true),
+            lease_docker_volumes: parameters
+                .parsed("docker_volumes", |text: &str| either(text, "lease", "ignore"))?
+                .unwrap_or(true),
+            resources: parameters.parsed("resources", task::resource_drivers)?.unwrap_or_default(),
             allow_docker_volume_isolator: parameters
                 .parsed("docker_volume_isolator", |text: &str| either(text, "allow", "refuse"))?
                 .unwrap_or(false),
@@ -146,59 +153,55 @@ impl Declared<'_> {
             return Err(format!(
                 "volume {:?} with the mount propagation BIDIRECTIONAL is not mounted: what is hidden from its container, \
                  its neighbours' volumes, would be hidden from the host; HOST_TO_CONTAINER can be had",
-                crate::task::shown(&path)
+                task::shown(&path)
             ));
         }
-        let Some(source) = volume.source.as_ref().filter(|source| source.r#type() == Type::DockerVolume)
-        else {
-            return Ok(());
-        };
-        let docker = source.docker_volume.as_ref();
-        let name = lossy(docker.map(|docker| docker.name.as_slice()).unwrap_or_default());
-        let driver = docker.and_then(|docker| docker.driver.as_deref()).map(lossy);
-        self.check_docker_volume(driver.as_deref(), &name, &lossy(&volume.container_path))
+        match docker_volume(volume) {
+            Some(docker) => self.check_docker_volume(docker),
+            None if is_docker_volume(volume) => {
+                let path = lossy(&volume.container_path);
+                Err(format!(
+                    "the DOCKER_VOLUME at {:?} is not mounted: it names no volume",
+                    task::shown(&path)
+                ))
+            }
+            None => Ok(()),
+        }
     }
 
-    /// A DOCKER_VOLUME of a custom executor's task: that executor may mount it itself, but not what is leased here.
-    pub(crate) fn check_leased(
+    /// The DOCKER_VOLUMEs that are leased here.
+    pub(crate) fn leased<'c>(
         &self,
-        driver: Option<&str>,
-        name: &str,
-        container_path: &str,
-    ) -> Result<(), String> {
-        if self.serves(driver) { self.check_docker_volume(driver, name, container_path) } else { Ok(()) }
+        config: &'c ContainerConfig,
+    ) -> impl Iterator<Item = (&'c Volume, &'c DockerVolume)> {
+        let leases = self.rules.lease_docker_volumes;
+        let declared = volumes(config).filter_map(|volume| Some((volume, docker_volume(volume)?)));
+        declared.filter(move |(_, docker)| leases && self.serves(docker.driver.as_deref()))
     }
 
-    fn serves(&self, driver: Option<&str>) -> bool {
+    /// Whether a driver of this name, as a user has written it, is one of ours.
+    pub(crate) fn serves(&self, driver: Option<&[u8]>) -> bool {
+        let driver = driver.and_then(|name| std::str::from_utf8(name).ok());
         driver.is_some_and(|name| Driver::new(name).is_ok_and(|name| self.keeper.serves(&name)))
     }
 
-    fn check_docker_volume(
-        &self,
-        driver: Option<&str>,
-        name: &str,
-        container_path: &str,
-    ) -> Result<(), String> {
-        if !self.rules.refuse_docker_volumes {
+    fn check_docker_volume(&self, docker: &DockerVolume) -> Result<(), String> {
+        let ours = self.serves(docker.driver.as_deref());
+        // Either of the two mounts it.
+        if !self.rules.lease_docker_volumes || ours != self.docker_volume_isolator {
             return Ok(());
         }
-        let ours = self.serves(driver);
-        if !ours && self.docker_volume_isolator {
-            return Ok(());
-        }
-        let shown = |text: &str| quote::line(&crate::task::shown(text)).into_owned();
-        let (name, driver) = (shown(name), driver.map(shown));
-        if ours {
-            let (driver, path) = (driver.unwrap_or_default(), shown(container_path));
-            return Err(format!(
-                "DOCKER_VOLUME {driver}/{name} is not mounted: volumes of the driver {driver} are leased, and those of \
-                 ContainerInfo are not read; name it by the task's labels extvol.name={name}, extvol.driver={driver} \
-                 and extvol.container_path={path} instead, in a task group by the variables DVDI_VOLUME_NAME, \
-                 DVDI_VOLUME_DRIVER and DVDI_VOLUME_CONTAINERPATH"
-            ));
-        }
+        let shown = |bytes: &[u8]| quote::line(&task::shown(&lossy(bytes))).into_owned();
+        let (name, driver) = (shown(&docker.name), docker.driver.as_deref().map(shown));
         let what = driver.as_ref().map_or_else(|| name.clone(), |driver| format!("{driver}/{name}"));
         let why = match driver {
+            Some(driver) if ours => {
+                return Err(format!(
+                    "DOCKER_VOLUME {what} is not mounted: volumes of the driver {driver} are leased, and this agent's \
+                     docker/volume would mount it without a lease; name it by the task's labels or variables instead, or have \
+                     the operator take docker/volume out of --isolation"
+                ));
+            }
             Some(driver) => format!("the driver {driver} is none that mesos-extvol serves here"),
             None => "it names no driver".to_owned(),
         };
@@ -207,6 +210,14 @@ impl Declared<'_> {
              does not list docker/volume)"
         ))
     }
+}
+
+fn is_docker_volume(volume: &Volume) -> bool {
+    volume.source.as_ref().is_some_and(|source| source.r#type() == Type::DockerVolume)
+}
+
+fn docker_volume(volume: &Volume) -> Option<&DockerVolume> {
+    volume.source.as_ref().filter(|_| is_docker_volume(volume))?.docker_volume.as_ref()
 }
 
 /// A path that a volume of ContainerInfo shows in the container: Mesos binds it as root, links followed, and with all
@@ -313,16 +324,16 @@ fn shares_mounts_with_the_host(volume: &Volume) -> bool {
     propagation() == Some(true)
 }
 
-/// The places in the container that ContainerInfo's volumes take.
-pub fn taken(config: &ContainerConfig) -> impl Iterator<Item = String> {
-    volumes(config).map(|volume| lossy(&volume.container_path))
+/// The places in the container that other volumes of ContainerInfo than DOCKER_VOLUMEs take, and those of them that Mesos mounts.
+pub fn taken(config: &ContainerConfig, docker_volume_isolator: bool) -> impl Iterator<Item = String> {
+    let others = move |volume: &&Volume| docker_volume_isolator || docker_volume(volume).is_none();
+    volumes(config).filter(others).map(|volume| lossy(&volume.container_path))
 }
 
 /// Whether the container declares a volume of source DOCKER_VOLUME, whoever mounts it.
 #[must_use]
 pub fn has_docker_volume(config: &ContainerConfig) -> bool {
-    let mut sources = volumes(config).filter_map(|volume| volume.source.as_ref());
-    sources.any(|source| source.r#type() == Type::DockerVolume)
+    volumes(config).any(is_docker_volume)
 }
 
 fn volumes(config: &ContainerConfig) -> impl Iterator<Item = &Volume> {
@@ -358,16 +369,17 @@ mod tests {
     }
 
     fn docker_volume(driver: Option<&str>, name: &str) -> Volume {
-        let docker_volume = Some(DockerVolume { driver: driver.map(Into::into), name: name.into() });
+        let driver = driver.map(Into::into);
+        let docker_volume = Some(DockerVolume { driver, name: name.into(), driver_options: None });
         let source = Source { r#type: Some(Type::DockerVolume.into()), docker_volume, ..Default::default() };
-        Volume { container_path: b"data".to_vec(), host_path: None, source: Some(source) }
+        Volume { container_path: b"data".to_vec(), source: Some(source), ..Default::default() }
     }
 
     fn host_volume(path: &str, propagation: Option<Mode>) -> Volume {
         let mount_propagation = propagation.map(|mode| MountPropagation { mode: Some(mode.into()) });
         let host_path = Some(HostPath { path: path.into(), mount_propagation });
         let source = Source { r#type: Some(Type::HostPath.into()), host_path, ..Default::default() };
-        Volume { container_path: b"data".to_vec(), host_path: None, source: Some(source) }
+        Volume { container_path: b"data".to_vec(), source: Some(source), ..Default::default() }
     }
 
     fn check(pairs: &[(&str, &str)], isolator: bool, volume: Volume) -> String {
@@ -382,19 +394,15 @@ mod tests {
 
     #[test]
     fn a_docker_volume_that_nobody_would_mount_is_refused_by_name_with_what_to_do() {
-        let ours = "DOCKER_VOLUME ebs/vol-1 is not mounted: volumes of the driver ebs are leased";
+        let beside = "is not mounted: volumes of the driver ebs are leased, and this agent's docker/volume would mount";
         let table = [
-            (Some("ebs"), false, ours),
-            (Some("ebs"), true, ours),
+            (Some("ebs"), false, ""),
+            (Some("ebs"), true, beside),
+            (Some("elastic"), false, ""),
             (
                 Some("elastic"),
                 true,
                 "DOCKER_VOLUME elastic/vol-1 is not mounted: volumes of the driver elastic",
-            ),
-            (
-                Some("rexray"),
-                false,
-                "DOCKER_VOLUME rexray/vol-1 is not mounted: volumes of the driver rexray",
             ),
             (Some("pxd"), false, "nobody on this agent mounts it (the driver pxd is none"),
             (Some("pxd"), true, ""),
@@ -407,15 +415,24 @@ mod tests {
             assert!(said.contains(expected) && said.is_empty() == expected.is_empty(), "{driver:?}: {said}");
             assert_eq!(check(&[("docker_volumes", "ignore")], isolator, docker_volume(driver, "vol-1")), "");
         }
-        let said = check(&[], false, docker_volume(Some("ebs"), "vol-1"));
-        assert!(
-            said.contains(
-                "labels extvol.name=vol-1, extvol.driver=ebs and extvol.container_path=data instead"
-            )
-        );
+        let source = Source { r#type: Some(Type::DockerVolume.into()), ..Default::default() };
+        let none = Volume { container_path: b"data".to_vec(), source: Some(source), ..Default::default() };
+        assert!(check(&[], false, none).contains("at \"data\" is not mounted: it names no volume"));
         let forged =
             check(&[], false, docker_volume(Some("pxd"), "a\nE1130 00:00:00.0 1 slave.cpp:1] forged"));
         assert!(forged.contains("pxd/a\\nE1130") && !forged.contains('\n'), "{forged}");
+    }
+
+    #[test]
+    fn a_docker_volume_of_ours_takes_no_place_from_itself_and_is_none_of_ours_where_they_are_ignored() {
+        let config = container(vec![host_volume("/srv", None), docker_volume(Some("elastic"), "vol-1")]);
+        assert_eq!((taken(&config, false).count(), taken(&config, true).count()), (1, 2));
+        for (given, leased) in [(&[][..], 1), (&[("docker_volumes", "ignore")], 0)] {
+            let parameters = parameters(given).unwrap();
+            let (rules, keeper) = (&parameters.rules, &parameters.keeper);
+            let declared = Declared { rules, keeper, docker_volume_isolator: false };
+            assert_eq!(declared.leased(&config).count(), leased);
+        }
     }
 
     #[test]
@@ -427,7 +444,7 @@ mod tests {
             let older = Volume {
                 container_path: b"data".to_vec(),
                 host_path: Some(path.as_bytes().to_vec()),
-                source: None,
+                ..Default::default()
             };
             assert!(check(&[], true, older).contains(refused), "{path}");
         }
@@ -455,10 +472,13 @@ mod tests {
             let sandbox_path = Some(SandboxPath { r#type: Some(whose.into()), path: path.into() });
             let source =
                 Source { r#type: Some(Type::SandboxPath.into()), sandbox_path, ..Default::default() };
-            Volume { container_path: b"data".to_vec(), host_path: None, source: Some(source) }
+            Volume { container_path: b"data".to_vec(), source: Some(source), ..Default::default() }
         };
-        let older =
-            Volume { container_path: b"data".to_vec(), host_path: Some(b"../x".to_vec()), source: None };
+        let older = Volume {
+            container_path: b"data".to_vec(),
+            host_path: Some(b"../x".to_vec()),
+            ..Default::default()
+        };
         for volume in [volume(Whose::Self_, "a/../../x"), volume(Whose::Parent, ".."), older] {
             let said = check(&[], true, volume);
             assert!(said.starts_with("sandbox path ") && said.contains("it has the segment"), "{said}");
@@ -496,7 +516,12 @@ mod tests {
     #[test]
     fn the_rules_are_strict_unless_the_operator_says_otherwise() {
         let rules = parameters(&[]).unwrap().rules;
-        assert!(rules.refuse_docker_volumes && rules.look_at_executors && rules.hide_volumes);
+        assert!(
+            rules.lease_docker_volumes
+                && rules.resources.is_empty()
+                && rules.look_at_executors
+                && rules.hide_volumes
+        );
         assert!(!rules.allow_docker_volume_isolator && rules.host_paths.is_empty());
         let all = [
             ("docker_volumes", "ignore"),
@@ -504,17 +529,21 @@ mod tests {
             ("executor_tasks", "ignore"),
             ("host_paths", "/tmp,/srv/data"),
             ("hide_volumes", "false"),
+            ("resources", "ebsvolumes:ebs"),
         ];
         let read = parameters(&all).unwrap();
         let rules = &read.rules;
-        assert!(!rules.refuse_docker_volumes && !rules.look_at_executors && !rules.hide_volumes);
+        assert!(!rules.lease_docker_volumes && !rules.look_at_executors && !rules.hide_volumes);
         assert!(rules.allow_docker_volume_isolator);
+        assert_eq!(rules.resources["ebsvolumes"].as_str(), "ebs");
         assert_eq!(rules.host_paths, [PathBuf::from("/tmp"), "/srv/data".into()]);
         // They are the module's alone: the keeper is not told.
         assert!(Rules::NAMES.iter().all(|name| !read.keeper.given.contains_key(*name)));
         let table = [
-            ("docker_volumes", "no", "which is neither refuse nor ignore"),
+            ("docker_volumes", "no", "which is neither lease nor ignore"),
             ("docker_volume_isolator", "yes", "which is neither allow nor refuse"),
+            ("resources", "disk:ebs", "one of Mesos's own"),
+            ("resources", "volumes:zfs", "zfs is not among the drivers that"),
             ("executor_tasks", "kill", "which is neither refuse nor ignore"),
             ("hide_volumes", "1", "which is neither true nor false"),
             ("container_paths", "no", "which is neither allow nor refuse"),

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::calls::{CallId, Calls, Finish, Wait};
-use super::executors::{Looked, Looks};
+use super::executors::{Looked, Looks, Prepared};
 use super::link::{self, News, Queue};
 use super::looks::{self, Paths, Threads};
 use super::mounts::ToHide;
@@ -44,7 +44,7 @@ pub(super) enum Command {
     /// A container without volumes: it is to see these directories empty, and may show these paths or not.
     Hide { container: String, hidden: ToHide, paths: Paths, done: Done<Option<Vec<u8>>> },
     /// The tasks of an executor, before it has them.
-    Look { agent: String, container: String, done: Done<()> },
+    Look { agent: String, container: String, prepared: Prepared, done: Done<()> },
     /// A call whose refusal counts.
     Ask { call: Call, done: Done<()> },
     /// Something the keeper is told: until it has it. Never fails.
@@ -172,7 +172,9 @@ impl Connection {
                 let threads = Arc::clone(&self.threads);
                 tokio::spawn(async move { done(looks::answer(&threads, &container, hidden, paths).await) });
             }
-            Command::Look { agent, container, done } => self.looks.look(agent, container, done),
+            Command::Look { agent, container, prepared, done } => {
+                self.looks.look(agent, container, prepared, done)
+            }
             Command::Ask { call, done } => {
                 let by = Instant::now() + ASK_TIMEOUT;
                 self.add(call, Wait::Answer { by }, Box::new(|answer| done(answer.map(drop))));

@@ -13,18 +13,19 @@
 //! (an agent that wants authentication, TLS, or hides tasks) is let through and logged: the agent's other tasks are not
 //! to suffer for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use shared::quote;
+use shared::volume::{Driver, VolumeId};
 use tokio::sync::mpsc;
 
 use super::Done;
 use crate::parameters::IsolatorParameters;
 use crate::rules::Declared;
-use crate::task::shown;
+use crate::task::{ResourceDrivers, named_by_resource, shown};
 
 /// The agent answers within milliseconds, unless it is very busy; so long does it wait for this look.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -39,11 +40,44 @@ const SAY_AGAIN: Duration = Duration::from_secs(60);
 /// Why the state of an agent that has just started is not seen.
 const RECOVERING: &str = "it is still recovering";
 
-/// Who waits for a look: the outermost id of a container.
-type Waiting = Vec<(String, Done<()>)>;
+/// The volumes that a container was prepared with; unknown for one that is older than this process.
+pub(super) type Prepared = Option<BTreeSet<VolumeId>>;
 
-/// By container, why it must end; or why nothing was seen.
-type Seen = Result<BTreeMap<String, Result<(), String>>, String>;
+/// Who waits for a look: the outermost id of a container.
+type Waiting = Vec<(String, Prepared, Done<()>)>;
+
+/// By container, what its tasks bring; or why nothing was seen.
+type Seen = Result<BTreeMap<String, Verdict>, String>;
+
+/// What is said of an executor's tasks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Verdict {
+    /// Why the container must end.
+    refused: Option<String>,
+    /// Volumes among the resources of tasks that wait, each with its task.
+    brought: Vec<(String, VolumeId)>,
+    /// Those of tasks that run.
+    running: BTreeSet<VolumeId>,
+}
+
+impl Verdict {
+    /// Whether the container may go on with its tasks, with the volumes that it was prepared with: Mesos shows the isolator the
+    /// resources of the first task alone before the container starts.
+    fn judge(&self, prepared: &Prepared) -> Result<(), String> {
+        if let Some(why) = &self.refused {
+            return Err(why.clone());
+        }
+        let has = prepared.as_ref().unwrap_or(&self.running);
+        match self.brought.iter().find(|(_, volume)| !has.contains(volume)) {
+            Some((task, volume)) => Err(format!(
+                "task {task} brings volume {volume} by its resources, and its executor's container was started without it; a \
+                 running container gets no further volume: run the task without an executor of its own, or in a container \
+                 of its own"
+            )),
+            None => Ok(()),
+        }
+    }
+}
 
 /// What comes of a look.
 pub(super) enum Looked {
@@ -86,9 +120,9 @@ impl Looks {
     }
 
     /// Has the tasks of an executor looked at, by a look that begins from now on.
-    pub(super) fn look(&mut self, agent: String, container: String, done: Done<()>) {
+    pub(super) fn look(&mut self, agent: String, container: String, prepared: Prepared, done: Done<()>) {
         self.agent = agent;
-        self.next.push((container, done));
+        self.next.push((container, prepared, done));
         self.start();
     }
 
@@ -123,10 +157,11 @@ impl Looks {
     }
 
     fn answer(&mut self, waiting: Waiting, seen: &Seen) {
-        for (container, done) in waiting {
+        for (container, prepared, done) in waiting {
             let verdict = match seen {
                 Ok(seen) => {
-                    seen.get(&container).cloned().ok_or_else(|| "it does not show this executor".to_owned())
+                    let verdict = seen.get(&container).map(|verdict| verdict.judge(&prepared));
+                    verdict.ok_or_else(|| "it does not show this executor".to_owned())
                 }
                 Err(why) => Err(why.clone()),
             };
@@ -267,6 +302,60 @@ struct Task {
     labels: Labels,
     #[serde(default)]
     container: Option<Container>,
+    #[serde(default)]
+    resources: Resources,
+}
+
+/// Either form once more. A set is written `{a, b}` in the first.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Resources {
+    Plain(BTreeMap<String, serde_json::Value>),
+    Message(Vec<Resource>),
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self::Message(Vec::new())
+    }
+}
+
+#[derive(Deserialize)]
+struct Resource {
+    name: String,
+    #[serde(default)]
+    set: Option<Set>,
+}
+
+#[derive(Deserialize)]
+struct Set {
+    #[serde(default)]
+    item: Vec<String>,
+}
+
+impl Resources {
+    /// The volumes that they name. What is no volume's name was refused, or will be, when its container is prepared.
+    fn volumes(&self, drivers: &ResourceDrivers) -> Vec<VolumeId> {
+        let items = |name: &str| -> Vec<String> {
+            match self {
+                Self::Plain(all) => {
+                    let text = all.get(name).and_then(|value| value.as_str()).unwrap_or_default();
+                    text.trim_matches(['{', '}']).split(", ").map(str::to_owned).collect()
+                }
+                Self::Message(all) => {
+                    let sets = all.iter().filter(|resource| resource.name == name);
+                    sets.flat_map(|resource| resource.set.iter().flat_map(|set| set.item.clone())).collect()
+                }
+            }
+        };
+        let named = |(name, driver): (&String, &Driver)| {
+            items(name)
+                .into_iter()
+                .filter_map(|item| named_by_resource(name, driver, &item).ok())
+                .collect::<Vec<_>>()
+        };
+        drivers.iter().flat_map(named).collect()
+    }
 }
 
 #[derive(Deserialize)]
@@ -314,8 +403,6 @@ struct Container {
 #[derive(Deserialize)]
 struct Volume {
     #[serde(default)]
-    container_path: String,
-    #[serde(default)]
     source: Option<Source>,
 }
 
@@ -342,33 +429,49 @@ fn judge(state: &[u8], declared: &Declared<'_>) -> Seen {
     Ok(executors.map(|executor| (executor.container.clone(), judge_executor(&executor, declared))).collect())
 }
 
-fn judge_executor(executor: &Executor, declared: &Declared<'_>) -> Result<(), String> {
+fn judge_executor(executor: &Executor, declared: &Declared<'_>) -> Verdict {
     // Each task of a default executor has a container of its own, which the isolator sees.
     let is_default = executor.kind.as_deref() == Some("DEFAULT");
-    for task in executor.queued_tasks.iter().chain(&executor.tasks) {
-        // The executor of a command task has the task's labels, and its volumes.
-        let unseen = |label: &&Label| is_default || !executor.labels.ours().any(|known| known == *label);
-        if let Some(label) = task.labels.ours().find(unseen) {
-            return Err(refused(task, label, is_default));
-        }
-        let volumes = task.container.iter().flat_map(|container| &container.volumes);
-        for volume in volumes.filter(|_| !is_default) {
-            let docker = volume.source.as_ref().and_then(|source| source.docker_volume.as_ref());
-            if let Some(docker) = docker {
-                declared
-                    .check_leased(docker.driver.as_deref(), &docker.name, &volume.container_path)
-                    .map_err(|why| format!("task {}: {why}", id(task)))?;
-            }
-        }
+    let volumes = |task: &Task| task.resources.volumes(&declared.rules.resources);
+    let tasks = || executor.queued_tasks.iter().chain(&executor.tasks);
+    let brought = executor.queued_tasks.iter().filter(|_| !is_default);
+    Verdict {
+        refused: tasks().find_map(|task| unseen(task, executor, is_default, declared)),
+        brought: brought
+            .flat_map(|task| volumes(task).into_iter().map(|volume| (id(task), volume)))
+            .collect(),
+        running: executor.tasks.iter().flat_map(volumes).collect(),
     }
-    Ok(())
+}
+
+/// What of a task names a volume and reaches no isolator, in a sentence.
+fn unseen(task: &Task, executor: &Executor, is_default: bool, declared: &Declared<'_>) -> Option<String> {
+    // The executor of a command task has the task's labels, and its volumes.
+    let unseen = |label: &&Label| is_default || !executor.labels.ours().any(|known| known == *label);
+    if let Some(label) = task.labels.ours().find(unseen) {
+        return Some(refused(task, label, is_default));
+    }
+    let volumes = task.container.iter().flat_map(|container| &container.volumes).filter(|_| !is_default);
+    let docker = volumes.filter_map(|volume| volume.source.as_ref()?.docker_volume.as_ref());
+    let leased = |docker: &&DockerVolume| {
+        declared.rules.lease_docker_volumes && declared.serves(docker.driver.as_deref().map(str::as_bytes))
+    };
+    docker.filter(leased).next().map(|DockerVolume { driver, name }| {
+        format!(
+            "task {}: DOCKER_VOLUME {}/{} is not mounted: Mesos does not hand the ContainerInfo of a custom executor's task \
+             to the isolator; declare the volume for the executor, or run the task without an executor of its own",
+            id(task),
+            quote::line(&shown(driver.as_deref().unwrap_or_default())),
+            quote::line(&shown(name)),
+        )
+    })
 }
 
 fn refused(task: &Task, label: &Label, is_default: bool) -> String {
     let what_to_do = match is_default {
         true => {
             "name the volume by the task's variables DVDI_VOLUME_NAME, DVDI_VOLUME_DRIVER and \
-             DVDI_VOLUME_CONTAINERPATH"
+             DVDI_VOLUME_CONTAINERPATH, or by a DOCKER_VOLUME of its ContainerInfo"
         }
         false => "give the labels to the executor, or run the task without an executor of its own",
     };
@@ -392,7 +495,12 @@ mod tests {
     use serde_json::{Value, json};
 
     fn verdict(executor: &Value) -> String {
-        let pairs = [("etcd_endpoints".to_owned(), "h:1".to_owned())];
+        verdict_of(executor, Some(BTreeSet::new()))
+    }
+
+    fn verdict_of(executor: &Value, prepared: Prepared) -> String {
+        let pairs = [("etcd_endpoints", "h:1"), ("resources", "volumes:rexray")];
+        let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let parameters = IsolatorParameters::read(&pairs).unwrap();
         let declared =
             Declared { rules: &parameters.rules, keeper: &parameters.keeper, docker_volume_isolator: false };
@@ -401,8 +509,8 @@ mod tests {
             { "executors": [{ "container": "bystander" }, executor], "completed_executors": [{}] },
         ] });
         let seen = judge(&serde_json::to_vec(&state).unwrap(), &declared).unwrap();
-        assert_eq!(seen["bystander"], Ok(()));
-        seen["c"].clone().err().unwrap_or_default()
+        assert_eq!(seen["bystander"], Verdict::default());
+        seen["c"].judge(&prepared).err().unwrap_or_default()
     }
 
     /// As Mesos writes a launched task, and one that is queued.
@@ -469,6 +577,34 @@ mod tests {
         assert_eq!(of("rexray", "DEFAULT"), "");
     }
 
+    #[test]
+    fn a_volume_that_a_later_task_brings_by_its_resources_ends_the_executor_with_a_sentence() {
+        let waits = |items: &[&str]| {
+            let set = json!({ "name": "volumes", "type": "SET", "set": { "item": items } });
+            let cpus = json!({ "name": "cpus", "type": "SCALAR", "scalar": { "value": 1 } });
+            json!({ "task_id": { "value": "t2" }, "resources": [cpus, set] })
+        };
+        let runs = json!({ "id": "t1", "resources": { "cpus": 1.0, "volumes": "{a, b}" } });
+        let executor = |task: &Value| json!({ "container": "c", "type": "CUSTOM", "queued_tasks": [task], "tasks": [runs] });
+        let volume = |name: &str| VolumeId {
+            driver: Driver::new("rexray").unwrap(),
+            name: shared::volume::VolumeName::new(name).unwrap(),
+        };
+        let with = |items: &[&str], prepared: Prepared| verdict_of(&executor(&waits(items)), prepared);
+        assert_eq!(with(&["a"], Some([volume("a")].into())), "");
+        let said = with(&["a", "c"], Some([volume("a"), volume("b")].into()));
+        assert!(
+            said.starts_with("task t2 brings volume rexray/c by its resources, and its executor's"),
+            "{said}"
+        );
+        // Of an agent that was restarted since: what runs has its volumes.
+        assert_eq!(with(&["b"], None), "");
+        assert!(with(&["c"], None).contains("brings volume rexray/c"));
+        let mut of_default = executor(&waits(&["c"]));
+        of_default["type"] = json!("DEFAULT");
+        assert_eq!(verdict_of(&of_default, None), "", "its container is prepared");
+    }
+
     #[tokio::test]
     async fn launches_that_come_together_share_a_look_and_the_agent_rests_after_one() {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -479,7 +615,12 @@ mod tests {
         let (answered, mut answers) = mpsc::unbounded_channel();
         let ask = |looks: &mut Looks| {
             let answered = answered.clone();
-            looks.look(address.clone(), "c".into(), Box::new(move |verdict| drop(answered.send(verdict))));
+            looks.look(
+                address.clone(),
+                "c".into(),
+                None,
+                Box::new(move |verdict| drop(answered.send(verdict))),
+            );
         };
         ask(&mut looks);
         let took = Duration::from_millis(100);
@@ -519,7 +660,7 @@ mod tests {
         let parameters = IsolatorParameters::read(&pairs).unwrap();
         let declared =
             Declared { rules: &parameters.rules, keeper: &parameters.keeper, docker_volume_isolator: false };
-        assert!(judge(&bytes, &declared).unwrap()["c"].is_err());
+        assert!(judge(&bytes, &declared).unwrap()["c"].refused.is_some());
         assert!(judge(b"<html>", &declared).unwrap_err().starts_with("it cannot be read: "));
     }
 }

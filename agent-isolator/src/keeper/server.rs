@@ -171,8 +171,9 @@ mod tests {
     }
 
     /// Connects, says one line, and waits until the other side ends it.
-    const CLIENT: &str = "use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or die \"$!\"; \
-                          print $s \"no call\\n\"; $s->flush; <$s>;";
+    const CLIENT: &str = "use IO::Socket::UNIX; $SIG{PIPE} = 'IGNORE'; \
+                          my $s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or die \"$!\"; \
+                          print $s \"no call\\n\"; $s->flush; <$s>; exit 0;";
 
     #[tokio::test]
     async fn root_a_connection_of_another_mount_namespace_is_ended_before_a_line_is_read() {

@@ -82,17 +82,20 @@ pub(super) fn close(root: &Path) -> Result<(), String> {
 mod tests {
     use super::*;
 
-    fn waiting(name: &str) -> Waiting {
-        let container = ContainerId::new(name).unwrap();
+    fn waiting(named: &str) -> Waiting {
+        let container = ContainerId::new(named).unwrap();
         let call = Call::Prepare { container, agent: "a".into(), agent_id: None, volumes: vec![] };
         Waiting { connection: ConnectionId(1), call_id: 1, call }
     }
 
-    fn names(waiting: &[Waiting]) -> Vec<&str> {
-        let name = |waiting: &'_ Waiting| match &waiting.call {
+    fn name(waiting: &Waiting) -> &str {
+        match &waiting.call {
             Call::Prepare { container, .. } => container.as_str(),
             _ => panic!("no prepare"),
-        };
+        }
+    }
+
+    fn names(waiting: &[Waiting]) -> Vec<&str> {
         waiting.iter().map(name).collect()
     }
 

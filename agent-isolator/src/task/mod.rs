@@ -1,30 +1,27 @@
-//! Which volumes a task names, by labels or by the environment variables of mesos-module-dvdi.
-//! Values come from users: everything is checked here, and an error names label and value. What other
-//! labels and variables hold is nobody's business here, be it UTF-8 or not.
+//! Which volumes a task names: by labels, by the variables of mesos-module-dvdi, by DOCKER_VOLUMEs of its ContainerInfo, by
+//! set resources. Values come from users: everything is checked here, and an error names what it stands in, and the value. What
+//! other labels and variables hold is nobody's business here, be it UTF-8 or not.
+
+mod docker_volumes;
+mod labels;
+mod resources;
+mod settings;
+mod variables;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::Path;
 
-use shared::quote;
 use shared::transaction::VOLUMES_MAX;
-use shared::volume::{Driver, VolumeId, VolumeName};
+use shared::volume::{VolumeId, VolumeName};
 
+pub use self::resources::ResourceDrivers;
+pub(crate) use self::resources::{drivers as resource_drivers, named as named_by_resource};
+use crate::mesos::ContainerConfig;
+use crate::mesos::container_config::ContainerClass;
 use crate::mesos::executor_info::Type;
-use crate::mesos::{ContainerConfig, Environment, Labels};
-use crate::rules;
-
-/// The driver of a volume that names none, as mesos-module-dvdi has it.
-const DEFAULT_DRIVER: &str = "rexray";
-
-/// The longest options of one volume, in bytes. All volumes of a task go to the keeper in one line, in
-/// which a byte may take six: 20 volumes, as many as labels and variables can name, stay far below
-/// [`LINE_BYTES_MAX`](crate::wire::LINE_BYTES_MAX).
-const OPTIONS_BYTES_MAX: usize = 4096;
-
-/// The longest container path, in bytes: Linux's PATH_MAX without the NUL.
-const PATH_BYTES_MAX: usize = 4095;
+use crate::rules::{self, Declared};
 
 /// How much of a label or a value an error shows, in bytes.
 const SHOWN_BYTES_MAX: usize = 200;
@@ -43,11 +40,42 @@ pub struct TaskVolume {
     pub create: Option<BTreeMap<String, String>>,
 }
 
-/// The volumes that a container names, in the order of their numbers.
+/// The forms in which a volume is named, for sentences.
+const LABELS: &str = "labels";
+const VARIABLES: &str = "DVDI_ variables";
+const DOCKER_VOLUMES: &str = "DOCKER_VOLUMEs";
+const RESOURCES: &str = "set resources";
+
+/// The volumes that a container names and that are leased here.
 ///
 /// # Errors
-/// A sentence for the framework that names label or variable, and value.
-pub fn volumes(config: &ContainerConfig) -> Result<Vec<TaskVolume>, String> {
+/// A sentence for the framework that names where it stands, and the value.
+pub fn volumes(config: &ContainerConfig, declared: &Declared<'_>) -> Result<Vec<TaskVolume>, String> {
+    let docker: Vec<_> = declared.leased(config).collect();
+    // A debug container lives in its parent's mount namespace, and sees its volumes.
+    if config.container_class == Some(ContainerClass::Debug.into()) {
+        let Some((_, docker)) = docker.first() else { return Ok(Vec::new()) };
+        let name = String::from_utf8_lossy(&docker.name).into_owned();
+        return Err(format!(
+            "DOCKER_VOLUME {:?} is not mounted: a debug container sees the volumes of its parent, and none of its own",
+            shown(&name)
+        ));
+    }
+    let docker = docker.into_iter().map(|(volume, docker)| docker_volumes::read(volume, docker));
+    let docker = docker.collect::<Result<_, _>>()?;
+    together(config, docker, resources::read(&config.resources, &declared.rules.resources)?)
+}
+
+/// What labels and variables name, together with what the other forms do.
+fn together(
+    config: &ContainerConfig,
+    docker: Vec<TaskVolume>,
+    resources: Vec<TaskVolume>,
+) -> Result<Vec<TaskVolume>, String> {
+    // A label or variable without a driver may be about a volume that a resource names.
+    let drivers: BTreeMap<_, _> =
+        resources.iter().map(|known| (known.volume.name.clone(), known.volume.driver.clone())).collect();
+    let driver = |name: &VolumeName| drivers.get(name).cloned();
     // A command task's labels are the task's own; an executor's stand for all that it runs.
     let (labels, environment) = match (&config.task_info, &config.executor_info) {
         (Some(task), _) => (&task.labels, task.command.as_ref().and_then(|c| c.environment.as_ref())),
@@ -56,34 +84,26 @@ pub fn volumes(config: &ContainerConfig) -> Result<Vec<TaskVolume>, String> {
             config.command_info.as_ref().and_then(|command| command.environment.as_ref()),
         ),
     };
-    let labelled = labels.as_ref().map(from_labels).transpose()?.unwrap_or_default();
-    let default_executor =
-        config.executor_info.as_ref().is_some_and(|executor| executor.r#type() == Type::Default);
+    let mut all = Named::default();
+    all.add(RESOURCES, resources)?;
+    let labelled = labels.as_ref().map(|labels| labels::read(labels, driver)).transpose()?;
+    all.add(LABELS, labelled.unwrap_or_default())?;
+    all.add(DOCKER_VOLUMES, docker)?;
+    let is_default = config.executor_info.as_ref().is_some_and(|executor| executor.r#type() == Type::Default);
     if config.task_info.is_none()
-        && default_executor
-        && let Some(volume) = labelled.first()
+        && is_default
+        && let Some((form, volume)) = all.0.first()
     {
         return Err(format!(
-            "the labels of a default executor name volume {}, and its tasks would not see it: each has a container of \
+            "the {form} of a default executor name volume {}, and its tasks would not see it: each has a container of \
              its own; name the volume by the task's variables DVDI_VOLUME_NAME, DVDI_VOLUME_DRIVER and \
-             DVDI_VOLUME_CONTAINERPATH instead",
+             DVDI_VOLUME_CONTAINERPATH, or by a DOCKER_VOLUME of the task's ContainerInfo, instead",
             volume.volume
         ));
     }
-    let dvdi = environment.map(from_environment).transpose()?.unwrap_or_default();
-    let mut volumes = labelled;
-    for volume in dvdi {
-        match volumes.iter().find(|known| known.volume == volume.volume) {
-            Some(known) if *known == volume => {}
-            Some(_) => {
-                return Err(format!(
-                    "labels and DVDI_ variables name volume {} with different settings",
-                    volume.volume
-                ));
-            }
-            None => volumes.push(volume),
-        }
-    }
+    let dvdi = environment.map(|environment| variables::read(environment, driver)).transpose()?;
+    all.add(VARIABLES, dvdi.unwrap_or_default())?;
+    let volumes: Vec<_> = all.0.into_iter().map(|(_, volume)| volume).collect();
     if volumes.len() > VOLUMES_MAX {
         return Err(format!("the task names {} volumes; at most {VOLUMES_MAX} are allowed", volumes.len()));
     }
@@ -91,10 +111,37 @@ pub fn volumes(config: &ContainerConfig) -> Result<Vec<TaskVolume>, String> {
     Ok(volumes)
 }
 
-/// Whether a container names no volume in any way: it is nobody's business here. What cannot be read may name one.
+/// The volumes found up to now, each with the form that names it.
+#[derive(Default)]
+struct Named(Vec<(&'static str, TaskVolume)>);
+
+impl Named {
+    /// Takes in what a form names. A volume that is named twice the same way is one.
+    fn add(&mut self, form: &'static str, volumes: Vec<TaskVolume>) -> Result<(), String> {
+        for volume in volumes {
+            match self.0.iter_mut().find(|(_, known)| known.volume == volume.volume) {
+                Some((_, known)) if *known == volume => {}
+                // It says that the task has this volume, and no more.
+                Some(known @ (RESOURCES, _)) => *known = (form, volume),
+                Some((of, _)) => {
+                    let forms =
+                        if *of == form { format!("two of the {form}") } else { format!("{of} and {form}") };
+                    return Err(format!("{forms} name volume {} with different settings", volume.volume));
+                }
+                None => self.0.push((form, volume)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a container names no volume in any way: it is nobody's business here. What cannot be read may name one, and so may a
+/// set resource of whatever name.
 #[must_use]
 pub fn names_none(config: &ContainerConfig) -> bool {
-    !rules::has_docker_volume(config) && volumes(config).is_ok_and(|volumes| volumes.is_empty())
+    !rules::has_docker_volume(config)
+        && config.resources.iter().all(|resource| resource.set.is_none())
+        && together(config, vec![], vec![]).is_ok_and(|volumes| volumes.is_empty())
 }
 
 /// No volume may hide another one, nor need a directory that only another one holds: the launch
@@ -123,61 +170,6 @@ pub fn check_apart<'a, P: AsRef<Path> + Debug + ?Sized + 'a>(
     Ok(())
 }
 
-/// One volume's settings as they were found: each with the name under which the user wrote it.
-#[derive(Default)]
-struct Settings {
-    name: Option<(String, String)>,
-    driver: Option<(String, String)>,
-    container_path: Option<(String, String)>,
-    mode: Option<(String, String)>,
-    options: Option<(String, String)>,
-    must_exist: Option<(String, String)>,
-}
-
-/// `extvol.<field>` and `extvol.<1-9>.<field>`.
-fn from_labels(labels: &Labels) -> Result<Vec<TaskVolume>, String> {
-    let mut found: BTreeMap<u8, Settings> = BTreeMap::new();
-    for label in &labels.labels {
-        let Some(_) = label.key.strip_prefix(b"extvol.") else { continue };
-        let key = String::from_utf8_lossy(&label.key);
-        let rest = &key["extvol.".len()..];
-        let (number, field) = match rest.split_once('.') {
-            Some((digit, field)) => match digit.as_bytes() {
-                [digit @ b'1'..=b'9'] => (digit - b'0', field),
-                _ => return Err(unknown_label(&key)),
-            },
-            None => (0, rest),
-        };
-        let settings = found.entry(number).or_default();
-        let slot = match field {
-            "name" => &mut settings.name,
-            "driver" => &mut settings.driver,
-            "container_path" => &mut settings.container_path,
-            "mode" => &mut settings.mode,
-            "options" => &mut settings.options,
-            _ => return Err(unknown_label(&key)),
-        };
-        if slot.is_some() {
-            return Err(format!("label {key} is given twice"));
-        }
-        let key = format!("label {key}");
-        let value = text(&key, label.value.as_deref(), field == "options")?;
-        *slot = Some((key, value));
-    }
-    let prefix = |number: u8| if number == 0 { "extvol.".into() } else { format!("extvol.{number}.") };
-    found.into_iter().map(|(number, s)| s.volume(&format!("label {}name", prefix(number)))).collect()
-}
-
-/// The value of a label or variable that is ours, named `key`. Of a secret one no error shows anything: it would be in
-/// the framework's status messages, the agent's log and the master's state.
-fn text(key: &str, value: Option<&[u8]>, secret: bool) -> Result<String, String> {
-    let value = value.unwrap_or_default();
-    String::from_utf8(value.to_vec()).map_err(|_| match secret {
-        true => format!("{key}: the value is not UTF-8"),
-        false => format!("{key}={:?}: the value is not UTF-8", shown(&String::from_utf8_lossy(value))),
-    })
-}
-
 /// As much of a user's text as an error shows.
 pub(crate) fn shown(text: &str) -> Cow<'_, str> {
     if text.len() <= SHOWN_BYTES_MAX {
@@ -186,168 +178,19 @@ pub(crate) fn shown(text: &str) -> Cow<'_, str> {
     format!("{}...", &text[..text.floor_char_boundary(SHOWN_BYTES_MAX)]).into()
 }
 
-fn unknown_label(key: &str) -> String {
-    let key = shown(key);
-    let key = quote::line(&key);
-    format!(
-        "label {key} is unknown; a volume has extvol.name, extvol.driver, extvol.container_path, extvol.mode \
-         and extvol.options, further ones extvol.1.name to extvol.9.name and so on"
-    )
-}
-
-/// `DVDI_VOLUME_<FIELD>` and `DVDI_VOLUME_<FIELD><0-9>`; no digit means 0.
-fn from_environment(environment: &Environment) -> Result<Vec<TaskVolume>, String> {
-    let mut found: BTreeMap<u8, Settings> = BTreeMap::new();
-    for variable in &environment.variables {
-        let Ok(name) = std::str::from_utf8(&variable.name) else { continue };
-        let Some(rest) = name.strip_prefix("DVDI_VOLUME_") else { continue };
-        let (field, number) = match rest.as_bytes().split_last() {
-            Some((digit @ b'0'..=b'9', _)) => (&rest[..rest.len() - 1], digit - b'0'),
-            _ => (rest, 0),
-        };
-        let settings = found.entry(number).or_default();
-        let slot = match field {
-            "NAME" => &mut settings.name,
-            "DRIVER" => &mut settings.driver,
-            "CONTAINERPATH" => &mut settings.container_path,
-            "OPTS" => &mut settings.options,
-            "EXPLICITCREATE" => &mut settings.must_exist,
-            // The path of the dvdcli program, which is not used here.
-            "DVDCLI" => continue,
-            // Another program's variable: this name space was never reserved.
-            _ => continue,
-        };
-        if slot.is_some() {
-            return Err(format!("variable {name} is given twice, with and without the digit 0"));
-        }
-        let key = format!("variable {name}");
-        let value = text(&key, variable.value.as_deref(), field == "OPTS")?;
-        *slot = Some((key, value));
-    }
-    found.retain(|_, settings| {
-        settings.name.is_some() || settings.driver.is_some() || settings.container_path.is_some()
-    });
-    let volumes = found.into_iter().map(|(number, mut settings)| {
-        // mesos-module-dvdi lets the driver create what is missing, unless told otherwise.
-        settings.options.get_or_insert_with(Default::default);
-        settings.volume(&format!("variable DVDI_VOLUME_NAME{number}"))
-    });
-    volumes.collect()
-}
-
-impl Settings {
-    fn volume(self, name_key: &str) -> Result<TaskVolume, String> {
-        let Some((key, name)) = self.name else {
-            return Err(format!("{name_key} is missing, while other settings of that volume are given"));
-        };
-        let name = VolumeName::new(name.as_str())
-            .map_err(|e| format!("{key}={:?}: the volume name {e}", shown(&name)))?;
-        let driver = match self.driver {
-            Some((key, driver)) => Driver::new(driver.as_str())
-                .map_err(|e| format!("{key}={:?}: the driver name {e}", shown(&driver)))?,
-            None => Driver::new(DEFAULT_DRIVER).map_err(|e| format!("the default driver {e}"))?,
-        };
-        let read_only = match &self.mode {
-            None => false,
-            Some((_, mode)) if mode == "rw" => false,
-            Some((_, mode)) if mode == "ro" => true,
-            Some((key, mode)) => return Err(format!("{key}={:?}: the mode is rw or ro", shown(mode))),
-        };
-        let container_path = self.container_path.filter(|(_, path)| !path.is_empty());
-        if let Some((key, path)) = &container_path {
-            check_path(path)
-                .map_err(|fault| format!("{key}={:?}: the container path {fault}", shown(path)))?;
-        }
-        let must_exist = match &self.must_exist {
-            None => false,
-            Some((_, value)) if value.is_empty() || value == "false" => false,
-            Some((_, value)) if value == "true" => true,
-            Some((key, value)) => {
-                return Err(format!("{key}={:?}: the value is true or false", shown(value)));
-            }
-        };
-        let create = match self.options {
-            Some(_) if must_exist => None,
-            Some((key, options)) => Some(parse_options(&options).map_err(|fault| format!("{key}: {fault}"))?),
-            None => None,
-        };
-        let volume = VolumeId { driver, name };
-        let container_path = container_path.map(|(_, path)| plain(&path));
-        Ok(TaskVolume { volume, container_path, read_only, create })
-    }
-}
-
-fn check_path(path: &str) -> Result<(), String> {
-    let refused = |why: &str| Err(why.to_owned());
-    if path.len() > PATH_BYTES_MAX {
-        return refused("has more than 4095 bytes");
-    }
-    if path.contains('\0') {
-        return refused("holds a NUL");
-    }
-    if path.split('/').any(|segment| segment == "..") {
-        return refused("must not hold the segment \"..\"");
-    }
-    if path.split('/').all(|segment| matches!(segment, "" | ".")) {
-        return refused("must name a directory below the container's root or sandbox");
-    }
-    match rules::kernels(Path::new(&plain(path))) {
-        Some(own) => Err(format!("lies in {own}, which is the kernel's own, and is never covered")),
-        None => Ok(()),
-    }
-}
-
-/// The path without empty and `.` segments.
-fn plain(path: &str) -> String {
-    let root = if path.starts_with('/') { "/" } else { "" };
-    let segments = path.split('/').filter(|segment| !matches!(*segment, "" | "."));
-    root.to_owned() + &segments.collect::<Vec<_>>().join("/")
-}
-
-/// `key=value,key=value`; an empty text has none. A comma of a value is written `\,`, a backslash before a comma `\\`;
-/// any other backslash is itself. Options may hold passwords: an error names a key at most, and where there is no key
-/// the number of the option, which may be a part of the value before it.
-fn parse_options(text: &str) -> Result<BTreeMap<String, String>, String> {
-    if text.len() > OPTIONS_BYTES_MAX {
-        return Err(format!("the options have {} bytes, more than {OPTIONS_BYTES_MAX}", text.len()));
-    }
-    let mut options = BTreeMap::new();
-    for (number, pair) in (1..).zip(split_options(text)).filter(|(_, pair)| !pair.is_empty()) {
-        let Some((key, value)) = pair.split_once('=').filter(|(key, _)| !key.is_empty()) else {
-            return Err(format!(
-                "option {number} is not of the form key=value (a comma inside a value is written \\,)"
-            ));
-        };
-        if options.insert(key.to_owned(), value.to_owned()).is_some() {
-            return Err(format!("option {number}, {:?}, is given twice", shown(key)));
-        }
-    }
-    Ok(options)
-}
-
-fn split_options(text: &str) -> Vec<String> {
-    let mut options = vec![String::new()];
-    let mut rest = text.chars().peekable();
-    while let Some(c) = rest.next() {
-        let c = match c {
-            '\\' => rest.next_if(|next| matches!(next, ',' | '\\')).unwrap_or(c),
-            ',' => {
-                options.push(String::new());
-                continue;
-            }
-            c => c,
-        };
-        if let Some(option) = options.last_mut() {
-            option.push(c);
-        }
-    }
-    options
-}
-
 #[cfg(test)]
 mod tests {
+    use shared::quote;
+    use shared::volume::Driver;
+
+    use super::settings::{OPTIONS_BYTES_MAX, parse_options};
     use super::*;
-    use crate::mesos::{CommandInfo, ExecutorInfo, Label, TaskInfo, environment::Variable};
+    use crate::mesos::volume::source::{DockerVolume, Type as Source};
+    use crate::mesos::{
+        CommandInfo, ContainerInfo, Environment, ExecutorInfo, Label, Labels, Parameter, Parameters,
+        Resource, TaskInfo, Volume, environment::Variable, resource, volume,
+    };
+    use crate::parameters::IsolatorParameters;
 
     fn labels(pairs: &[(&str, &str)]) -> Labels {
         let label = |(key, value): &(&str, &str)| Label { key: (*key).into(), value: Some((*value).into()) };
@@ -366,6 +209,15 @@ mod tests {
         ContainerConfig { task_info: Some(task), ..Default::default() }
     }
 
+    /// On an agent with these parameters beside `drivers=ebs,rexray`.
+    fn read_with(given: &[(&str, &str)], config: &ContainerConfig) -> Result<Vec<TaskVolume>, String> {
+        let usual = [("etcd_endpoints", "h:1"), ("drivers", "ebs,rexray")];
+        let pairs = usual.iter().chain(given).map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        let parameters = IsolatorParameters::read(&pairs.collect::<Vec<_>>()).unwrap();
+        let (rules, keeper) = (&parameters.rules, &parameters.keeper);
+        volumes(config, &Declared { rules, keeper, docker_volume_isolator: false })
+    }
+
     /// `driver/name path mode options`, one line a volume; or the error.
     fn read(config: &ContainerConfig) -> String {
         let show = |v: &TaskVolume| {
@@ -373,7 +225,7 @@ mod tests {
             let create = v.create.as_ref().map_or("must exist".into(), |o| format!("{o:?}"));
             format!("{} {} {mode} {create}", v.volume, v.container_path.as_deref().unwrap_or("-"))
         };
-        match volumes(config) {
+        match read_with(&[], config) {
             Ok(volumes) => volumes.iter().map(show).collect::<Vec<_>>().join("\n"),
             Err(error) => format!("error: {error}"),
         }
@@ -643,20 +495,167 @@ mod tests {
         }
     }
 
+    fn docker_volume(
+        driver: &str,
+        name: &str,
+        path: &str,
+        mode: volume::Mode,
+        options: &[(&str, &str)],
+    ) -> Volume {
+        let parameter =
+            |(key, value): &(&str, &str)| Parameter { key: (*key).into(), value: (*value).into() };
+        let driver_options = Some(Parameters { parameter: options.iter().map(parameter).collect() });
+        let docker = DockerVolume { driver: Some(driver.into()), name: name.into(), driver_options };
+        let source = volume::Source {
+            r#type: Some(Source::DockerVolume.into()),
+            docker_volume: Some(docker),
+            ..Default::default()
+        };
+        Volume {
+            container_path: path.into(),
+            mode: Some(mode.into()),
+            source: Some(source),
+            ..Default::default()
+        }
+    }
+
+    fn with_docker(config: ContainerConfig, volumes: &[Volume]) -> ContainerConfig {
+        let info = ContainerInfo { r#type: None, volumes: volumes.to_vec() };
+        ContainerConfig { container_info: Some(info), ..config }
+    }
+
+    fn set(name: &str, items: &[&str]) -> Resource {
+        let item = items.iter().map(|item| item.as_bytes().to_vec()).collect();
+        Resource { name: name.into(), set: Some(resource::Set { item }) }
+    }
+
+    #[test]
+    fn a_docker_volume_of_a_driver_of_ours_says_all_of_a_volume() {
+        use volume::Mode::{Ro, Rw};
+        let ours = docker_volume("ebs", "a", "./data/", Rw, &[("size", "5"), ("type", "gp2"), ("size", "5")]);
+        let theirs = docker_volume("pxd", "a", "other", Rw, &[]);
+        let second = docker_volume("rexray", "b", "/var/db", Ro, &[]);
+        let config = with_docker(task(&[], &[]), &[ours.clone(), theirs, second]);
+        let expected = "ebs/a data rw {\"size\": \"5\", \"type\": \"gp2\"}\nrexray/b /var/db ro {}";
+        assert_eq!(read(&config), expected);
+        // Of whatever kind the container is.
+        let info = config.container_info.clone();
+        assert_eq!(read(&ContainerConfig { container_info: info, ..Default::default() }), expected);
+        let debug = ContainerConfig { container_class: Some(ContainerClass::Debug.into()), ..config };
+        assert!(read(&debug).contains("a debug container sees the volumes of its parent"));
+        let twice = with_docker(task(&[], &[]), &[ours.clone(), ours.clone()]);
+        assert_eq!(read(&twice).lines().count(), 1);
+        let apart = with_docker(task(&[], &[]), &[ours, docker_volume("ebs", "a", "else", Rw, &[])]);
+        assert_eq!(
+            read(&apart),
+            "error: two of the DOCKER_VOLUMEs name volume ebs/a with different settings"
+        );
+    }
+
+    #[test]
+    fn a_bad_docker_volume_is_refused_by_name_and_shows_no_option() {
+        use volume::Mode::Rw;
+        let secret = "hunter2";
+        let long = secret.repeat(600);
+        let table = [
+            (
+                docker_volume("ebs", "../x", "d", Rw, &[]),
+                "DOCKER_VOLUME name=\"../x\": the volume name must not",
+            ),
+            (
+                docker_volume("ebs", "a", "/a/../etc", Rw, &[]),
+                "container_path of DOCKER_VOLUME ebs/a=\"/a/../etc\"",
+            ),
+            (docker_volume("ebs", "a", "/proc/x", Rw, &[]), "lies in /proc"),
+            (docker_volume("ebs", "a", "", Rw, &[]), "must name a directory below"),
+            (
+                docker_volume("ebs", "a", "d", Rw, &[("k", secret), ("k", "other")]),
+                "option 2 of DOCKER_VOLUME ebs/a, \"k\", is given twice",
+            ),
+            (
+                docker_volume("ebs", "a", "d", Rw, &[("", secret)]),
+                "option 1 of DOCKER_VOLUME ebs/a has no key",
+            ),
+            (docker_volume("ebs", "a", "d", Rw, &[("k", &long)]), "the options have more than 4096 bytes"),
+            (
+                Volume { mode: Some(7), ..docker_volume("ebs", "a", "d", Rw, &[]) },
+                "DOCKER_VOLUME ebs/a has neither the mode RW nor RO",
+            ),
+        ];
+        for (volume, expected) in table {
+            let error = read(&with_docker(task(&[], &[]), &[volume]));
+            assert!(error.starts_with("error: ") && error.contains(expected), "{error}");
+            assert!(!error.contains(secret), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_set_resource_names_volumes_which_labels_may_say_more_of() {
+        let with = |items: &[Resource], label_pairs: &[(&str, &str)]| {
+            let config = ContainerConfig { resources: items.to_vec(), ..task(label_pairs, &[]) };
+            let read = read_with(&[("resources", "ebsvolumes:ebs")], &config);
+            read.map(|volumes| {
+                volumes.into_iter().map(|v| (v.volume.to_string(), v.container_path)).collect::<Vec<_>>()
+            })
+        };
+        let volume = |name: &str, path: &str| (name.to_owned(), Some(path.to_owned()));
+        let both =
+            [set("ebsvolumes", &["vol-1", "vol-2"]), set("ebsvolumes", &["vol-2"]), set("other", &["x"])];
+        let default = [volume("ebs/vol-1", "ebsvolumes/vol-1"), volume("ebs/vol-2", "ebsvolumes/vol-2")];
+        assert_eq!(with(&both, &[]).unwrap(), default);
+        // The driver is the resource's.
+        let labels = [("extvol.name", "vol-2"), ("extvol.container_path", "/data")];
+        assert_eq!(
+            with(&both, &labels).unwrap(),
+            [volume("ebs/vol-1", "ebsvolumes/vol-1"), volume("ebs/vol-2", "/data")]
+        );
+        let scalar = Resource { name: b"ebsvolumes".to_vec(), set: None };
+        assert!(
+            with(&[scalar], &[])
+                .unwrap_err()
+                .contains("the resource ebsvolumes names volumes, and is no set")
+        );
+        let error = with(&[set("ebsvolumes", &["../x"])], &[]).unwrap_err();
+        assert!(error.starts_with("resource ebsvolumes=\"../x\": the volume name"), "{error}");
+        assert!(
+            read(&ContainerConfig { resources: both.to_vec(), ..task(&[], &[]) }).is_empty(),
+            "no parameter"
+        );
+    }
+
+    #[test]
+    fn the_parameter_of_resources_is_a_list_of_names_and_drivers() {
+        let read = |list: &str| resource_drivers(list);
+        let ebs = Driver::new("ebs").unwrap();
+        assert_eq!(read("ebsvolumes:ebs,").unwrap(), ResourceDrivers::from([("ebsvolumes".to_owned(), ebs)]));
+        assert_eq!(read("").unwrap(), ResourceDrivers::new());
+        let table = [
+            ("ebsvolumes", "which is not RESOURCE:DRIVER"),
+            (":ebs", "which is not RESOURCE:DRIVER"),
+            ("../x:ebs", "which is not RESOURCE:DRIVER"),
+            ("disk:ebs", "one of Mesos's own resources"),
+            ("v:", "the driver name"),
+            ("v:a,v:b", "holds \"v\" twice"),
+        ];
+        for (list, expected) in table {
+            let error = read(list).unwrap_err();
+            assert!(error.contains(expected), "{list}: {error}");
+        }
+    }
+
     #[test]
     fn a_container_names_no_volume_only_when_it_does_so_in_no_way() {
-        use crate::mesos::volume::{Source, source};
-        use crate::mesos::{ContainerInfo, Volume};
         assert!(names_none(&ContainerConfig::default()) && names_none(&task(&[("a", "b")], &[])));
         assert!(!names_none(&task(&[("extvol.name", "a")], &[])));
         assert!(!names_none(&task(&[("extvol.nmae", "a")], &[])));
-        let declaring = |kind: source::Type| {
-            let source = Source { r#type: Some(kind.into()), ..Default::default() };
-            let volume = Volume { container_path: b"data".to_vec(), host_path: None, source: Some(source) };
-            let info = ContainerInfo { r#type: None, volumes: vec![volume] };
-            ContainerConfig { container_info: Some(info), ..Default::default() }
+        let declaring = |kind: Source| {
+            let source = volume::Source { r#type: Some(kind.into()), ..Default::default() };
+            with_docker(task(&[], &[]), &[Volume { source: Some(source), ..Default::default() }])
         };
-        assert!(!names_none(&declaring(source::Type::DockerVolume)));
-        assert!(names_none(&declaring(source::Type::SandboxPath)));
+        assert!(!names_none(&declaring(Source::DockerVolume)));
+        assert!(names_none(&declaring(Source::SandboxPath)));
+        let with = |resource| ContainerConfig { resources: vec![resource], ..task(&[], &[]) };
+        assert!(!names_none(&with(set("whatever", &["x"]))));
+        assert!(names_none(&with(Resource { name: b"cpus".to_vec(), set: None })));
     }
 }
