@@ -57,10 +57,10 @@ pub fn wire_line(bytes: &[u8]) {
 pub fn plugin_answer(bytes: &[u8]) {
     let [status, prompt, answer @ ..] = bytes else { return };
     let status = StatusCode::from_u16(100 + u16::from(*status) * 2).unwrap_or_default();
-    match driver::understood(answer, status, prompt % 2 == 0) {
+    match driver::answer::understood(answer, status, prompt % 2 == 0) {
         Ok(value) => assert!(value.is_object() && status.is_success()),
-        Err(driver::Said::No(text)) => assert!(prompt % 2 == 0 && text.len() < 8192),
-        Err(driver::Said::Nothing(text)) => assert!(text.len() < 8192),
+        Err(driver::answer::Said::No(text)) => assert!(prompt % 2 == 0 && text.len() < 8192),
+        Err(driver::answer::Said::Nothing(text)) => assert!(text.len() < 8192),
     }
 }
 
@@ -68,7 +68,7 @@ pub fn plugin_answer(bytes: &[u8]) {
 pub fn plugin_file(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     for name in ["x.spec", "x.json"] {
-        let _refused_or_not = driver::specified(Path::new(name), text);
+        let _refused_or_not = driver::discovery::specified(Path::new(name), text);
     }
 }
 

@@ -36,7 +36,7 @@ use crate::parameters::IsolatorParameters;
 use crate::rules::{self, Declared, Shown};
 use crate::target;
 use crate::task::{self, TaskVolume};
-use crate::wire::{Call, VolumeCall};
+use crate::wire::{Asker, Call, VolumeCall};
 
 /// Completes what Mesos waits for: called once, from any thread.
 pub type Done<T> = Box<dyn FnOnce(Result<T, String>) + Send>;
@@ -174,6 +174,7 @@ impl Isolator {
             container,
             agent: self.agent(),
             agent_id: agent_id(&String::from_utf8_lossy(&config.directory)),
+            asker: asker(&config),
             volumes: volumes.iter().map(asked).collect(),
         };
         // Before anything is leased: a path that cannot be needs no undoing.
@@ -377,6 +378,15 @@ fn check_places(
     Ok(())
 }
 
+/// Of whom the container is. That of a nested one is in the sandbox path alone, which Mesos makes as well.
+fn asker(config: &ContainerConfig) -> Asker {
+    let text = |bytes: &Vec<u8>| String::from_utf8_lossy(bytes).into_owned();
+    let sandbox = text(&config.directory);
+    let framework = sandbox.split_once("/slaves/").and_then(|(_, rest)| rest.split_once("/frameworks/"));
+    let framework = framework.and_then(|(_, rest)| Some(rest.split_once('/')?.0.to_owned()));
+    Asker { framework, user: config.user.as_ref().map(text) }
+}
+
 /// The agent's id in a task's sandbox path, `<work>/slaves/<agent id>/frameworks/...`; a standalone
 /// container's has none.
 fn agent_id(sandbox: &str) -> Option<String> {
@@ -424,6 +434,12 @@ mod tests {
     fn a_tasks_sandbox_tells_the_agents_id() {
         let sandbox = "/w/agents/0/work/slaves/1f-S0/frameworks/1f-0000/executors/e/runs/c";
         assert_eq!(agent_id(sandbox).as_deref(), Some("1f-S0"));
+        let asker =
+            |sandbox: &str| asker(&ContainerConfig { directory: sandbox.into(), ..Default::default() });
+        assert_eq!(asker(sandbox).framework.as_deref(), Some("1f-0000"));
+        let nested = format!("{sandbox}/containers/n/frameworks/x/");
+        assert_eq!(asker(&nested).framework.as_deref(), Some("1f-0000"));
+        assert_eq!(asker("/w/agents/0/work/containers/c"), Asker::default());
         assert_eq!(agent_id("/w/agents/0/work/containers/c"), None);
     }
 }

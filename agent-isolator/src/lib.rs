@@ -7,6 +7,7 @@
 //! - [`wire`] is what they say to each other.
 
 mod agent_flags;
+mod agent_state;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod isolator;

@@ -20,7 +20,8 @@ pub use self::drivers::Drivers;
 /// An agent's `executor_registration_timeout` is 1 min by default, and prepare counts in it.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(45);
 
-/// RexRay's EBS driver waits this long for an attach or detach (`ebs.statusTimeout`).
+/// One attach or detach of RexRay's EBS driver takes up to 102 s (`ebs.statusTimeout` 2 min, looked at with doubling pauses); what waits in
+/// its queue behind others takes longer, see `driver_calls_max`.
 const SETTLE_TIME: Duration = Duration::from_secs(120);
 
 /// What the keeper is told.
@@ -74,6 +75,8 @@ pub struct KeeperParameters {
     /// `allow_suid_dev` (comma list of drivers): on their volumes set-user-id programs and device files work; by default they
     /// are mounted `nosuid,nodev`.
     pub allow_suid_dev: BTreeSet<Driver>,
+    /// `volume_rules`: a file of rules about who may use which volumes; without one everybody may use all.
+    pub volume_rules: Option<PathBuf>,
     /// `reset` (`never`, `sysrq`, `reboot`): how this host is reset when a fence is not proved in time; default never.
     pub reset: Option<Reset>,
     /// `watchdog`: a watchdog device.
@@ -192,6 +195,7 @@ impl KeeperParameters {
             cgroup_root: parameters.optional("cgroup_root").unwrap_or_else(|| "mesos".into()),
             hosts_own: parameters.parsed("hosts_own", directories)?.unwrap_or_default(),
             allow_suid_dev,
+            volume_rules: parameters.parsed("volume_rules", absolute)?,
             reset: parameters.parsed("reset", reset)?.flatten(),
             watchdog: parameters.parsed("watchdog", absolute)?,
             given,

@@ -57,6 +57,9 @@ pub enum Call {
         agent: String,
         /// The agent's id, when the sandbox path holds it.
         agent_id: Option<String>,
+        /// For whom.
+        #[serde(default)]
+        asker: Asker,
         /// The volumes.
         volumes: Vec<VolumeCall>,
     },
@@ -85,6 +88,15 @@ pub enum Call {
         /// The containers that it will kill and clean up.
         orphans: BTreeSet<ContainerId>,
     },
+}
+
+/// Of whom a container is, as Mesos says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asker {
+    /// The framework's id; none of a standalone container.
+    pub framework: Option<String>,
+    /// The user that the container runs as, where one is set.
+    pub user: Option<String>,
 }
 
 /// A volume in [`Call::Prepare`].

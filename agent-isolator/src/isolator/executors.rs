@@ -14,7 +14,6 @@
 //! to suffer for it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -23,22 +22,18 @@ use shared::volume::{Driver, VolumeId};
 use tokio::sync::mpsc;
 
 use super::Done;
+use crate::agent_state::{self, RECOVERING};
 use crate::parameters::IsolatorParameters;
 use crate::rules::Declared;
 use crate::task::{ResourceDrivers, named_by_resource, shown};
 
 /// The agent answers within milliseconds, unless it is very busy; so long does it wait for this look.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
-/// The state of an agent with thousands of tasks has some megabytes.
-const STATE_BYTES_MAX: usize = 256 << 20;
 
 /// After a look, by how long it took, and at most.
 const PAUSE: (u32, Duration) = (4, Duration::from_secs(10));
 /// How often the same fault is logged.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
-
-/// Why the state of an agent that has just started is not seen.
-const RECOVERING: &str = "it is still recovering";
 
 /// The volumes that a container was prepared with; unknown for one that is older than this process.
 pub(super) type Prepared = Option<BTreeSet<VolumeId>>;
@@ -228,41 +223,13 @@ impl Drop for End {
 }
 
 async fn look(agent: &str, parameters: IsolatorParameters, docker_volume_isolator: bool) -> Seen {
-    let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build();
-    let client = client.map_err(|error| chain(&error))?;
-    let mut response =
-        client.get(format!("http://{agent}/slave(1)/state")).send().await.map_err(|error| chain(&error))?;
-    match response.status().as_u16() {
-        200 => {}
-        // No task is handed to an executor before that.
-        503 => return Err(RECOVERING.into()),
-        401 | 403 => return Err("it wants authentication".into()),
-        status => return Err(format!("it answers with status {status}")),
-    }
-    let mut state = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| chain(&error))? {
-        if state.len() + chunk.len() > STATE_BYTES_MAX {
-            return Err(format!("it has more than {STATE_BYTES_MAX} bytes"));
-        }
-        state.extend_from_slice(&chunk);
-    }
+    let state = agent_state::read(agent).await?;
     let judge = move || {
         let declared =
             Declared { rules: &parameters.rules, keeper: &parameters.keeper, docker_volume_isolator };
         judge(&state, &declared)
     };
     tokio::task::spawn_blocking(judge).await.unwrap_or_else(|_| Err("a bug: it was read with a panic".into()))
-}
-
-/// An error with its causes, which reqwest leaves out.
-fn chain(error: &reqwest::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        let _ = write!(text, ": {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// The part of the agent's state that is looked at.
@@ -421,10 +388,8 @@ struct DockerVolume {
 }
 
 /// Whether each executor of the agent's state may go on with its tasks.
-fn judge(state: &[u8], declared: &Declared<'_>) -> Seen {
-    // Texts of frameworks may hold any bytes, and one of them is not to hide the rest.
-    let state: State = serde_json::from_str(&String::from_utf8_lossy(state))
-        .map_err(|error| format!("it cannot be read: {error}"))?;
+fn judge(state: &str, declared: &Declared<'_>) -> Seen {
+    let state: State = serde_json::from_str(state).map_err(|error| format!("it cannot be read: {error}"))?;
     let executors = state.frameworks.into_iter().flat_map(|framework| framework.executors);
     Ok(executors.map(|executor| (executor.container.clone(), judge_executor(&executor, declared))).collect())
 }
@@ -508,7 +473,7 @@ mod tests {
             { "id": "other" },
             { "executors": [{ "container": "bystander" }, executor], "completed_executors": [{}] },
         ] });
-        let seen = judge(&serde_json::to_vec(&state).unwrap(), &declared).unwrap();
+        let seen = judge(&state.to_string(), &declared).unwrap();
         assert_eq!(seen["bystander"], Verdict::default());
         seen["c"].judge(&prepared).err().unwrap_or_default()
     }
@@ -660,7 +625,7 @@ mod tests {
         let parameters = IsolatorParameters::read(&pairs).unwrap();
         let declared =
             Declared { rules: &parameters.rules, keeper: &parameters.keeper, docker_volume_isolator: false };
-        assert!(judge(&bytes, &declared).unwrap()["c"].refused.is_some());
-        assert!(judge(b"<html>", &declared).unwrap_err().starts_with("it cannot be read: "));
+        assert!(judge(&agent_state::text(bytes), &declared).unwrap()["c"].refused.is_some());
+        assert!(judge("<html>", &declared).unwrap_err().starts_with("it cannot be read: "));
     }
 }

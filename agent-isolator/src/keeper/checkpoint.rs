@@ -97,6 +97,13 @@ pub enum StartError {
     },
 }
 
+/// Whether a file could not be opened or read for want of descriptors or memory.
+fn is_want(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let want = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::INTR, Errno::AGAIN];
+    Errno::from_io_error(error).is_some_and(|errno| want.contains(&errno))
+}
+
 fn at(path: &Path) -> impl FnOnce(io::Error) -> StartError {
     let path = path.to_owned();
     |source| StartError::File { path, source }
@@ -197,11 +204,15 @@ impl Checkpoint {
     /// cannot be read: then it is set aside, and the empty one says that it was lost.
     ///
     /// # Errors
-    /// [`StartError::AnotherHolder`].
+    /// [`StartError::AnotherHolder`]; [`StartError::File`] when this process or the host lacks descriptors or memory.
     pub fn load(&self) -> Result<Table, StartError> {
         let bytes = match fs::read(&self.path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Table::default()),
+            // What this process lacks says nothing of the table: the next one may read it.
+            Err(source) if is_want(&source) => {
+                return Err(StartError::File { path: self.path.clone(), source });
+            }
             Err(error) => return Ok(self.set_aside(&error.to_string())),
         };
         // The version first: a later one may have other fields.
@@ -323,6 +334,20 @@ mod tests {
             assert_eq!(checkpoint.load().unwrap(), Table { lost: true, ..Table::default() });
             assert_eq!(fs::read_to_string(directory.path().join("table.json.broken")).unwrap(), bytes);
         }
+    }
+
+    #[test]
+    fn a_table_that_a_process_without_descriptors_cannot_open_is_not_set_aside() {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let directory = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint::new(directory.path(), "boot-1", owner("a"));
+        checkpoint.store(&used()).unwrap();
+        let usual = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(0), maximum: usual.maximum }).unwrap();
+        let loaded = checkpoint.load();
+        setrlimit(Resource::Nofile, usual).unwrap();
+        assert!(matches!(loaded, Err(StartError::File { .. })), "{loaded:?}");
+        assert_eq!(checkpoint.load().unwrap(), used());
     }
 
     #[test]

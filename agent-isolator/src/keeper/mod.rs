@@ -4,12 +4,13 @@
 //! ```text
 //! worker/      the worker: the shell around shared::protocol::holder
 //! server.rs    its connections to isolators
-//! driver.rs    the plugins' protocol; endpoints.rs where they listen, and which of them must not be one
+//! driver/      the plugins: their protocol, and where they are found
 //! survey.rs    whether they do what the parameters say of them
 //! probe.rs     looks at mounts and devices, each in a helper process
 //! deadman/     the other processes; fence/ what they do; shared_memory.rs what all share
 //! means.rs     what a fence of this host rests on; cgroups.rs
 //! mounts/      what those looks are; mount_table.rs: the kernel's tables
+//! volume_rules.rs who may use which volumes
 //! limits.rs    what tenants can have of it at once
 //! checkpoint.rs, alive.rs, log.rs, process.rs
 //! ```
@@ -19,7 +20,6 @@ pub mod cgroups;
 pub mod checkpoint;
 pub mod deadman;
 pub mod driver;
-mod endpoints;
 pub mod fence;
 pub mod flock;
 pub mod limits;
@@ -33,19 +33,22 @@ pub mod server;
 pub mod shared_memory;
 pub mod stored_table;
 pub mod survey;
+mod volume_rules;
 mod worker;
 
 pub use self::limits::Turn;
 pub use self::worker::{Event, Worker};
 
-/// A random id, from the kernel.
+/// A random id, from the kernel; without a file, of which a process may have none left.
 ///
 /// # Panics
-/// When /proc is not mounted: nothing of this program works then.
+/// When the kernel has no randomness: it has since it started.
 #[must_use]
 pub fn random_id() -> String {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/uuid").expect("/proc is mounted");
-    id.trim().to_owned()
+    let mut bytes = [0_u8; 16];
+    let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    assert_eq!(filled, Ok(bytes.len()), "the kernel gives random bytes");
+    format!("{:032x}", u128::from_be_bytes(bytes))
 }
 
 /// An error and its causes in one line.

@@ -1,6 +1,6 @@
 //! What one tenant can have of a host, and what is left for the others.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent_isolator::wire::Answer;
 
@@ -101,6 +101,30 @@ fn root_what_etcd_answers_is_taken_in_before_all_that_isolators_ask() {
             }
             let last = flood[flood.len() - 1];
             assert!(!world.is_answered(last), "the lease came behind {} other calls", flood.len());
+        });
+    });
+}
+
+#[test]
+fn root_a_call_without_an_answer_has_its_turn_until_it_has_settled() {
+    let name = "limits::root_a_call_without_an_answer_has_its_turn_until_it_has_settled";
+    alone(name, |alone| {
+        with_worker(alone, &[("driver_calls_max", "1"), ("settle_time", "3secs")], async |mut world| {
+            world.disk("a");
+            world.driver.leave_unanswered("lost");
+            let began = Instant::now();
+            world.prepare("c1", &["ebs/lost"]);
+            let driver = world.driver.clone();
+            eventually("it is called", async || driver.calls() == ["mount ebs/lost"]).await;
+            let launch = world.prepare("c2", &["ebs/a"]);
+            assert!(matches!(world.answer(launch).await, Ok(Answer::Prepared { .. })));
+            let mounts = world.driver.calls();
+            let behind = mounts.iter().position(|call| call == "mount ebs/a").unwrap();
+            assert!(
+                behind == 1 && began.elapsed() >= Duration::from_secs(3),
+                "{mounts:?} {:?}",
+                began.elapsed()
+            );
         });
     });
 }

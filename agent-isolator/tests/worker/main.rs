@@ -7,4 +7,5 @@
 mod alone;
 mod effects;
 mod limits;
+mod rules;
 mod world;

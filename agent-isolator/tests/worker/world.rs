@@ -15,7 +15,7 @@ use agent_isolator::keeper::server::ConnectionId;
 use agent_isolator::keeper::shared_memory::SharedMemory;
 use agent_isolator::keeper::{Event, Worker};
 use agent_isolator::parameters::KeeperParameters;
-use agent_isolator::wire::{Answer, Call, KeeperLine, VolumeCall};
+use agent_isolator::wire::{Answer, Asker, Call, KeeperLine, VolumeCall};
 use shared::clock::holder_now;
 use shared::exchange_io::Exchange;
 use shared::keys::Keys;
@@ -53,6 +53,8 @@ struct Scripted {
     /// As they began.
     calls: Mutex<Vec<String>>,
     held: Mutex<BTreeSet<String>>,
+    /// Volumes whose Mount has no answer.
+    unanswered: Mutex<BTreeSet<String>>,
     changed: Notify,
 }
 
@@ -65,6 +67,11 @@ impl Script {
     pub(crate) fn let_go(&self, driver: &str) {
         self.0.held.lock().unwrap().remove(driver);
         self.0.changed.notify_waiters();
+    }
+
+    /// The Mount of this volume has no answer.
+    pub(crate) fn leave_unanswered(&self, name: &str) {
+        self.0.unanswered.lock().unwrap().insert(name.to_owned());
     }
 
     /// `mount ebs/a`, and so on.
@@ -88,10 +95,17 @@ impl VolumeDriver for Script {
     async fn mount(
         &self,
         asked: &VolumeId,
-        _create: Option<&BTreeMap<String, String>>,
+        create: Option<&BTreeMap<String, String>>,
         _token: Token,
     ) -> Result<String, MountFault> {
-        let Some((disk, point)) = self.call("mount", asked).await else {
+        if create.is_some() {
+            self.call("create", asked).await;
+        }
+        let found = self.call("mount", asked).await;
+        if self.0.unanswered.lock().unwrap().contains(asked.name.as_str()) {
+            return Err(MountFault::Unresolved("no answer".into()));
+        }
+        let Some((disk, point)) = found else {
             return Err(MountFault::Refused("no such volume".into()));
         };
         let point = point.to_str().unwrap();
@@ -151,6 +165,11 @@ pub(crate) struct World<'a> {
     lines: mpsc::UnboundedReceiver<String>,
     last_call: u64,
     heard: Vec<KeeperLine>,
+    /// The agent that asks, and for whom.
+    pub(crate) agent: String,
+    pub(crate) asker: Asker,
+    /// What its volumes are to be made with.
+    pub(crate) create: Option<BTreeMap<String, String>>,
 }
 
 /// Runs a worker with these parameters beside `body`, which is the isolator, etcd, the driver and the deadman.
@@ -227,6 +246,9 @@ impl<'a> World<'a> {
             lines,
             last_call: 0,
             heard: Vec::new(),
+            agent: AGENT.into(),
+            asker: Asker::default(),
+            create: None,
         };
         (world, worker)
     }
@@ -279,10 +301,11 @@ impl<'a> World<'a> {
             let (driver, name) = text.split_once('/').unwrap();
             let volume =
                 VolumeId { driver: Driver::new(driver).unwrap(), name: VolumeName::new(name).unwrap() };
-            VolumeCall { volume, create: None, read_only: false }
+            VolumeCall { volume, create: self.create.clone(), read_only: false }
         };
         let (container, volumes) = (id(container), volumes.iter().map(volume).collect());
-        self.call(Call::Prepare { container, agent: AGENT.into(), agent_id: Some("S1".into()), volumes })
+        let (agent, agent_id) = (self.agent.clone(), Some("S1".into()));
+        self.call(Call::Prepare { container, agent, agent_id, asker: self.asker.clone(), volumes })
     }
 
     pub(crate) fn isolate(&mut self, container: &str, pid: u32) -> u64 {

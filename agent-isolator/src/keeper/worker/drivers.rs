@@ -135,21 +135,22 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         let (Output::Settle { op, .. } | Output::Mount { op, .. } | Output::Unmount { op, .. }) = call else {
             return;
         };
-        let (tell, events) = (self.tell(), self.events.clone());
+        let events = self.events.clone();
         let (driver, prober) = (self.driver.clone(), self.prober.clone());
+        let settle = self.parameters.settle_time;
         // The receiver lives as long as the worker runs.
         let send = move |event| drop(events.send(event));
         tokio::spawn(async move {
-            match call {
+            let (event, unresolved) = match call {
                 Output::Settle { token, asked, .. } => {
                     let result = driver.take_away(&asked, token).await;
-                    send(Event::CallEnded(turn));
-                    tell(Input::Settled(op, result));
+                    let unresolved = matches!(result, Err(MountFault::Unresolved(_)));
+                    (Event::Core(Input::Settled(op, result)), unresolved)
                 }
                 Output::Mount { token, wanted, .. } => {
                     let mounted = driver.mount(&wanted.asked, wanted.create.as_ref(), token).await;
-                    send(Event::CallEnded(turn));
-                    send(Event::DriverMounted(op, Box::new(wanted), mounted));
+                    let unresolved = matches!(mounted, Err(MountFault::Unresolved(_)));
+                    (Event::DriverMounted(op, Box::new(wanted), mounted), unresolved)
                 }
                 Output::Unmount { token, asked, mounted, .. } => {
                     // Else the driver would detach a disk that is mounted.
@@ -161,10 +162,20 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                         Ok(()) => driver.unmount(&asked, token).await,
                         Err(why) => Err(UnmountFault::Unreachable(why)),
                     };
-                    send(Event::CallEnded(turn));
-                    tell(Input::Unmounted(op, result));
+                    let unresolved = matches!(result, Err(UnmountFault::Unresolved(_)));
+                    (Event::Core(Input::Unmounted(op, result)), unresolved)
                 }
-                _ => {}
+                _ => return,
+            };
+            // RexRay has one queue for all calls of a service: what it gave no answer for stands there, and delays, and is
+            // delayed by, whatever else is asked of it.
+            if unresolved {
+                send(event);
+                tokio::time::sleep(settle).await;
+                send(Event::CallEnded(turn));
+            } else {
+                send(Event::CallEnded(turn));
+                send(event);
             }
         });
     }

@@ -8,8 +8,8 @@ use shared::protocol::{Request, Text};
 use shared::store::LeaseStore;
 use shared::volume::ContainerId;
 
-use super::roots::{self, Waiting};
-use super::{Event, POLL, Worker, alive, blocking, has_run, is_alive};
+use super::admission::{self, Look, Waiting};
+use super::{Event, POLL, Worker, alive, has_run, is_alive};
 use crate::keeper::driver::VolumeDriver;
 use crate::keeper::server::{ConnectionId, Lines};
 use crate::wire::{self, Call, KeeperLine, Limit, line};
@@ -26,30 +26,31 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         self.connections.remove(&id);
         self.requests.retain(|_, (connection, _)| *connection != id);
         // It is asked again over the next one.
-        let _forgotten = self.roots.remove(|waiting| waiting.connection == id);
+        let _forgotten = self.admission.remove(|waiting| waiting.connection == id);
     }
 
     pub(super) fn call(&mut self, connection: ConnectionId, call_id: u64, call: Call) {
         match &call {
             Call::Prepare { .. } => {
-                self.roots.add(Waiting { connection, call_id, call });
-                return self.look_at_roots();
+                self.admission.add(Waiting { connection, call_id, call });
+                return self.look_before();
             }
             Call::Cleanup { agent, container } => {
-                for prepare in self.roots.remove(|waiting| waiting.is_of(agent, container)) {
+                for prepare in self.admission.remove(|waiting| waiting.is_of(agent, container)) {
                     let why = format!("container {container} has ended");
                     self.answer(prepare.connection, prepare.call_id, Err(why.into()));
                 }
             }
             Call::Hello { .. } | Call::Isolate { .. } | Call::Recover { .. } => {}
         }
-        self.take_in(connection, call_id, call);
+        self.take_in(connection, call_id, call, None);
     }
 
-    fn take_in(&mut self, connection: ConnectionId, call_id: u64, call: Call) {
+    /// `look`: that before a prepare.
+    fn take_in(&mut self, connection: ConnectionId, call_id: u64, call: Call, look: Option<&Look>) {
         self.next_request += 1;
         let request = Request(self.next_request);
-        match self.input(request, call) {
+        match self.input(request, call, look) {
             Ok(Some(input)) => {
                 self.requests.insert(request, (connection, call_id));
                 self.core.handle(holder_now(), input);
@@ -60,17 +61,20 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
     }
 
     /// A call as the core takes it, if it is one for the core, and not refused here.
-    fn input(&mut self, request: Request, call: Call) -> Result<Option<Input>, Text> {
+    fn input(&mut self, request: Request, call: Call, look: Option<&Look>) -> Result<Option<Input>, Text> {
         Ok(Some(match call {
             Call::Hello { version, parameters } => {
                 self.hello(version, &parameters)?;
                 return Ok(None);
             }
-            Call::Prepare { container, agent, agent_id, volumes } => {
+            Call::Prepare { container, agent, agent_id, asker, volumes } => {
                 if let Some(why) = self.store_fault.clone().or_else(|| self.has_too_many(&container)) {
                     return Err(why);
                 }
-                let volumes = self.wanted(volumes)?;
+                let mut volumes = self.wanted(volumes)?;
+                if let Some(look) = look {
+                    volumes = look.admit(&agent, &asker, volumes)?;
+                }
                 self.limits.remove(&container);
                 let (agent, agent_id) = (agent.into(), agent_id.map(Text::from));
                 Input::Prepare { request, container, agent, agent_id, volumes }
@@ -157,24 +161,21 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         Ok(())
     }
 
-    fn look_at_roots(&mut self) {
-        if !self.roots.begin() {
-            return;
-        }
-        let (roots, events) = (self.parameters.mount_roots.clone(), self.events.clone());
+    fn look_before(&mut self) {
+        let Some(agents) = self.admission.begin() else { return };
+        let (roots, rules) = (self.parameters.mount_roots.clone(), self.parameters.volume_rules.clone());
+        let events = self.events.clone();
         tokio::spawn(async move {
-            let _ = events.send(Event::RootsChecked(blocking(move || roots::check(&roots)).await));
+            let look = admission::look(roots, rules, agents).await;
+            let _ = events.send(Event::LookedBefore(Box::new(look)));
         });
     }
 
-    pub(super) fn roots_checked(&mut self, checked: &Result<(), String>) {
-        for Waiting { connection, call_id, call } in self.roots.ended() {
-            match checked {
-                Ok(()) => self.take_in(connection, call_id, call),
-                Err(why) => self.answer(connection, call_id, Err(why.as_str().into())),
-            }
+    pub(super) fn looked_before(&mut self, look: &Look) {
+        for Waiting { connection, call_id, call } in self.admission.ended() {
+            self.take_in(connection, call_id, call, Some(look));
         }
-        self.look_at_roots();
+        self.look_before();
     }
 
     pub(super) fn answer(&self, connection: ConnectionId, id: u64, answer: Result<Answer, Text>) {

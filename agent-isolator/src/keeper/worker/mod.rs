@@ -3,18 +3,18 @@
 //!
 //! ```text
 //! mod.rs        the loop, and what tells nobody: clocks, flag, deadman, containers
-//! isolators.rs  what isolators ask, and are told; roots.rs: the look before each prepare
+//! isolators.rs  what isolators ask, and are told; admission.rs: the look before each prepare
 //! effects.rs    what the core asks for
 //! drivers.rs    calls of drivers, in their turns; calls.rs: what was there before them
 //! etcd.rs       reads, commits and watches
 //! ```
 
+mod admission;
 mod calls;
 mod drivers;
 mod effects;
 mod etcd;
 mod isolators;
-mod roots;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -34,10 +34,10 @@ use shared::store::LeaseStore;
 use shared::volume::{ContainerId, VolumeId};
 use tokio::sync::{Semaphore, mpsc};
 
+use self::admission::{Admission, Look};
 use self::calls::Calls;
 use self::effects::needs_table;
 use self::etcd::Etcd;
-use self::roots::Roots;
 use super::checkpoint::{Checkpoint, Machine, StartError};
 use super::deadman::DeadmanWatch;
 use super::driver::VolumeDriver;
@@ -100,8 +100,8 @@ pub enum Event {
     Proved(Op, VolumeId, Proof),
     /// A driver has ended a call, whatever its answer is.
     CallEnded(Turn),
-    /// The mount roots were looked at.
-    RootsChecked(Result<(), String>),
+    /// It was looked at what comes before prepares.
+    LookedBefore(Box<Look>),
 }
 
 /// The running worker.
@@ -117,7 +117,7 @@ pub struct Worker<S, D> {
     etcd: Etcd<S>,
     driver: D,
     queue: DriverCalls,
-    roots: Roots,
+    admission: Admission,
     prober: Prober,
     calls: Calls,
     /// Volumes of an earlier life, as their drivers were asked, and under which leases: a call may have been made of which this one
@@ -172,7 +172,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         let (to_worker, from_etcd) = mpsc::unbounded_channel();
         let mut table = checkpoint.load()?;
         for root in &parameters.mount_roots {
-            if let Err(why) = roots::close(root) {
+            if let Err(why) = admission::close(root) {
                 tracing::warn!("{why}");
             }
         }
@@ -204,7 +204,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             etcd: Etcd::new(exchange, to_worker),
             driver,
             queue: DriverCalls::new(parameters.driver_calls_max),
-            roots: Roots::default(),
+            admission: Admission::default(),
             prober: Prober::new(parameters.places(), parameters.policy().program),
             calls: Calls::default(),
             restored,
@@ -377,7 +377,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             }
             Event::Connected(id, lines) => self.connected(id, lines),
             Event::Disconnected(id) => self.disconnected(id),
-            Event::RootsChecked(checked) => self.roots_checked(&checked),
+            Event::LookedBefore(look) => self.looked_before(&look),
             Event::Call(connection, call_id, call) => self.call(connection, call_id, call),
         }
     }

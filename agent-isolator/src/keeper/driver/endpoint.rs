@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use shared::volume::Driver;
 
@@ -19,6 +19,17 @@ pub(crate) enum Endpoint {
     Unix(PathBuf),
     /// Scheme, host and port.
     Tcp(String),
+    Managed(Managed),
+}
+
+/// A plugin that a Docker engine manages: a container of its own, whose paths are not the host's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Managed {
+    pub(super) socket: PathBuf,
+    /// The engine's directory of it.
+    pub(super) directory: PathBuf,
+    /// Below this path of the plugin's what it mounts is seen by the host.
+    pub(super) propagated: Option<PathBuf>,
 }
 
 /// What two endpoints have in common when they are one.
@@ -34,14 +45,29 @@ pub(super) enum Place {
 impl Endpoint {
     pub(super) fn shown(&self) -> String {
         match self {
-            Self::Unix(path) => path.display().to_string(),
+            Self::Unix(path) | Self::Managed(Managed { socket: path, .. }) => path.display().to_string(),
             Self::Tcp(base) => base.clone(),
         }
     }
 
+    /// Where the host has what the plugin says that it has mounted at `path`. Docker's own rule (`ScopedPath` of its managed plugins).
+    pub(super) fn host_path(&self, path: String) -> Result<String, String> {
+        let Self::Managed(Managed { directory, propagated, .. }) = self else { return Ok(path) };
+        let inside = Path::new(&path);
+        if inside.components().any(|part| part == Component::ParentDir) {
+            return Err("a path of a managed plugin may not hold `..`".into());
+        }
+        let seen = propagated.as_ref().and_then(|propagated| inside.strip_prefix(propagated).ok());
+        let on_host = match seen {
+            Some(below) => directory.join("propagated-mount").join(below),
+            None => directory.join("rootfs").join(inside.strip_prefix("/").unwrap_or(inside)),
+        };
+        on_host.into_os_string().into_string().map_err(|_| "it is no UTF-8 on the host".into())
+    }
+
     pub(super) fn place(&self) -> Place {
         match self {
-            Self::Unix(path) => match std::fs::metadata(path) {
+            Self::Unix(path) | Self::Managed(Managed { socket: path, .. }) => match std::fs::metadata(path) {
                 Ok(file) => Place::Socket(file.dev(), file.ino()),
                 Err(_) => Place::Path(path.clone()),
             },

@@ -1,13 +1,22 @@
-//! Docker volume plugins: finding them, and calling them. The one file that speaks their protocol.
+//! Docker volume plugins.
+//!
+//! ```text
+//! mod.rs        calling them: the one file that speaks their protocol
+//! answer.rs     what their answers mean
+//! discovery.rs  finding them; endpoint.rs: where they listen, and which of them must not be one
+//! ```
 //!
 //! What a plugin answers is no proof of anything (see `mounts`): a Mount's error tells only whether
 //! the plugin is done with the call, and an Unmount's answer is for the log.
 
+pub(crate) mod answer;
+pub(crate) mod discovery;
+pub(crate) mod endpoint;
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use reqwest::StatusCode;
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use reqwest::redirect::Policy;
 use serde_json::{Value, json};
@@ -15,7 +24,9 @@ use shared::protocol::holder::{MountFault, UnmountFault};
 use shared::record::Token;
 use shared::volume::{Driver, VolumeId};
 
-use super::endpoints::{Endpoint, Plugins};
+use self::answer::{Said, field, says_missing, understood, words};
+use self::discovery::Discovery;
+use self::endpoint::{Endpoint, Managed};
 use crate::parameters::Drivers;
 
 const MEDIA_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
@@ -31,9 +42,6 @@ const PROMPT: Duration = Duration::from_secs(30);
 
 /// An answer longer than this is no plugin's.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
-
-/// Of a plugin's words, as much as goes into an error's text.
-const WORDS_BYTES_MAX: usize = 1 << 10;
 
 /// Why a plugin's call gave no good answer.
 #[derive(Debug, thiserror::Error)]
@@ -142,93 +150,22 @@ pub trait VolumeDriver {
 /// Docker volume plugins, as they are installed on this host.
 #[derive(Clone, Debug)]
 pub struct DockerPlugins {
-    sockets: PathBuf,
-    specifications: Vec<PathBuf>,
-    /// Other names of the plugins, for volumes of which only the leased name is known.
-    aliases: BTreeMap<Driver, Driver>,
+    discovery: Discovery,
     /// By driver, aliases too: the plugin that mounts with preemption.
     preempt: BTreeMap<Driver, Driver>,
-    /// All that are known by name.
-    known: Plugins,
 }
 
 impl DockerPlugins {
     /// As they are found on this host.
     #[must_use]
     pub fn new(drivers: &Drivers) -> Self {
-        let (aliases, mut preempt) = (drivers.naming.driver_aliases.clone(), drivers.preempt.clone());
-        for (alias, driver) in &aliases {
+        let mut preempt = drivers.preempt.clone();
+        for (alias, driver) in &drivers.naming.driver_aliases {
             if let Some(plugin) = preempt.get(driver).cloned() {
                 preempt.insert(alias.clone(), plugin);
             }
         }
-        Self { aliases, preempt, known: Plugins::new(drivers), ..Self::default() }
-    }
-}
-
-impl Default for DockerPlugins {
-    fn default() -> Self {
-        Self {
-            sockets: "/run/docker/plugins".into(),
-            specifications: vec!["/etc/docker/plugins".into(), "/usr/lib/docker/plugins".into()],
-            aliases: BTreeMap::new(),
-            preempt: BTreeMap::new(),
-            known: Plugins::default(),
-        }
-    }
-}
-
-impl DockerPlugins {
-    /// Where a plugin listens, under its own name or else under another one of it. Looked at for each call: a plugin that
-    /// was restarted, or a link that was turned, may lead elsewhere than before.
-    fn find(&self, driver: &Driver) -> Result<Endpoint, DriverError> {
-        let mut found = self.find_named(driver);
-        if matches!(found, Err(DriverError::NotFound { .. })) {
-            let canonical = self.aliases.get(driver).unwrap_or(driver);
-            let aliases = self.aliases.iter().filter(|(_, of)| *of == canonical).map(|(alias, _)| alias);
-            let mut others = std::iter::once(canonical).chain(aliases);
-            found = others.find_map(|other| self.find_named(other).ok()).map_or(found, Ok);
-        }
-        let endpoint = found?;
-        let place = endpoint.place();
-        let is_there = |other: &&Driver| self.find_named(other).is_ok_and(|other| other.place() == place);
-        match self.known.apart_from(driver).find(is_there) {
-            None => Ok(endpoint),
-            Some(other) => Err(DriverError::Coincides {
-                driver: driver.clone(),
-                other: other.clone(),
-                endpoint: endpoint.shown(),
-            }),
-        }
-    }
-
-    /// By Docker's own rules of discovery.
-    fn find_named(&self, driver: &Driver) -> Result<Endpoint, DriverError> {
-        let name = driver.as_str();
-        // A long name has no socket of its own: see driver_aliases.
-        if name.contains('/') {
-            return Err(DriverError::NotFound { driver: driver.clone(), looked_for: String::new() });
-        }
-        let sockets =
-            [self.sockets.join(format!("{name}.sock")), self.sockets.join(name).join(format!("{name}.sock"))];
-        let mut looked_for = Vec::new();
-        for socket in sockets {
-            if socket.exists() {
-                return Ok(Endpoint::Unix(socket));
-            }
-            looked_for.push(socket);
-        }
-        for directory in &self.specifications {
-            for ending in ["spec", "json"] {
-                let file = directory.join(format!("{name}.{ending}"));
-                match std::fs::read_to_string(&file) {
-                    Ok(text) => return specified(&file, &text),
-                    Err(_) => looked_for.push(file),
-                }
-            }
-        }
-        let looked_for = looked_for.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ");
-        Err(DriverError::NotFound { driver: driver.clone(), looked_for })
+        Self { discovery: Discovery::new(drivers), preempt }
     }
 
     /// Whether a plugin of that name answers, and says that it is a volume driver. Changes nothing.
@@ -279,15 +216,28 @@ impl DockerPlugins {
         body: &Value,
         timeout: Duration,
     ) -> Result<Value, DriverError> {
-        let endpoint = self.find(driver)?;
+        self.post_to(&self.discovery.find(driver)?, driver, interface, call, body, timeout).await
+    }
+
+    async fn post_to(
+        &self,
+        endpoint: &Endpoint,
+        driver: &Driver,
+        interface: &'static str,
+        call: &'static str,
+        body: &Value,
+        timeout: Duration,
+    ) -> Result<Value, DriverError> {
         let began = Instant::now();
         // A plugin is who its socket or specification names: neither a proxy of the environment nor who it would send us on to.
         let redirect = Policy::none();
         let builder = reqwest::Client::builder().timeout(timeout).no_proxy().redirect(redirect);
         let shown = endpoint.shown();
         let (builder, base) = match endpoint {
-            Endpoint::Unix(path) => (builder.unix_socket(path), "http://plugin".to_owned()),
-            Endpoint::Tcp(base) => (builder, base),
+            Endpoint::Unix(socket) | Endpoint::Managed(Managed { socket, .. }) => {
+                (builder.unix_socket(socket.as_path()), "http://plugin".to_owned())
+            }
+            Endpoint::Tcp(base) => (builder, base.clone()),
         };
         let unreachable =
             |source| DriverError::Unreachable { driver: driver.clone(), endpoint: shown.clone(), source };
@@ -369,95 +319,6 @@ impl DockerPlugins {
     }
 }
 
-/// A field of an answer. Plugins are written in Go for a client in Go, which reads keys without case.
-fn field<'a>(answer: &'a Value, name: &str) -> Option<&'a Value> {
-    let object = answer.as_object()?;
-    object
-        .get(name)
-        .or_else(|| object.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value))
-}
-
-/// Whether an error's text says that there is no such volume, and not that something else went wrong.
-fn says_missing(text: &str) -> bool {
-    let text = text.to_lowercase();
-    let words = [
-        "not found",
-        "no such volume",
-        "no such file",
-        "not exist",
-        "doesn't exist",
-        "unknown volume",
-        "could not find",
-        "couldn't find",
-        "cannot find",
-        "can't find",
-        "unable to find",
-        "no volume",
-    ];
-    // A plugin without such a call says so in the words of its web server.
-    !text.contains("page not found") && words.iter().any(|word| text.contains(word))
-}
-
-/// What a plugin says that is no good answer.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Said {
-    /// No, in its words: it is done with the call.
-    No(String),
-    /// Nothing that means an end.
-    Nothing(String),
-}
-
-/// What a whole answer means. `prompt`: it came so soon that an error is the end of the call.
-pub(crate) fn understood(answer: &[u8], status: StatusCode, prompt: bool) -> Result<Value, Said> {
-    let parsed: Option<Value> = serde_json::from_slice(answer).ok();
-    let said = ["Err", "Error"].iter().find_map(|key| field(parsed.as_ref()?, key)?.as_str());
-    let text = match said {
-        Some(text) if !text.is_empty() => words(text.as_bytes()),
-        _ if !status.is_success() => {
-            format!("status {}, {:?}", status.as_u16(), words(answer.trim_ascii()))
-        }
-        // 204, or nothing at all: a good answer that says nothing.
-        _ if answer.trim_ascii().is_empty() => return Ok(json!({})),
-        _ => {
-            return match parsed {
-                Some(parsed @ Value::Object(_)) => Ok(parsed),
-                _ => Err(Said::Nothing(format!("{:?} is no JSON object", words(answer)))),
-            };
-        }
-    };
-    // A server that gave up waiting, and a proxy that never heard, do not speak for the work itself.
-    let gave_up = matches!(status.as_u16(), 408 | 502 | 503 | 504) || said.is_some_and(str::is_empty);
-    match gave_up || !prompt {
-        true => Err(Said::Nothing(format!("it may go on behind the error {text}"))),
-        false => Err(Said::No(text)),
-    }
-}
-
-/// A plugin's words, cut where they are too many for an error's text.
-fn words(bytes: &[u8]) -> String {
-    let mut text = String::from_utf8_lossy(bytes).into_owned();
-    text.truncate(text.floor_char_boundary(WORDS_BYTES_MAX));
-    text
-}
-
-pub(crate) fn specified(file: &Path, text: &str) -> Result<Endpoint, DriverError> {
-    let fault = |fault: &str| DriverError::Specification { file: file.to_owned(), fault: fault.to_owned() };
-    let address = if file.extension().is_some_and(|ending| ending == "json") {
-        let parsed: Value = serde_json::from_str(text).map_err(|error| fault(&error.to_string()))?;
-        if parsed.get("TLSConfig").is_some_and(|tls| !tls.is_null()) {
-            return Err(fault("TLSConfig is not supported yet"));
-        }
-        parsed.get("Addr").and_then(Value::as_str).ok_or_else(|| fault("it has no Addr"))?.to_owned()
-    } else {
-        text.trim().to_owned()
-    };
-    match address.split_once("://") {
-        Some(("unix", path)) => Ok(Endpoint::Unix(path.into())),
-        Some(("tcp" | "http", host)) => Ok(Endpoint::Tcp(format!("http://{}", host.trim_end_matches('/')))),
-        _ => Err(fault(&format!("{address:?} is no unix:// or tcp:// address"))),
-    }
-}
-
 /// What the plugin tells apart mounts by; RexRay ignores it.
 fn mount_id(token: Token) -> String {
     format!("extvol-{token}")
@@ -490,9 +351,15 @@ impl VolumeDriver for DockerPlugins {
             })?;
         }
         let body = json!({ "Name": asked.name, "ID": mount_id(token) });
-        let answer = self.call(&asked.driver, "Mount", &body, MOUNT_TIMEOUT).await.map_err(mount_fault)?;
+        let endpoint = self.discovery.find(&asked.driver).map_err(mount_fault)?;
+        let answer =
+            self.post_to(&endpoint, &asked.driver, "VolumeDriver", "Mount", &body, MOUNT_TIMEOUT).await;
+        let answer = answer.map_err(mount_fault)?;
         match field(&answer, "Mountpoint").and_then(Value::as_str) {
-            Some(path) if !path.is_empty() => Ok(path.to_owned()),
+            Some(path) if !path.is_empty() => endpoint.host_path(path.to_owned()).map_err(|why| {
+                let why = format!("the plugin {} has mounted the volume at {path:?}: {why}", asked.driver);
+                MountFault::Unusable { why: why.into(), mounted: None }
+            }),
             // It is done, and the volume is mounted nowhere that anybody knows of.
             _ => {
                 let why = format!("the plugin {} answered Mount without a Mountpoint", asked.driver);
@@ -567,14 +434,20 @@ mod tests {
                 }
             }
         });
-        let aliases = BTreeMap::from([(Driver::new("ebs").unwrap(), Driver::new("canonical").unwrap())]);
-        let plugins = DockerPlugins {
-            sockets: directory.path().to_owned(),
-            specifications: vec![],
-            aliases,
-            ..DockerPlugins::default()
-        };
+        let plugins = at(&directory, &[("drivers", "canonical"), ("driver_aliases", "ebs=canonical")]);
         (directory, plugins)
+    }
+
+    /// A host with these parameters, whose sockets and specifications are in `directory`.
+    fn at(directory: &tempfile::TempDir, parameters: &[(&str, &str)]) -> DockerPlugins {
+        let given = [("etcd_endpoints", "h:1")].iter().chain(parameters);
+        let pairs = given.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let read = crate::parameters::KeeperParameters::read(&pairs.collect::<Vec<_>>()).unwrap();
+        let mut plugins = DockerPlugins::new(&read.drivers);
+        plugins.discovery.sockets = directory.path().to_owned();
+        plugins.discovery.specifications = vec![directory.path().to_owned()];
+        plugins.discovery.managed = directory.path().join("managed");
+        plugins
     }
 
     /// The plugin's calls, in order.
@@ -732,6 +605,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_paths_of_a_plugin_that_docker_manages_are_not_the_hosts() {
+        let (directory, plugins) = plugin(vec![http("200 OK", r#"{"Mountpoint":"/volumes/vol1"}"#)]);
+        let managed = directory.path().join("managed/id");
+        std::fs::create_dir_all(&managed).unwrap();
+        let config = r#"{"plugin":{"Name":"x/ebs:1","Enabled":true,"Config":{"Interface":{"Socket":"ebs.sock"},"PropagatedMount":"/volumes"}}}"#;
+        std::fs::write(managed.join("config.json"), config).unwrap();
+        std::fs::create_dir(directory.path().join("id")).unwrap();
+        std::fs::rename(directory.path().join("ebs.sock"), directory.path().join("id/ebs.sock")).unwrap();
+        let plugins = DockerPlugins { discovery: plugins.discovery, ..at(&directory, &[("drivers", "ebs")]) };
+        let volume = VolumeId { driver: Driver::new("x/ebs:1").unwrap(), ..volume() };
+        let expected = managed.join("propagated-mount/vol1").display().to_string();
+        assert_eq!(plugins.mount(&volume, None, Token(Revision(7))).await, Ok(expected));
+    }
+
+    #[tokio::test]
     async fn a_plugin_is_found_under_another_name_of_it() {
         let (_directory, plugins) = plugin(vec![http("200 OK", r#"{"Mountpoint":"/m"}"#)]);
         let leased = VolumeId { driver: Driver::new("canonical").unwrap(), ..volume() };
@@ -758,19 +646,15 @@ mod tests {
     /// A host that serves ebs, also called rexray, and scaleio, with a preempting plugin of ebs.
     fn two_drivers() -> (tempfile::TempDir, DockerPlugins) {
         let name = |name: &str| Driver::new(name).unwrap();
-        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        let read = crate::parameters::KeeperParameters::read(&[
-            pair("etcd_endpoints", "h:1"),
-            pair("drivers", "ebs,scaleio"),
-            pair("driver_aliases", "rexray=ebs"),
-            pair("preempt_plugins", "ebs=ebs-preempt"),
-        ]);
         let directory = tempfile::tempdir().unwrap();
-        let plugins = DockerPlugins {
-            sockets: directory.path().to_owned(),
-            specifications: vec![directory.path().to_owned()],
-            ..DockerPlugins::new(&read.unwrap().drivers)
-        };
+        let plugins = at(
+            &directory,
+            &[
+                ("drivers", "ebs,scaleio"),
+                ("driver_aliases", "rexray=ebs"),
+                ("preempt_plugins", "ebs=ebs-preempt"),
+            ],
+        );
         assert_eq!(plugins.preempt.get(&name("rexray")), Some(&name("ebs-preempt")));
         (directory, plugins)
     }
@@ -782,7 +666,7 @@ mod tests {
         let _listeners = ["real.sock", "another.sock"].map(|name| UnixListener::bind(at(name)).unwrap());
         std::os::unix::fs::symlink(at("real.sock"), at("ebs.sock")).unwrap();
         let found = |driver: &str| {
-            let found = plugins.find(&Driver::new(driver).unwrap());
+            let found = plugins.discovery.find(&Driver::new(driver).unwrap());
             found.map(|endpoint| endpoint.shown()).map_err(|error| error.to_string())
         };
         assert_eq!(found("ebs"), Ok(at("ebs.sock").display().to_string()));
@@ -828,19 +712,5 @@ mod tests {
         }
         let (_directory, plugins) = plugin(vec![None]);
         assert!(plugins.scope(&volume().driver, UNMOUNT_TIMEOUT).await.is_err());
-    }
-
-    #[test]
-    fn specification_files_name_a_socket_or_an_address() {
-        let at = |file: &str, text: &str| match specified(Path::new(file), text) {
-            Ok(Endpoint::Unix(path)) => format!("unix {}", path.display()),
-            Ok(Endpoint::Tcp(base)) => base,
-            Err(error) => error.to_string(),
-        };
-        assert_eq!(at("x.spec", "unix:///run/x.sock\n"), "unix /run/x.sock");
-        assert_eq!(at("x.spec", "tcp://127.0.0.1:7979/"), "http://127.0.0.1:7979");
-        assert_eq!(at("x.json", r#"{"Name":"x","Addr":"tcp://h:1"}"#), "http://h:1");
-        assert!(at("x.json", r#"{"Addr":"tcp://h:1","TLSConfig":{"CAFile":"c"}}"#).contains("TLSConfig"));
-        assert!(at("x.spec", "nonsense").contains("\"nonsense\" is no unix:// or tcp:// address"));
     }
 }

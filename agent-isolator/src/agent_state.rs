@@ -1,0 +1,45 @@
+//! The agent's own state, over HTTP, as anybody may read it who may read anything of an agent's.
+
+use reqwest::redirect::Policy;
+
+/// The state of an agent with thousands of tasks has some megabytes.
+const STATE_BYTES_MAX: usize = 256 << 20;
+
+/// Why the state of an agent that has just started is not seen.
+pub(crate) const RECOVERING: &str = "it is still recovering";
+
+/// Reads the state of the agent at `ip:port`. How long that may take is the caller's business.
+///
+/// # Errors
+/// A sentence without a subject.
+pub(crate) async fn read(agent: &str) -> Result<String, String> {
+    let client = reqwest::Client::builder().no_proxy().redirect(Policy::none()).build();
+    let client = client.map_err(|error| chain(&error))?;
+    let mut response =
+        client.get(format!("http://{agent}/slave(1)/state")).send().await.map_err(|error| chain(&error))?;
+    match response.status().as_u16() {
+        200 => {}
+        // No task is handed to an executor before that.
+        503 => return Err(RECOVERING.into()),
+        401 | 403 => return Err("it wants authentication".into()),
+        status => return Err(format!("it answers with status {status}")),
+    }
+    let mut state = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| chain(&error))? {
+        if state.len() + chunk.len() > STATE_BYTES_MAX {
+            return Err(format!("it has more than {STATE_BYTES_MAX} bytes"));
+        }
+        state.extend_from_slice(&chunk);
+    }
+    Ok(text(state))
+}
+
+/// Texts of frameworks may hold any bytes, and one of them is not to hide the rest.
+pub(crate) fn text(state: Vec<u8>) -> String {
+    String::from_utf8(state).unwrap_or_else(|bad| String::from_utf8_lossy(bad.as_bytes()).into_owned())
+}
+
+/// An error with its causes, which reqwest leaves out.
+fn chain(error: &reqwest::Error) -> String {
+    crate::keeper::sentence(error)
+}
