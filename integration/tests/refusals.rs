@@ -162,3 +162,35 @@ fn mesos_an_agent_with_another_launcher_is_refused() -> Result<()> {
     cluster.wait_agent_registered(0, SOON)?;
     Ok(())
 }
+
+#[test]
+fn mesos_a_volume_is_had_by_the_framework_and_user_that_the_hosts_rules_allow() -> Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let file = folder.path().join("rules.json");
+    let rules = json!({ "rules": [
+        { "name": "secret", "deny": ["use"], "volumes": ["ebs/secret-*"] },
+        { "name": "ours", "allow": ["use", "create"], "volumes": ["ebs/*"], "frameworks": ["extvol-*"], "roles": ["*"] },
+    ] });
+    std::fs::write(&file, rules.to_string()).expect("the rules");
+    let mut config = ClusterConfig::complete(1, &["ebs"])?;
+    config.set_agent_parameter("volume_rules", &file.display().to_string());
+    let trial = Trial::with(config, integration::scheduler::SchedulerConfig::default())?;
+    trial.create_volume("vol-1")?;
+    trial.create_volume("secret-1")?;
+    let allowed = trial.run_to_end(once(app_with("allowed", "agent-1", "vol-1", "mountpoint data")?))?;
+    assert_eq!(allowed.state, TaskState::Finished, "{:?}", allowed.message);
+    let message = refused(&trial, once(app_with("denied", "agent-1", "secret-1", "true")?))?;
+    assert!(message.contains("framework \"extvol-scheduler\" ("), "{message}");
+    assert!(
+        message.contains("may not use volume ebs/secret-1: this host's volume rule \"secret\" denies it"),
+        "{message}"
+    );
+    // They are read again at each launch.
+    let others = json!({ "rules": [{ "name": "others", "allow": ["use"], "volumes": ["**"], "frameworks": ["marathon"] }] });
+    std::fs::write(&file, others.to_string()).expect("the rules");
+    let message = refused(&trial, once(app_with("later", "agent-1", "vol-1", "true")?))?;
+    assert!(message.contains("none of this host's volume rules allows it"), "{message}");
+    assert_eq!(trial.held("ebs/secret-1")?, None);
+    trial.wait_free("ebs/vol-1")?;
+    trial.nothing_is_left()
+}

@@ -340,7 +340,7 @@ async fn a_task_that_takes_too_long_is_answered_with_an_empty_error_and_goes_on(
     plugin.faults(json!({ "task_timeout_ms": 50, "methods": { "Mount": { "delay_before_ms": 300 } } })).await;
     let answer = plugin.post("VolumeDriver.Mount", &json!({ "Name": "v" })).await.unwrap();
     assert_eq!(answer.status(), 500);
-    assert_eq!(answer.json::<Value>().await.unwrap(), json!({ "Error": "" }));
+    assert_eq!(answer.json::<Value>().await.unwrap(), json!({ "Err": "docker-legacy: Mount: v: failed: " }));
     let data = plugin.mount_root.join("v/data");
     eventually("the mount that went on", || data.is_dir()).await;
     plugin.faults(json!({})).await;
@@ -354,7 +354,7 @@ async fn a_volume_that_stays_attaching_is_attached_and_cannot_be_unmounted() {
     a.ok("Create", json!({ "Name": "v" })).await;
     a.faults(json!({ "task_timeout_ms": 50, "methods": { "Mount": { "stuck": true } } })).await;
     let answer = a.post("VolumeDriver.Mount", &json!({ "Name": "v" })).await.unwrap();
-    assert_eq!(answer.json::<Value>().await.unwrap(), json!({ "Error": "" }));
+    assert_eq!(answer.json::<Value>().await.unwrap(), json!({ "Err": "docker-legacy: Mount: v: failed: " }));
     assert_eq!(a.refusal("Unmount", "v").await, "docker-legacy: Unmount: v: failed: resource not found");
     // It is attached all the same.
     assert_eq!(b.refusal("Mount", "v").await, "docker-legacy: Mount: v: failed: resource not found");

@@ -417,11 +417,11 @@ fn unseen(task: &Task, executor: &Executor, is_default: bool, declared: &Declare
         return Some(refused(task, label, is_default));
     }
     let volumes = task.container.iter().flat_map(|container| &container.volumes).filter(|_| !is_default);
-    let docker = volumes.filter_map(|volume| volume.source.as_ref()?.docker_volume.as_ref());
+    let mut docker = volumes.filter_map(|volume| volume.source.as_ref()?.docker_volume.as_ref());
     let leased = |docker: &&DockerVolume| {
         declared.rules.lease_docker_volumes && declared.serves(docker.driver.as_deref().map(str::as_bytes))
     };
-    docker.filter(leased).next().map(|DockerVolume { driver, name }| {
+    docker.find(leased).map(|DockerVolume { driver, name }| {
         format!(
             "task {}: DOCKER_VOLUME {}/{} is not mounted: Mesos does not hand the ContainerInfo of a custom executor's task \
              to the isolator; declare the volume for the executor, or run the task without an executor of its own",

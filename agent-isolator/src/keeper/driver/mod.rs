@@ -491,6 +491,17 @@ mod tests {
                 http("500 Internal Server Error", r#"{"Error":""}"#),
                 "unresolved: may go on behind the error status 500",
             ),
+            (
+                http("500 Internal Server Error", r#"{"Err":"docker-legacy: Mount: vol1: failed: "}"#),
+                "unresolved: may go on behind the error docker-legacy",
+            ),
+            (
+                http(
+                    "500 Internal Server Error",
+                    r#"{"Err":"docker-legacy: Mount: vol1: failed: resource not found"}"#,
+                ),
+                "refused: docker-legacy",
+            ),
             (http("200 OK", r#"{"mountpoint":"/m","ERR":null}"#), "/m"),
             (http("200 OK", r#"{"err":"no such volume"}"#), "refused: no such volume"),
             (http("200 OK", "{}"), "unusable: without a Mountpoint"),

@@ -85,12 +85,17 @@ async fn handle(State(plugin): State<Arc<Plugin>>, uri: Uri, body: Bytes) -> Res
         plugin.volumes.forget_counts();
     }
     let how = fault.answer;
+    let name = serde_json::from_slice::<Request>(&body).unwrap_or_default().name;
     // In a task of its own: a caller that hangs up, or is answered without the end, ends the request and never the work.
     let work = tokio::spawn(async move { run(&plugin, method, &body, &fault).await });
     let (status, body) = match tokio::time::timeout(patience, work).await {
         Ok(Ok(done)) => done,
         Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, json!({ "Err": error.to_string() })),
-        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, json!({ "Error": "" })),
+        // What went wrong is nothing yet, and so has no words.
+        Err(_) => {
+            let sentence = format!("docker-legacy: {method:?}: {name}: failed: ");
+            (StatusCode::INTERNAL_SERVER_ERROR, json!({ "Err": sentence }))
+        }
     };
     match how {
         Answer::Normal => answer(status, &body),
