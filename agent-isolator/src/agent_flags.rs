@@ -57,6 +57,14 @@ pub(crate) fn check(parameters: &IsolatorParameters) -> Result<Beside, String> {
              their extvol labels and DVDI_ variables are not seen, and what they mount themselves has no lease"
         );
     }
+    if parameters.keeper.volume_rules.is_some()
+        && flag("authenticate_http_readwrite").as_deref() != Some("true")
+    {
+        tracing::warn!(
+            "this host has volume rules, and the agent has no --authenticate_http_readwrite: whoever reaches its API may launch \
+             containers in any framework's, with that framework's volumes"
+        );
+    }
     let isolation = flag("isolation");
     let beside = Beside {
         docker_volume: listed(isolation.as_deref(), DOCKER_VOLUME),

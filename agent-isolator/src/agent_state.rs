@@ -12,7 +12,7 @@ pub(crate) const RECOVERING: &str = "it is still recovering";
 ///
 /// # Errors
 /// A sentence without a subject.
-pub(crate) async fn read(agent: &str) -> Result<String, String> {
+pub(crate) async fn read(agent: &str) -> Result<Vec<u8>, String> {
     let client = reqwest::Client::builder().no_proxy().redirect(Policy::none()).build();
     let client = client.map_err(|error| chain(&error))?;
     let mut response =
@@ -31,10 +31,11 @@ pub(crate) async fn read(agent: &str) -> Result<String, String> {
         }
         state.extend_from_slice(&chunk);
     }
-    Ok(text(state))
+    Ok(state)
 }
 
-/// Texts of frameworks may hold any bytes, and one of them is not to hide the rest.
+/// Texts of frameworks may hold any bytes, and one of them is not to hide the rest. Takes its time, as all that is done with a state: not for
+/// a thread that others wait for.
 pub(crate) fn text(state: Vec<u8>) -> String {
     String::from_utf8(state).unwrap_or_else(|bad| String::from_utf8_lossy(bad.as_bytes()).into_owned())
 }

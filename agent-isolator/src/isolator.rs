@@ -174,7 +174,7 @@ impl Isolator {
             container,
             agent: self.agent(),
             agent_id: agent_id(&String::from_utf8_lossy(&config.directory)),
-            asker: asker(&config),
+            asker: Some(asker(&config)),
             volumes: volumes.iter().map(asked).collect(),
         };
         // Before anything is leased: a path that cannot be needs no undoing.
@@ -210,6 +210,11 @@ impl Isolator {
         }
     }
 
+    /// The one name of a volume; what is none is refused by the keeper.
+    fn canonical(&self, volume: &VolumeId) -> VolumeId {
+        self.parameters.keeper.drivers.canonical(volume).unwrap_or_else(|_| volume.clone())
+    }
+
     fn note(&self, container: Option<&ContainerId>, config: &ContainerConfig, volumes: &[TaskVolume]) {
         // One whose id is no name has no volumes, and no place in these sets.
         let Some(container) = container else { return };
@@ -220,7 +225,7 @@ impl Isolator {
         if volumes.is_empty() {
             containers.without_volumes.insert(container.clone());
         } else {
-            let volumes = volumes.iter().map(|volume| volume.volume.clone()).collect();
+            let volumes = volumes.iter().map(|volume| self.canonical(&volume.volume)).collect();
             containers.with_volumes.insert(container.clone(), volumes);
         }
     }
@@ -348,6 +353,15 @@ fn check_places(
         let inside = path.strip_prefix(sandbox_directory).filter(|rest| rest.starts_with('/'));
         target::relative(inside.filter(|_| config.rootfs.is_some()).unwrap_or(path))
     };
+    if let (Some(first), Some(path)) =
+        (volumes.first(), taken.iter().find(|path| path.split('/').any(|part| part == "..")))
+    {
+        return Err(format!(
+            "volume {} cannot be beside the container path {:?} of ContainerInfo, which holds \"..\": name that one without it",
+            first.volume,
+            task::shown(path)
+        ));
+    }
     let taken: Vec<_> = taken.iter().map(|path| (place(path), path)).collect();
     for TaskVolume { volume, container_path, read_only, .. } in volumes {
         let Some(path) = container_path else {
@@ -424,6 +438,7 @@ mod tests {
             let said = check(rootfs, Some(path), false, declared);
             assert!(said.contains("the volume that ContainerInfo mounts"), "{path} in {declared}: {said}");
         }
+        assert!(check(false, Some("data/v"), false, "x/../data").contains("holds \"..\""));
         assert_eq!(check(false, Some("shared2"), false, "shared"), "");
         assert_eq!(check(false, None, false, "shared"), "");
         assert!(check(true, None, false, "shared").contains("with an image does not see the host's"));

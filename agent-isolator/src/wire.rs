@@ -57,9 +57,9 @@ pub enum Call {
         agent: String,
         /// The agent's id, when the sandbox path holds it.
         agent_id: Option<String>,
-        /// For whom.
+        /// For whom; a module before the rules about that does not say.
         #[serde(default)]
-        asker: Asker,
+        asker: Option<Asker>,
         /// The volumes.
         volumes: Vec<VolumeCall>,
     },

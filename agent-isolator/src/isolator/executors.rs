@@ -227,7 +227,7 @@ async fn look(agent: &str, parameters: IsolatorParameters, docker_volume_isolato
     let judge = move || {
         let declared =
             Declared { rules: &parameters.rules, keeper: &parameters.keeper, docker_volume_isolator };
-        judge(&state, &declared)
+        judge(&agent_state::text(state), &declared)
     };
     tokio::task::spawn_blocking(judge).await.unwrap_or_else(|_| Err("a bug: it was read with a panic".into()))
 }
@@ -247,6 +247,8 @@ struct Framework {
 
 #[derive(Deserialize)]
 struct Executor {
+    #[serde(default)]
+    id: String,
     container: String,
     #[serde(default, rename = "type")]
     kind: Option<String>,
@@ -397,16 +399,34 @@ fn judge(state: &str, declared: &Declared<'_>) -> Seen {
 fn judge_executor(executor: &Executor, declared: &Declared<'_>) -> Verdict {
     // Each task of a default executor has a container of its own, which the isolator sees.
     let is_default = executor.kind.as_deref() == Some("DEFAULT");
-    let volumes = |task: &Task| task.resources.volumes(&declared.rules.resources);
+    let canonical = |volume: VolumeId| declared.keeper.drivers.canonical(&volume).unwrap_or(volume);
+    let volumes = |task: &Task| {
+        let named = task.resources.volumes(&declared.rules.resources);
+        named.into_iter().map(canonical).collect::<Vec<_>>()
+    };
     let tasks = || executor.queued_tasks.iter().chain(&executor.tasks);
-    let brought = executor.queued_tasks.iter().filter(|_| !is_default);
+    let brought = executor.queued_tasks.iter();
     Verdict {
-        refused: tasks().find_map(|task| unseen(task, executor, is_default, declared)),
+        refused: tasks().find_map(|task| {
+            let in_group =
+                || volumes(task).first().filter(|_| is_default).map(|volume| in_a_group(task, volume));
+            unseen(task, executor, is_default, declared).or_else(in_group)
+        }),
         brought: brought
             .flat_map(|task| volumes(task).into_iter().map(|volume| (id(task), volume)))
             .collect(),
         running: executor.tasks.iter().flat_map(volumes).collect(),
     }
+}
+
+/// Before Mesos 1.10 the container of such a task has no resources of its own, so that the isolator would not see it.
+fn in_a_group(task: &Task, volume: &VolumeId) -> String {
+    format!(
+        "task {} of a task group names volume {volume} by its resources, which its container does not show in each release of \
+         Mesos; name it by the task's variables DVDI_VOLUME_NAME, DVDI_VOLUME_DRIVER and DVDI_VOLUME_CONTAINERPATH, or by a \
+         DOCKER_VOLUME of its ContainerInfo, and leave it out of the resources",
+        id(task)
+    )
 }
 
 /// What of a task names a volume and reaches no isolator, in a sentence.
@@ -416,7 +436,10 @@ fn unseen(task: &Task, executor: &Executor, is_default: bool, declared: &Declare
     if let Some(label) = task.labels.ours().find(unseen) {
         return Some(refused(task, label, is_default));
     }
-    let volumes = task.container.iter().flat_map(|container| &container.volumes).filter(|_| !is_default);
+    // The container of a command task is its task's; Mesos calls its executor like it.
+    let is_command = task.raw_id().is_some_and(|id| id == executor.id);
+    let volumes = task.container.iter().flat_map(|container| &container.volumes);
+    let volumes = volumes.filter(|_| !is_default && !is_command);
     let mut docker = volumes.filter_map(|volume| volume.source.as_ref()?.docker_volume.as_ref());
     let leased = |docker: &&DockerVolume| {
         declared.rules.lease_docker_volumes && declared.serves(docker.driver.as_deref().map(str::as_bytes))
@@ -449,9 +472,14 @@ fn refused(task: &Task, label: &Label, is_default: bool) -> String {
     )
 }
 
+impl Task {
+    fn raw_id(&self) -> Option<&str> {
+        self.id.as_deref().or(self.task_id.as_ref().map(|id| id.value.as_str()))
+    }
+}
+
 fn id(task: &Task) -> String {
-    let id = task.id.as_deref().or(task.task_id.as_ref().map(|id| id.value.as_str()));
-    quote::line(&shown(id.unwrap_or_default())).into_owned()
+    quote::line(&shown(task.raw_id().unwrap_or_default())).into_owned()
 }
 
 #[cfg(test)]
@@ -537,6 +565,12 @@ mod tests {
         };
         let said = of("rexray", "CUSTOM");
         assert!(said.starts_with("task t1: DOCKER_VOLUME rexray/vol-1 is not mounted"), "{said}");
+        // Of a command task the container is seen, though this agent process may be younger.
+        let docker = json!({ "driver": "rexray", "name": "vol-1" });
+        let volume = json!({ "container_path": "data", "source": { "type": "DOCKER_VOLUME", "docker_volume": docker } });
+        let task = json!({ "id": "t1", "container": { "type": "MESOS", "volumes": [volume] } });
+        assert_eq!(verdict(&json!({ "container": "c", "id": "t1", "tasks": [task] })), "");
+        assert_ne!(verdict(&json!({ "container": "c", "id": "t2", "tasks": [task] })), "");
         // That executor may mount it itself; and a default executor's task has a container that is prepared.
         assert_eq!(of("pxd", "CUSTOM"), "");
         assert_eq!(of("rexray", "DEFAULT"), "");
@@ -567,7 +601,8 @@ mod tests {
         assert!(with(&["c"], None).contains("brings volume rexray/c"));
         let mut of_default = executor(&waits(&["c"]));
         of_default["type"] = json!("DEFAULT");
-        assert_eq!(verdict_of(&of_default, None), "", "its container is prepared");
+        let said = verdict_of(&of_default, Some([volume("c")].into()));
+        assert!(said.starts_with("task t2 of a task group names volume rexray/c by its resources"), "{said}");
     }
 
     #[tokio::test]

@@ -19,6 +19,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use super::stored_table::is_want;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use shared::protocol::holder::Table;
@@ -95,13 +96,6 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
-}
-
-/// Whether a file could not be opened or read for want of descriptors or memory.
-fn is_want(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let want = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::INTR, Errno::AGAIN];
-    Errno::from_io_error(error).is_some_and(|errno| want.contains(&errno))
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> StartError {

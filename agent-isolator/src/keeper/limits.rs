@@ -76,6 +76,8 @@ pub(super) struct DriverCalls {
 #[derive(Debug, Default)]
 struct Calls {
     under_way: BTreeMap<Caller, usize>,
+    /// How many of those had no answer, and may still happen.
+    unanswered: usize,
     waiting: BTreeMap<Caller, VecDeque<Output>>,
     /// Whose call was made last: the next one after it is next.
     last: Option<Caller>,
@@ -118,6 +120,22 @@ impl DriverCalls {
         })
     }
 
+    /// A call of this driver had no answer: it counts as under way until it has settled, but for Unmounts. Those are asked of a
+    /// driver that does not answer as well: who has to give a volume back has no time to wait.
+    pub(super) fn unanswered(&mut self, Turn { driver, .. }: &Turn) {
+        if let Some(calls) = self.drivers.get_mut(driver) {
+            calls.unanswered += 1;
+        }
+    }
+
+    /// A call without an answer has settled.
+    pub(super) fn settled(&mut self, turn: &Turn) {
+        if let Some(calls) = self.drivers.get_mut(&turn.driver) {
+            calls.unanswered -= 1;
+        }
+        self.ended(turn);
+    }
+
     /// A call of this driver has ended, or was not made.
     pub(super) fn ended(&mut self, Turn { driver, caller }: &Turn) {
         let Some(calls) = self.drivers.get_mut(driver) else { return };
@@ -142,8 +160,9 @@ impl DriverCalls {
 
 impl Calls {
     fn next(&mut self, max: usize) -> Option<(Caller, Output)> {
-        if self.under_way.values().sum::<usize>() >= max {
-            return None;
+        let under_way = self.under_way.values().sum::<usize>();
+        if under_way >= max {
+            return if under_way - self.unanswered < max { self.next_unmount() } else { None };
         }
         // One container's volumes may all be of a plugin's that hang.
         let of_one = (max / 4).max(1);
@@ -158,8 +177,22 @@ impl Calls {
             others().next().filter(|_| free > of_one && self.waiting.len() == 1)
         };
         let caller = others().find(may).or_else(alone)?.0.clone();
+        self.take(caller, 0)
+    }
+
+    fn next_unmount(&mut self) -> Option<(Caller, Output)> {
+        let after = self.last.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        let others = self.waiting.range((after, Bound::Unbounded)).chain(self.waiting.iter());
+        let unmount =
+            |queue: &VecDeque<Output>| queue.iter().position(|call| matches!(call, Output::Unmount { .. }));
+        let (caller, place) =
+            others.into_iter().find_map(|(caller, queue)| Some((caller.clone(), unmount(queue)?)))?;
+        self.take(caller, place)
+    }
+
+    fn take(&mut self, caller: Caller, place: usize) -> Option<(Caller, Output)> {
         let queue = self.waiting.get_mut(&caller)?;
-        let call = queue.pop_front()?;
+        let call = queue.remove(place)?;
         if queue.is_empty() {
             self.waiting.remove(&caller);
         }
@@ -280,6 +313,29 @@ mod tests {
         world.add("d", Some("bystander"), 999);
         world.end(1);
         assert_eq!(world.next(), Some(999));
+    }
+
+    #[test]
+    fn behind_a_call_without_an_answer_only_unmounts_are_made_until_it_has_settled() {
+        let mut world = World::new(1);
+        world.add("d", Some("a"), 1);
+        assert_eq!(world.next(), Some(1));
+        let asked = VolumeId { driver: driver("d"), name: VolumeName::new("m").unwrap() };
+        let caller = world.calls.caller(&asked, Some(ContainerId::new("b").unwrap()));
+        let settle = Output::Settle { op: Op(2), token: Token(Revision(1)), asked };
+        world.calls.add(driver("d"), caller, settle);
+        world.add("d", Some("b"), 3);
+        world.add("d", Some("c"), 4);
+        assert_eq!(world.next(), None);
+        world.calls.unanswered(&world.made[&1]);
+        // One at a time, also those.
+        assert_eq!([world.next(), world.next()], [Some(3), None]);
+        world.end(3);
+        assert_eq!([world.next(), world.next()], [Some(4), None]);
+        world.end(4);
+        assert!(world.calls.next().is_none());
+        world.calls.settled(&world.made[&1]);
+        assert!(matches!(world.calls.next(), Some((_, Output::Settle { op: Op(2), .. }))));
     }
 
     #[test]

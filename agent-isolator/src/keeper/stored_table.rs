@@ -2,6 +2,7 @@
 //! it is.
 
 use std::path::Path;
+use std::time::Duration;
 use std::{fs, io};
 
 use serde::Deserialize;
@@ -26,10 +27,29 @@ struct OnlyTable {
     table: Table,
 }
 
+/// How often, and after which pause, a table is read again that could not be for want of something: within the time of a fence.
+const AGAIN: (u32, Duration) = (5, Duration::from_millis(10));
+
+/// Whether a file could not be opened or read for want of descriptors or memory: that says nothing of the file.
+#[must_use]
+pub fn is_want(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let want = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::INTR, Errno::AGAIN];
+    Errno::from_io_error(error).is_some_and(|errno| want.contains(&errno))
+}
+
 /// Reads the table at `path`.
 #[must_use]
 pub fn read_table(path: &Path) -> Stored {
-    match fs::read(path) {
+    let mut read = fs::read(path);
+    for _ in 0..AGAIN.0 {
+        if !read.as_ref().is_err_and(is_want) {
+            break;
+        }
+        std::thread::sleep(AGAIN.1);
+        read = fs::read(path);
+    }
+    match read {
         Ok(text) => match serde_json::from_slice::<OnlyTable>(&text) {
             Ok(OnlyTable { table }) => Stored::Table(Box::new(table)),
             Err(error) => Stored::Broken(format!("{}: {error}", path.display())),

@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use globset::{Glob, GlobSet, GlobSetBuilder};
+use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use serde::{Deserialize, Deserializer, de};
 use shared::quote;
-use shared::volume::VolumeId;
+use shared::volume::{Driver, VolumeId};
 
 /// What is asked of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -55,6 +55,12 @@ pub(crate) fn frameworks(state: &str) -> Result<BTreeMap<String, Framework>, Str
     Ok(state.frameworks.into_iter().map(|framework| (framework.id.clone(), framework)).collect())
 }
 
+/// A volume's names as rules may write them: by each name of its driver.
+pub(crate) fn names(volume: &VolumeId, aliases: &BTreeMap<Driver, Driver>) -> Vec<String> {
+    let others = aliases.iter().filter(|(_, of)| **of == volume.driver).map(|(alias, _)| alias);
+    std::iter::once(&volume.driver).chain(others).map(|driver| format!("{driver}/{}", volume.name)).collect()
+}
+
 /// Who asks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Subject<'a> {
@@ -93,7 +99,7 @@ struct Rule {
     #[serde(default)]
     deny: Vec<Action>,
     /// Globs of `driver/name`.
-    #[serde(deserialize_with = "globs")]
+    #[serde(deserialize_with = "volume_globs")]
     volumes: GlobSet,
     #[serde(default, deserialize_with = "some_globs")]
     frameworks: Option<GlobSet>,
@@ -105,17 +111,21 @@ struct Rule {
     users: Option<GlobSet>,
 }
 
-fn globs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<GlobSet, D::Error> {
-    let texts = Vec::<String>::deserialize(deserializer)?;
+fn globs(texts: &[String], any_case: bool) -> Result<GlobSet, globset::Error> {
     let mut set = GlobSetBuilder::new();
     for text in texts {
-        set.add(Glob::new(&text).map_err(de::Error::custom)?);
+        set.add(GlobBuilder::new(text).case_insensitive(any_case).literal_separator(true).build()?);
     }
-    set.build().map_err(de::Error::custom)
+    set.build()
+}
+
+/// Without regard to case: most drivers' volumes have one name, however it is spelt.
+fn volume_globs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<GlobSet, D::Error> {
+    globs(&Vec::deserialize(deserializer)?, true).map_err(de::Error::custom)
 }
 
 fn some_globs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<GlobSet>, D::Error> {
-    globs(deserializer).map(Some)
+    globs(&Vec::deserialize(deserializer)?, false).map(Some).map_err(de::Error::custom)
 }
 
 impl VolumeRules {
@@ -136,14 +146,23 @@ impl VolumeRules {
 
     fn parse(text: &str) -> Result<Self, String> {
         let read: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        let says_both = |rule: &&Rule| rule.allow.iter().any(|action| rule.deny.contains(action));
-        match read.rules.iter().find(says_both) {
-            Some(rule) => Err(format!("the rule {:?} allows and denies the same", rule.name)),
-            None => Ok(read),
+        for rule in &read.rules {
+            let refused = |why: &str| Err(format!("the rule {:?} {why}", rule.name));
+            if rule.allow.iter().any(|action| rule.deny.contains(action)) {
+                return refused("allows and denies the same");
+            }
+            if rule.allow.is_empty() && rule.deny.is_empty() {
+                return refused("neither allows nor denies anything");
+            }
+            let lists = [&rule.frameworks, &rule.principals, &rule.roles, &rule.users];
+            if rule.volumes.is_empty() || lists.into_iter().flatten().any(GlobSet::is_empty) {
+                return refused("has an empty list, which fits nobody and nothing");
+            }
         }
+        Ok(read)
     }
 
-    /// Whether somebody may do something with a volume, by its canonical name.
+    /// Whether somebody may do something with a volume, of which these are the [`names`].
     ///
     /// # Errors
     /// A sentence for the framework that names the rule.
@@ -151,10 +170,12 @@ impl VolumeRules {
         &self,
         subject: Subject<'_>,
         volume: &VolumeId,
+        names: &[String],
         action: Action,
     ) -> Result<(), String> {
         let decides = |rule: &&Rule| {
-            (rule.allow.contains(&action) || rule.deny.contains(&action)) && rule.is_about(subject, volume)
+            let denies = rule.deny.contains(&action);
+            (denies || rule.allow.contains(&action)) && rule.is_about(subject, names, denies)
         };
         let refused = |by: String| {
             let to = match action {
@@ -174,7 +195,7 @@ impl VolumeRules {
 }
 
 impl Rule {
-    fn is_about(&self, subject: Subject<'_>, volume: &VolumeId) -> bool {
+    fn is_about(&self, subject: Subject<'_>, names: &[String], denies: bool) -> bool {
         let any = |globs: &Option<GlobSet>, of: &[&str]| {
             globs.as_ref().is_none_or(|globs| of.iter().any(|one| globs.is_match(one)))
         };
@@ -184,17 +205,19 @@ impl Rule {
             framework.and_then(|framework| framework.principal.as_deref()).into_iter().collect();
         let roles = framework.into_iter().flat_map(|f| f.roles.iter().chain(&f.role).map(String::as_str));
         let user: Vec<_> = subject.user.into_iter().collect();
-        self.volumes.is_match(volume.to_string())
+        // Who runs as a user that is not known runs as any: what is denied to one is denied to them.
+        let user_fits = any(&self.users, &user) || (subject.user.is_none() && denies);
+        names.iter().any(|name| self.volumes.is_match(name))
             && any(&self.frameworks, &name)
             && any(&self.principals, &principal)
             && any(&self.roles, &roles.collect::<Vec<_>>())
-            && any(&self.users, &user)
+            && user_fits
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use shared::volume::{Driver, VolumeName};
+    use shared::volume::VolumeName;
 
     use super::*;
 
@@ -210,6 +233,10 @@ mod tests {
         VolumeId { driver: Driver::new(driver).unwrap(), name: VolumeName::new(name).unwrap() }
     }
 
+    fn driver(name: &str) -> Driver {
+        Driver::new(name).unwrap()
+    }
+
     fn framework(state: &str) -> Framework {
         let all = frameworks(&format!(r#"{{"frameworks": [{state}]}}"#)).unwrap();
         all.into_values().next().unwrap()
@@ -223,7 +250,8 @@ mod tests {
         let old = framework(r#"{"id": "f2", "name": "marathon", "principal": "etl", "role": "etl"}"#);
         let forged = framework(r#"{"id": "f3", "name": "marathon\nE1130", "role": "*"}"#);
         let check = |framework: Option<&Framework>, user, volume_name: &str, action| {
-            let refused = rules.check(Subject { framework, user }, &volume(volume_name), action);
+            let (volume, alias) = (volume(volume_name), [(driver("rexray"), driver("ebs"))].into());
+            let refused = rules.check(Subject { framework, user }, &volume, &names(&volume, &alias), action);
             refused.err().unwrap_or_default()
         };
         let (etl, old, forged) = (Some(&etl), Some(&old), Some(&forged));
@@ -253,13 +281,26 @@ mod tests {
         for user in [None, Some("root")] {
             assert_ne!(check(None, user, "ebs/scratch-1", Action::Create), "", "{user:?}");
         }
+        let root = r#"{"default": "allow", "rules": [{"name": "a", "deny": ["use"], "volumes": ["**"], "users": ["root"]}]}"#;
+        let (root, db) = (VolumeRules::parse(root).unwrap(), volume("ebs/db"));
+        for (user, denied) in [(Some("root"), true), (None, true), (Some("etl"), false)] {
+            let subject = Subject { framework: None, user };
+            assert_eq!(
+                root.check(subject, &db, &["ebs/db".into()], Action::Use).is_err(),
+                denied,
+                "{user:?}"
+            );
+        }
         assert_ne!(check(None, None, "ebs/scratch-12", Action::Use), "");
         assert_ne!(check(None, None, "nfs/scratch-1", Action::Use), "");
-        let open = VolumeRules::parse(r#"{"default": "allow", "rules": []}"#).unwrap();
-        assert_eq!(
-            open.check(Subject { framework: None, user: None }, &volume("ebs/db"), Action::Use),
-            Ok(())
-        );
+        // However they are spelt, and whichever of its driver's names stands in the rule.
+        let old = r#"{"default": "allow", "rules": [{"name": "a", "deny": ["use"], "volumes": ["rexray/Prod-*"]}]}"#;
+        let (old, prod) = (VolumeRules::parse(old).unwrap(), volume("ebs/prod-1"));
+        let names = |of: &VolumeId| names(of, &[(driver("rexray"), driver("ebs"))].into());
+        let nobody = Subject { framework: None, user: None };
+        assert!(old.check(nobody, &prod, &names(&prod), Action::Use).is_err());
+        let db = volume("ebs/db");
+        assert_eq!(old.check(nobody, &db, &names(&db), Action::Use), Ok(()));
     }
 
     #[test]
@@ -278,6 +319,12 @@ mod tests {
                 "allows and denies",
             ),
             (r#"{"default": "maybe", "rules": []}"#, "unknown variant `maybe`"),
+            (r#"{"rules": [{"name": "a", "volumes": ["*"]}]}"#, "neither allows nor denies"),
+            (
+                r#"{"rules": [{"name": "a", "allow": ["use"], "volumes": ["*"], "roles": []}]}"#,
+                "has an empty list",
+            ),
+            (r#"{"rules": [{"name": "a", "allow": ["use"], "volumes": []}]}"#, "has an empty list"),
         ];
         for (text, expected) in table {
             let error = VolumeRules::parse(text).unwrap_err();

@@ -63,7 +63,16 @@ pub fn volumes(config: &ContainerConfig, declared: &Declared<'_>) -> Result<Vec<
     }
     let docker = docker.into_iter().map(|(volume, docker)| docker_volumes::read(volume, docker));
     let docker = docker.collect::<Result<_, _>>()?;
-    together(config, docker, resources::read(&config.resources, &declared.rules.resources)?)
+    let volumes = together(config, docker, resources::read(&config.resources, &declared.rules.resources)?)?;
+    // Two spellings of one volume are one volume, under one lease; but the container would have it twice.
+    let mut seen = BTreeMap::new();
+    for volume in &volumes {
+        let Ok(name) = declared.keeper.drivers.canonical(&volume.volume) else { continue };
+        if let Some(other) = seen.insert(name, &volume.volume) {
+            return Err(format!("{other} and {} are two names of one volume: name it once", volume.volume));
+        }
+    }
+    Ok(volumes)
 }
 
 /// What labels and variables name, together with what the other forms do.

@@ -305,7 +305,7 @@ impl<'a> World<'a> {
         };
         let (container, volumes) = (id(container), volumes.iter().map(volume).collect());
         let (agent, agent_id) = (self.agent.clone(), Some("S1".into()));
-        self.call(Call::Prepare { container, agent, agent_id, asker: self.asker.clone(), volumes })
+        self.call(Call::Prepare { container, agent, agent_id, asker: Some(self.asker.clone()), volumes })
     }
 
     pub(crate) fn isolate(&mut self, container: &str, pid: u32) -> u64 {

@@ -152,7 +152,7 @@ impl Description {
     fn read(directory: &Path) -> Option<Self> {
         let file = directory.join("config.json");
         let fits = std::fs::metadata(&file).is_ok_and(|file| file.len() <= CONFIG_BYTES_MAX);
-        serde_json::from_slice(&std::fs::read(file).ok().filter(|_| fits)?).ok()
+        serde_json::from_slice(&fits.then(|| std::fs::read(file).ok())??).ok()
     }
 }
 

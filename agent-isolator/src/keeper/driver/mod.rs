@@ -344,10 +344,13 @@ impl VolumeDriver for DockerPlugins {
     ) -> Result<String, MountFault> {
         if let Some(options) = create {
             let made = self.ensure_exists(asked, options).await;
-            made.map_err(|error| match mount_fault(error) {
-                // Create mounts nothing, and so leaves nothing to be settled.
-                MountFault::Unresolved(why) => MountFault::Refused(why),
-                other => other,
+            made.map_err(|error| match &error {
+                // A Create without an answer may still make the volume: whoever looked for it before would make a second
+                // one of that name. Get and List leave nothing to be settled.
+                DriverError::NoAnswer { call, .. } if *call != "Create" => {
+                    MountFault::Refused(error.sentence().into())
+                }
+                _ => mount_fault(error),
             })?;
         }
         let body = json!({ "Name": asked.name, "ID": mount_id(token) });
@@ -593,6 +596,15 @@ mod tests {
             panic!()
         };
         assert!(why.contains("no proper answer to Get"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn a_create_without_an_answer_is_not_over() {
+        let missing = http("500 Internal Server Error", r#"{"Err":"resource not found"}"#);
+        let (directory, plugins) = plugin(vec![missing, None]);
+        let made = plugins.mount(&volume(), Some(&BTreeMap::new()), Token(Revision(7))).await;
+        assert!(matches!(made, Err(MountFault::Unresolved(_))), "{made:?}");
+        assert_eq!(called(&directory), ["Get", "Create"]);
     }
 
     #[tokio::test]

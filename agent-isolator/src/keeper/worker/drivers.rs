@@ -141,16 +141,17 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         // The receiver lives as long as the worker runs.
         let send = move |event| drop(events.send(event));
         tokio::spawn(async move {
-            let (event, unresolved) = match call {
+            let (event, unanswered) = match call {
                 Output::Settle { token, asked, .. } => {
                     let result = driver.take_away(&asked, token).await;
-                    let unresolved = matches!(result, Err(MountFault::Unresolved(_)));
-                    (Event::Core(Input::Settled(op, result)), unresolved)
+                    let unanswered = matches!(result, Err(MountFault::Unresolved(_))).then_some(asked);
+                    (Event::Core(Input::Settled(op, result)), unanswered)
                 }
                 Output::Mount { token, wanted, .. } => {
                     let mounted = driver.mount(&wanted.asked, wanted.create.as_ref(), token).await;
-                    let unresolved = matches!(mounted, Err(MountFault::Unresolved(_)));
-                    (Event::DriverMounted(op, Box::new(wanted), mounted), unresolved)
+                    let unanswered = matches!(mounted, Err(MountFault::Unresolved(_)));
+                    let unanswered = unanswered.then(|| wanted.asked.clone());
+                    (Event::DriverMounted(op, Box::new(wanted), mounted), unanswered)
                 }
                 Output::Unmount { token, asked, mounted, .. } => {
                     // Else the driver would detach a disk that is mounted.
@@ -162,21 +163,21 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                         Ok(()) => driver.unmount(&asked, token).await,
                         Err(why) => Err(UnmountFault::Unreachable(why)),
                     };
-                    let unresolved = matches!(result, Err(UnmountFault::Unresolved(_)));
-                    (Event::Core(Input::Unmounted(op, result)), unresolved)
+                    let unanswered = matches!(result, Err(UnmountFault::Unresolved(_))).then_some(asked);
+                    (Event::Core(Input::Unmounted(op, result)), unanswered)
                 }
                 _ => return,
             };
             // RexRay has one queue for all calls of a service: what it gave no answer for stands there, and delays, and is
             // delayed by, whatever else is asked of it.
-            if unresolved {
-                send(event);
-                tokio::time::sleep(settle).await;
+            let Some(asked) = unanswered else {
                 send(Event::CallEnded(turn));
-            } else {
-                send(Event::CallEnded(turn));
-                send(event);
-            }
+                return send(event);
+            };
+            send(Event::CallUnanswered(turn.clone(), asked));
+            send(event);
+            tokio::time::sleep(settle).await;
+            send(Event::CallSettled(turn));
         });
     }
 

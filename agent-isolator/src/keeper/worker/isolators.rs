@@ -8,7 +8,7 @@ use shared::protocol::{Request, Text};
 use shared::store::LeaseStore;
 use shared::volume::ContainerId;
 
-use super::admission::{self, Look, Waiting};
+use super::admission::{self, Asked, Look};
 use super::{Event, POLL, Worker, alive, has_run, is_alive};
 use crate::keeper::driver::VolumeDriver;
 use crate::keeper::server::{ConnectionId, Lines};
@@ -26,59 +26,83 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         self.connections.remove(&id);
         self.requests.retain(|_, (connection, _)| *connection != id);
         // It is asked again over the next one.
-        let _forgotten = self.admission.remove(|waiting| waiting.connection == id);
+        let _forgotten = self.admission.remove(|asked| asked.connection == id);
     }
 
     pub(super) fn call(&mut self, connection: ConnectionId, call_id: u64, call: Call) {
-        match &call {
-            Call::Prepare { .. } => {
-                self.admission.add(Waiting { connection, call_id, call });
-                return self.look_before();
-            }
-            Call::Cleanup { agent, container } => {
-                for prepare in self.admission.remove(|waiting| waiting.is_of(agent, container)) {
+        match call {
+            Call::Prepare { container, agent, agent_id, asker, volumes } => match self.wanted(volumes) {
+                // Those that are prepared are counted when it was looked.
+                Ok(_) if self.admission.count() >= self.parameters.prepares_max.saturating_mul(4) => {
+                    let why = self.too_many(self.admission.count());
+                    return self.answer(connection, call_id, Err(why));
+                }
+                Ok(volumes) => {
+                    self.admission.add(Asked {
+                        connection,
+                        call_id,
+                        container,
+                        agent,
+                        agent_id,
+                        asker,
+                        volumes,
+                    });
+                    return self.look_before();
+                }
+                Err(why) => return self.answer(connection, call_id, Err(why.into())),
+            },
+            Call::Cleanup { ref agent, ref container } => {
+                for prepare in
+                    self.admission.remove(|asked| asked.agent == *agent && asked.container == *container)
+                {
                     let why = format!("container {container} has ended");
                     self.answer(prepare.connection, prepare.call_id, Err(why.into()));
                 }
             }
             Call::Hello { .. } | Call::Isolate { .. } | Call::Recover { .. } => {}
         }
-        self.take_in(connection, call_id, call, None);
-    }
-
-    /// `look`: that before a prepare.
-    fn take_in(&mut self, connection: ConnectionId, call_id: u64, call: Call, look: Option<&Look>) {
-        self.next_request += 1;
-        let request = Request(self.next_request);
-        match self.input(request, call, look) {
-            Ok(Some(input)) => {
-                self.requests.insert(request, (connection, call_id));
-                self.core.handle(holder_now(), input);
-            }
+        match self.input(call) {
+            Ok(Some(input)) => self.ask_core(connection, call_id, input),
             Ok(None) => self.answer(connection, call_id, Ok(Answer::Done)),
             Err(why) => self.answer(connection, call_id, Err(why)),
         }
     }
 
+    fn ask_core(&mut self, connection: ConnectionId, call_id: u64, input: impl FnOnce(Request) -> Input) {
+        self.next_request += 1;
+        let request = Request(self.next_request);
+        self.requests.insert(request, (connection, call_id));
+        self.core.handle(holder_now(), input(request));
+    }
+
+    /// A prepare that was looked for; `volumes`: what it may have.
+    fn prepare(&mut self, asked: Asked, volumes: Result<Vec<Wanted>, Text>) {
+        let Asked { connection, call_id, container, agent, agent_id, .. } = asked;
+        let too_many = self.store_fault.clone().or_else(|| self.has_too_many(&container));
+        match too_many.map_or(volumes, Err) {
+            Err(why) => self.answer(connection, call_id, Err(why)),
+            Ok(volumes) => {
+                self.limits.remove(&container);
+                let (agent, agent_id) = (agent.into(), agent_id.map(Text::from));
+                self.ask_core(connection, call_id, |request| Input::Prepare {
+                    request,
+                    container,
+                    agent,
+                    agent_id,
+                    volumes,
+                });
+            }
+        }
+    }
+
     /// A call as the core takes it, if it is one for the core, and not refused here.
-    fn input(&mut self, request: Request, call: Call, look: Option<&Look>) -> Result<Option<Input>, Text> {
+    fn input(&mut self, call: Call) -> Result<Option<Box<dyn FnOnce(Request) -> Input>>, Text> {
         Ok(Some(match call {
             Call::Hello { version, parameters } => {
                 self.hello(version, &parameters)?;
                 return Ok(None);
             }
-            Call::Prepare { container, agent, agent_id, asker, volumes } => {
-                if let Some(why) = self.store_fault.clone().or_else(|| self.has_too_many(&container)) {
-                    return Err(why);
-                }
-                let mut volumes = self.wanted(volumes)?;
-                if let Some(look) = look {
-                    volumes = look.admit(&agent, &asker, volumes)?;
-                }
-                self.limits.remove(&container);
-                let (agent, agent_id) = (agent.into(), agent_id.map(Text::from));
-                Input::Prepare { request, container, agent, agent_id, volumes }
-            }
+            Call::Prepare { .. } => return Err("a bug: it is looked for first".into()),
             Call::Isolate { agent, container, pid } => {
                 let Some(cgroup) = alive::own_cgroup(pid, &container) else {
                     let refused = format!(
@@ -88,11 +112,13 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                     );
                     return Err(refused.into());
                 };
-                Input::Isolate { request, agent: agent.into(), container, pid, cgroup: Some(cgroup.into()) }
+                let (agent, cgroup) = (agent.into(), Some(cgroup.into()));
+                Box::new(move |request| Input::Isolate { request, agent, container, pid, cgroup })
             }
             Call::Cleanup { agent, container } => {
                 self.limits.remove(&container);
-                Input::Cleanup { request, agent: agent.into(), container }
+                let agent = agent.into();
+                Box::new(move |request| Input::Cleanup { request, agent, container })
             }
             Call::Recover { agent, mut known, orphans } => {
                 // An agent with another runtime directory or cgroups root may not see what still runs.
@@ -109,7 +135,8 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                     tracing::warn!("the agent at {agent} does not know container {id}, which still runs");
                     known.insert(id);
                 }
-                Input::Recover { request, agent: agent.into(), known, orphans }
+                let agent = agent.into();
+                Box::new(move |request| Input::Recover { request, agent, known, orphans })
             }
         }))
     }
@@ -117,14 +144,15 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
     /// Why another prepare has to wait for its next try. One that is asked again, over another connection, does not.
     fn has_too_many(&self, container: &ContainerId) -> Option<Text> {
         let (preparing, this_one) = self.core.preparing(container);
-        let max = self.parameters.prepares_max;
-        (preparing >= max && !this_one).then(|| {
-            format!(
-                "this host is already preparing the volumes of {preparing} containers, the most that its keeper does at \
-                 once (prepares_max): start it again when some of them have started or failed"
-            )
-            .into()
-        })
+        (preparing >= self.parameters.prepares_max && !this_one).then(|| self.too_many(preparing))
+    }
+
+    fn too_many(&self, preparing: usize) -> Text {
+        format!(
+            "this host is already preparing the volumes of {preparing} containers, the most that its keeper does at once \
+             (prepares_max): start it again when some of them have started or failed"
+        )
+        .into()
     }
 
     /// The volumes by their canonical names.
@@ -162,18 +190,18 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
     }
 
     fn look_before(&mut self) {
-        let Some(agents) = self.admission.begin() else { return };
+        let Some(question) = self.admission.begin() else { return };
         let (roots, rules) = (self.parameters.mount_roots.clone(), self.parameters.volume_rules.clone());
-        let events = self.events.clone();
+        let (drivers, events) = (self.parameters.drivers.clone(), self.events.clone());
         tokio::spawn(async move {
-            let look = admission::look(roots, rules, agents).await;
+            let look = admission::look(question, roots, rules, drivers).await;
             let _ = events.send(Event::LookedBefore(Box::new(look)));
         });
     }
 
-    pub(super) fn looked_before(&mut self, look: &Look) {
-        for Waiting { connection, call_id, call } in self.admission.ended() {
-            self.take_in(connection, call_id, call, Some(look));
+    pub(super) fn looked_before(&mut self, look: Look) {
+        for (asked, volumes) in self.admission.ended(look) {
+            self.prepare(asked, volumes);
         }
         self.look_before();
     }

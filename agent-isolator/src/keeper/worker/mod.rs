@@ -48,6 +48,7 @@ use super::mounts::{self, Before, Proof};
 use super::probe::Prober;
 use super::server::{ConnectionId, Lines};
 use super::shared_memory::SharedMemory;
+use super::volume_rules::VolumeRules;
 use super::{alive, blocking, random_id};
 use crate::parameters::KeeperParameters;
 use crate::wire::Call;
@@ -100,6 +101,10 @@ pub enum Event {
     Proved(Op, VolumeId, Proof),
     /// A driver has ended a call, whatever its answer is.
     CallEnded(Turn),
+    /// A driver has not answered a call, for this volume as it was asked.
+    CallUnanswered(Turn, VolumeId),
+    /// Such a call can happen no more.
+    CallSettled(Turn),
     /// It was looked at what comes before prepares.
     LookedBefore(Box<Look>),
 }
@@ -176,6 +181,9 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                 tracing::warn!("{why}");
             }
         }
+        if let Some(Err(why)) = parameters.volume_rules.as_deref().map(VolumeRules::read) {
+            tracing::error!("{why}; no container gets a volume here until they can");
+        }
         let now = holder_now();
         memory.tick_worker(now);
         // An epoch was open in this boot: somebody took the table away.
@@ -204,7 +212,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             etcd: Etcd::new(exchange, to_worker),
             driver,
             queue: DriverCalls::new(parameters.driver_calls_max),
-            admission: Admission::default(),
+            admission: Admission::new(),
             prober: Prober::new(parameters.places(), parameters.policy().program),
             calls: Calls::default(),
             restored,
@@ -375,9 +383,22 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                 self.queue.ended(&turn);
                 self.call_drivers();
             }
+            Event::CallUnanswered(turn, asked) => {
+                let settle = self.parameters.settle_time.as_secs();
+                tracing::warn!(
+                    "the driver has not ended a call for volume {asked}: for {settle} s, until that has settled \
+                     (settle_time), it has one call less than driver_calls_max, but for Unmounts"
+                );
+                self.queue.unanswered(&turn);
+                self.call_drivers();
+            }
+            Event::CallSettled(turn) => {
+                self.queue.settled(&turn);
+                self.call_drivers();
+            }
             Event::Connected(id, lines) => self.connected(id, lines),
             Event::Disconnected(id) => self.disconnected(id),
-            Event::LookedBefore(look) => self.looked_before(&look),
+            Event::LookedBefore(look) => self.looked_before(*look),
             Event::Call(connection, call_id, call) => self.call(connection, call_id, call),
         }
     }

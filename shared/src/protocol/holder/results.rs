@@ -10,6 +10,10 @@ use crate::volume::{ContainerId, VolumeId};
 /// all the same: another host's Mount then meets the storage's own refusal.
 const DETACH_TRIES: u32 = 5;
 
+/// So many times longer than what fails otherwise a plugin is waited for that is not there: after a boot it may come up minutes
+/// after the keeper, and what this host owes is given back by it alone.
+const UNREACHED: u32 = 6;
+
 /// Says that two names lead to one volume.
 #[must_use]
 pub fn other_name_in_words(other: &VolumeId) -> String {
@@ -70,6 +74,8 @@ impl Core {
         if !matches!(result, Err(MountFault::Unreachable(_))) {
             volume.attached = true;
         }
+        let unreached = matches!(result, Err(MountFault::Unreachable(_))) && volume.users.is_empty();
+        let bounds = if unreached { (bounds.0, bounds.1 * UNREACHED) } else { bounds };
         // Nobody waits for it, and the driver was asked for as long as the pause was growing: others may have it.
         let given_up = volume.users.is_empty() && volume.pause == Some(bounds.1);
         let (why, undo) = match result {
