@@ -62,12 +62,14 @@ fn is_written(trial: &Trial, host: usize) -> Result<()> {
     trial.wait_lease("ebs/vol-1", "is attached", |lease| matches!(lease, Some(LeaseRecord::Attached(_))))
 }
 
-/// Waits until the last record on the volume, as this host sees it, is this host's.
+/// Waits until the last two records on the volume, as this host sees it, are this host's: the first of them was acknowledged, for
+/// the second is written after that.
 fn writes(trial: &Trial, host: usize) -> Result<()> {
-    let name = format!(" {}\n", trial.cluster.host(host).name());
-    Ok(trial.cluster.wait_for(&format!("a record of{}", name.trim_end()), SOON, || {
+    let name = format!(" {}", trial.cluster.host(host).name());
+    Ok(trial.cluster.wait_for(&format!("records of{name}"), SOON, || {
         let text = trial.read(host, "vol-1", "log").map_err(|error| error.to_string())?;
-        if text.ends_with(&name) { Ok(()) } else { Err(text) }
+        let own = text.lines().rev().take_while(|line| line.ends_with(&name)).count();
+        if own >= 2 && text.ends_with('\n') { Ok(()) } else { Err(text) }
     })?)
 }
 
