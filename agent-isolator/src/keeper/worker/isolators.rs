@@ -61,18 +61,22 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             }
             Call::Hello { .. } | Call::Isolate { .. } | Call::Recover { .. } => {}
         }
-        match self.input(call) {
-            Ok(Some(input)) => self.ask_core(connection, call_id, input),
+        let request = self.new_request();
+        match self.input(request, call) {
+            Ok(Some(input)) => self.ask_core(connection, call_id, request, input),
             Ok(None) => self.answer(connection, call_id, Ok(Answer::Done)),
             Err(why) => self.answer(connection, call_id, Err(why)),
         }
     }
 
-    fn ask_core(&mut self, connection: ConnectionId, call_id: u64, input: impl FnOnce(Request) -> Input) {
+    fn new_request(&mut self) -> Request {
         self.next_request += 1;
-        let request = Request(self.next_request);
+        Request(self.next_request)
+    }
+
+    fn ask_core(&mut self, connection: ConnectionId, call_id: u64, request: Request, input: Input) {
         self.requests.insert(request, (connection, call_id));
-        self.core.handle(holder_now(), input(request));
+        self.core.handle(holder_now(), input);
     }
 
     /// A prepare that was looked for; `volumes`: what it may have.
@@ -84,19 +88,15 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             Ok(volumes) => {
                 self.limits.remove(&container);
                 let (agent, agent_id) = (agent.into(), agent_id.map(Text::from));
-                self.ask_core(connection, call_id, |request| Input::Prepare {
-                    request,
-                    container,
-                    agent,
-                    agent_id,
-                    volumes,
-                });
+                let request = self.new_request();
+                let input = Input::Prepare { request, container, agent, agent_id, volumes };
+                self.ask_core(connection, call_id, request, input);
             }
         }
     }
 
     /// A call as the core takes it, if it is one for the core, and not refused here.
-    fn input(&mut self, call: Call) -> Result<Option<Box<dyn FnOnce(Request) -> Input>>, Text> {
+    fn input(&mut self, request: Request, call: Call) -> Result<Option<Input>, Text> {
         Ok(Some(match call {
             Call::Hello { version, parameters } => {
                 self.hello(version, &parameters)?;
@@ -113,12 +113,11 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                     return Err(refused.into());
                 };
                 let (agent, cgroup) = (agent.into(), Some(cgroup.into()));
-                Box::new(move |request| Input::Isolate { request, agent, container, pid, cgroup })
+                Input::Isolate { request, agent, container, pid, cgroup }
             }
             Call::Cleanup { agent, container } => {
                 self.limits.remove(&container);
-                let agent = agent.into();
-                Box::new(move |request| Input::Cleanup { request, agent, container })
+                Input::Cleanup { request, agent: agent.into(), container }
             }
             Call::Recover { agent, mut known, orphans } => {
                 // An agent with another runtime directory or cgroups root may not see what still runs.
@@ -135,8 +134,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                     tracing::warn!("the agent at {agent} does not know container {id}, which still runs");
                     known.insert(id);
                 }
-                let agent = agent.into();
-                Box::new(move |request| Input::Recover { request, agent, known, orphans })
+                Input::Recover { request, agent: agent.into(), known, orphans }
             }
         }))
     }
