@@ -1,5 +1,5 @@
 //! What a task may not do, and what this agent's operator allows all the same. Labels and variables are read in
-//! [`task`](crate::task); here is what a container declares beside them: volumes that would be passed over in silence,
+//! [`task`]; here is what a container declares beside them: volumes that would be passed over in silence,
 //! and paths of the host that would lead around a lease.
 
 use std::fmt::Display;
