@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use shared::protocol::holder::Output;
+use shared::protocol::holder::{Output, Wanted};
 use shared::volume::{ContainerId, Driver, VolumeId};
 
 /// Helper processes at once, of each kind. A hung one is given up after 10 s.
@@ -76,8 +76,8 @@ pub(super) struct DriverCalls {
 #[derive(Debug, Default)]
 struct Calls {
     under_way: BTreeMap<Caller, usize>,
-    /// How many of those had no answer, and may still happen.
-    unanswered: usize,
+    /// Of those that had no answer, and may still happen, the volumes.
+    unanswered: Vec<VolumeId>,
     waiting: BTreeMap<Caller, VecDeque<Output>>,
     /// Whose call was made last: the next one after it is next.
     last: Option<Caller>,
@@ -120,18 +120,20 @@ impl DriverCalls {
         })
     }
 
-    /// A call of this driver had no answer: it counts as under way until it has settled, but for Unmounts. Those are asked of a
-    /// driver that does not answer as well: who has to give a volume back has no time to wait.
-    pub(super) fn unanswered(&mut self, Turn { driver, .. }: &Turn) {
+    /// A call of this driver had no answer: it counts as under way until it has settled, but for Unmounts and for calls of the same
+    /// volume. Who has to give a volume back has no time to wait; and what took too long may be done when it is asked for again.
+    pub(super) fn unanswered(&mut self, Turn { driver, .. }: &Turn, asked: VolumeId) {
         if let Some(calls) = self.drivers.get_mut(driver) {
-            calls.unanswered += 1;
+            calls.unanswered.push(asked);
         }
     }
 
     /// A call without an answer has settled.
-    pub(super) fn settled(&mut self, turn: &Turn) {
-        if let Some(calls) = self.drivers.get_mut(&turn.driver) {
-            calls.unanswered -= 1;
+    pub(super) fn settled(&mut self, turn: &Turn, asked: &VolumeId) {
+        if let Some(calls) = self.drivers.get_mut(&turn.driver)
+            && let Some(place) = calls.unanswered.iter().position(|volume| volume == asked)
+        {
+            calls.unanswered.swap_remove(place);
         }
         self.ended(turn);
     }
@@ -162,7 +164,7 @@ impl Calls {
     fn next(&mut self, max: usize) -> Option<(Caller, Output)> {
         let under_way = self.under_way.values().sum::<usize>();
         if under_way >= max {
-            return if under_way - self.unanswered < max { self.next_unmount() } else { None };
+            return if under_way - self.unanswered.len() < max { self.next_beside() } else { None };
         }
         // One container's volumes may all be of a plugin's that hang.
         let of_one = (max / 4).max(1);
@@ -180,13 +182,19 @@ impl Calls {
         self.take(caller, 0)
     }
 
-    fn next_unmount(&mut self) -> Option<(Caller, Output)> {
+    /// One that does not wait for calls without an answer.
+    fn next_beside(&mut self) -> Option<(Caller, Output)> {
         let after = self.last.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
-        let others = self.waiting.range((after, Bound::Unbounded)).chain(self.waiting.iter());
-        let unmount =
-            |queue: &VecDeque<Output>| queue.iter().position(|call| matches!(call, Output::Unmount { .. }));
-        let (caller, place) =
-            others.into_iter().find_map(|(caller, queue)| Some((caller.clone(), unmount(queue)?)))?;
+        let mut others = self.waiting.range((after, Bound::Unbounded)).chain(self.waiting.iter());
+        let passes = |call: &Output| match call {
+            Output::Unmount { .. } => true,
+            Output::Settle { asked, .. } | Output::Mount { wanted: Wanted { asked, .. }, .. } => {
+                self.unanswered.contains(asked)
+            }
+            _ => false,
+        };
+        let place = |queue: &VecDeque<Output>| queue.iter().position(passes);
+        let (caller, place) = others.find_map(|(caller, queue)| Some((caller.clone(), place(queue)?)))?;
         self.take(caller, place)
     }
 
@@ -316,25 +324,38 @@ mod tests {
     }
 
     #[test]
-    fn behind_a_call_without_an_answer_only_unmounts_are_made_until_it_has_settled() {
+    fn behind_a_call_without_an_answer_unmounts_and_the_same_volume_are_all_until_it_has_settled() {
         let mut world = World::new(1);
         world.add("d", Some("a"), 1);
         assert_eq!(world.next(), Some(1));
         let asked = VolumeId { driver: driver("d"), name: VolumeName::new("m").unwrap() };
         let caller = world.calls.caller(&asked, Some(ContainerId::new("b").unwrap()));
-        let settle = Output::Settle { op: Op(2), token: Token(Revision(1)), asked };
-        world.calls.add(driver("d"), caller, settle);
+        let settle = |op: u64, asked: &VolumeId| Output::Settle {
+            op: Op(op),
+            token: Token(Revision(1)),
+            asked: asked.clone(),
+        };
+        world.calls.add(driver("d"), caller, settle(2, &asked));
         world.add("d", Some("b"), 3);
         world.add("d", Some("c"), 4);
         assert_eq!(world.next(), None);
-        world.calls.unanswered(&world.made[&1]);
+        let lost = VolumeId { driver: driver("d"), name: VolumeName::new("v1").unwrap() };
+        world.calls.unanswered(&world.made[&1], lost.clone());
         // One at a time, also those.
         assert_eq!([world.next(), world.next()], [Some(3), None]);
         world.end(3);
         assert_eq!([world.next(), world.next()], [Some(4), None]);
         world.end(4);
         assert!(world.calls.next().is_none());
-        world.calls.settled(&world.made[&1]);
+        // What took too long may be done by now.
+        let caller = world.calls.caller(&lost, None);
+        world.calls.add(driver("d"), caller, settle(5, &lost));
+        let Some((again, Output::Settle { op: Op(5), .. })) = world.calls.next() else {
+            panic!("it is asked again")
+        };
+        world.calls.ended(&again);
+        assert!(world.calls.next().is_none());
+        world.calls.settled(&world.made[&1], &lost);
         assert!(matches!(world.calls.next(), Some((_, Output::Settle { op: Op(2), .. }))));
     }
 

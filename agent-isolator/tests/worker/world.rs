@@ -53,7 +53,7 @@ struct Scripted {
     /// As they began.
     calls: Mutex<Vec<String>>,
     held: Mutex<BTreeSet<String>>,
-    /// Volumes whose Mount has no answer.
+    /// Volumes whose next Mount has no answer.
     unanswered: Mutex<BTreeSet<String>>,
     changed: Notify,
 }
@@ -69,7 +69,7 @@ impl Script {
         self.0.changed.notify_waiters();
     }
 
-    /// The Mount of this volume has no answer.
+    /// The next Mount of this volume has no answer.
     pub(crate) fn leave_unanswered(&self, name: &str) {
         self.0.unanswered.lock().unwrap().insert(name.to_owned());
     }
@@ -102,7 +102,7 @@ impl VolumeDriver for Script {
             self.call("create", asked).await;
         }
         let found = self.call("mount", asked).await;
-        if self.0.unanswered.lock().unwrap().contains(asked.name.as_str()) {
+        if self.0.unanswered.lock().unwrap().remove(asked.name.as_str()) {
             return Err(MountFault::Unresolved("no answer".into()));
         }
         let Some((disk, point)) = found else {

@@ -174,10 +174,10 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                 send(Event::CallEnded(turn));
                 return send(event);
             };
-            send(Event::CallUnanswered(turn.clone(), asked));
+            send(Event::CallUnanswered(turn.clone(), asked.clone()));
             send(event);
             tokio::time::sleep(settle).await;
-            send(Event::CallSettled(turn));
+            send(Event::CallSettled(turn, asked));
         });
     }
 

@@ -104,7 +104,7 @@ pub enum Event {
     /// A driver has not answered a call, for this volume as it was asked.
     CallUnanswered(Turn, VolumeId),
     /// Such a call can happen no more.
-    CallSettled(Turn),
+    CallSettled(Turn, VolumeId),
     /// It was looked at what comes before prepares.
     LookedBefore(Box<Look>),
 }
@@ -387,13 +387,13 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                 let settle = self.parameters.settle_time.as_secs();
                 tracing::warn!(
                     "the driver has not ended a call for volume {asked}: for {settle} s, until that has settled \
-                     (settle_time), it has one call less than driver_calls_max, but for Unmounts"
+                     (settle_time), it has one call less than driver_calls_max, but for that volume and for Unmounts"
                 );
-                self.queue.unanswered(&turn);
+                self.queue.unanswered(&turn, asked);
                 self.call_drivers();
             }
-            Event::CallSettled(turn) => {
-                self.queue.settled(&turn);
+            Event::CallSettled(turn, asked) => {
+                self.queue.settled(&turn, &asked);
                 self.call_drivers();
             }
             Event::Connected(id, lines) => self.connected(id, lines),
