@@ -169,6 +169,8 @@ impl Isolator {
             volume: volume.volume.clone(),
             create: volume.create.clone(),
             read_only: volume.read_only,
+            remove: volume.remove,
+            own: volume.own,
         };
         let call = Call::Prepare {
             container,
@@ -398,7 +400,16 @@ fn asker(config: &ContainerConfig) -> Asker {
     let sandbox = text(&config.directory);
     let framework = sandbox.split_once("/slaves/").and_then(|(_, rest)| rest.split_once("/frameworks/"));
     let framework = framework.and_then(|(_, rest)| Some(rest.split_once('/')?.0.to_owned()));
-    Asker { framework, user: config.user.as_ref().map(text) }
+    let (task, executor) = (config.task_info.as_ref(), config.executor_info.as_ref());
+    let role = config.resources.iter().find_map(|resource| resource.allocation_info.as_ref()?.role.as_ref());
+    Asker {
+        framework,
+        user: config.user.as_ref().map(text),
+        role: role.map(text),
+        executor: executor.and_then(|executor| Some(text(&executor.executor_id.as_ref()?.value))),
+        task_id: task.and_then(|task| Some(text(&task.task_id.as_ref()?.value))),
+        task_name: task.and_then(|task| task.name.as_ref().map(text)),
+    }
 }
 
 /// The agent's id in a task's sandbox path, `<work>/slaves/<agent id>/frameworks/...`; a standalone
@@ -422,7 +433,7 @@ mod tests {
             let volume =
                 VolumeId { driver: Driver::new("ebs").unwrap(), name: VolumeName::new("v").unwrap() };
             let container_path = path.map(str::to_owned);
-            let volume = TaskVolume { volume, container_path, read_only, create: None };
+            let volume = TaskVolume { volume, container_path, read_only, create: None, remove: false, own: false };
             check_places(&config, &[volume], &[declared.to_owned()], "/mnt/mesos/sandbox")
                 .err()
                 .unwrap_or_default()

@@ -3,7 +3,7 @@
 
 mod drivers;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use shared::protocol::exchange::ByTime;
 use shared::protocol::timing::Timing;
 use shared::volume::{Driver, Holder};
 
-pub use self::drivers::Drivers;
+pub use self::drivers::{DriverSettings, Drivers, Storage};
 
 /// An agent's `executor_registration_timeout` is 1 min by default, and prepare counts in it.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(45);
@@ -43,8 +43,7 @@ pub struct KeeperParameters {
     pub grace: Duration,
     /// `wait_timeout`: for how long a prepare waits for a lease that another host has; default `ttl` and 5 s.
     pub wait_timeout: Duration,
-    /// `drivers`, `preempt_plugins`, `shared_storage`, `driver_aliases`, `case_sensitive_drivers`, `volume_names`: which
-    /// drivers this host serves, and what their names mean.
+    /// `drivers`: which drivers this host serves, what it is told of each, and what their names mean.
     pub drivers: Drivers,
     /// `fencing` = `required`: a volume of a host that is dead by time alone is taken only where the storage takes
     /// it away from there.
@@ -53,11 +52,14 @@ pub struct KeeperParameters {
     /// 45 s.
     pub prepare_timeout: Duration,
     /// `settle_time`: for how long a driver's call without an answer may still be under way; default
-    /// 2 min. A lease is not released before.
+    /// 2 min. A lease is not released before. A driver may have one of its own.
     pub settle_time: Duration,
     /// `prepares_max`: how many containers' volumes are prepared at once; a further launch is refused; default 256.
     pub prepares_max: usize,
-    /// `driver_calls_max`: how many calls of one driver are under way at once; the others wait; default 16.
+    /// `framework_volumes_max`: how many volumes containers of one framework have on this host at once; without it, any number.
+    pub framework_volumes_max: Option<usize>,
+    /// `driver_calls_max`: how many calls of one driver are under way at once; the others wait; default 16. A driver may have
+    /// a number of its own.
     pub driver_calls_max: usize,
     /// `mount_roots`: the directories below which drivers mount; default
     /// `/var/lib/rexray/volumes`.
@@ -72,9 +74,6 @@ pub struct KeeperParameters {
     /// `hosts_own` (comma list of paths): file systems that are never fenced, beside `/`, `/run` and the directories
     /// above; the agent's work directory, where it has a file system of its own.
     pub hosts_own: Vec<PathBuf>,
-    /// `allow_suid_dev` (comma list of drivers): on their volumes set-user-id programs and device files work; by default they
-    /// are mounted `nosuid,nodev`.
-    pub allow_suid_dev: BTreeSet<Driver>,
     /// `volume_rules`: a file of rules about who may use which volumes; without one everybody may use all.
     pub volume_rules: Option<PathBuf>,
     /// `reset` (`never`, `sysrq`, `reboot`): how this host is reset when a fence is not proved in time; default never.
@@ -96,6 +95,20 @@ pub struct IsolatorParameters {
     pub sandbox_directory: String,
     /// What tasks may do.
     pub rules: Rules,
+}
+
+/// The parameters of a keeper's file: an object of names, and values as strings; `drivers` may be an object itself.
+///
+/// # Errors
+/// A sentence.
+pub fn pairs_of(json: &serde_json::Value) -> Result<Vec<(String, String)>, String> {
+    let object = json.as_object().ok_or("it is no JSON object")?;
+    let pair = |(name, value): (&String, &serde_json::Value)| match value {
+        serde_json::Value::String(text) => Ok((name.clone(), text.clone())),
+        serde_json::Value::Object(_) if name == "drivers" => Ok((name.clone(), value.to_string())),
+        _ => Err(format!("the value of {name:?} is no string")),
+    };
+    object.iter().map(pair).collect()
 }
 
 fn host_name(_: &str) -> Result<Holder, String> {
@@ -147,7 +160,7 @@ fn required(text: &str) -> Result<bool, &'static str> {
 }
 
 impl KeeperParameters {
-    fn take(parameters: &mut Parameters, given: BTreeMap<String, String>) -> Result<Self, ParameterError> {
+    fn take(parameters: &mut Parameters, mut given: BTreeMap<String, String>) -> Result<Self, ParameterError> {
         let seconds = Duration::from_secs;
         let holder = |text: &str| Holder::new(text);
         let directory = |parameters: &mut Parameters, name, default: &str| {
@@ -162,9 +175,8 @@ impl KeeperParameters {
             })?,
         };
         let timing = parameters.timing()?;
-        let drivers = Drivers::take(parameters)?;
-        let suid_dev = |text: &str| drivers::list(text, &drivers.naming);
-        let allow_suid_dev = parameters.parsed("allow_suid_dev", suid_dev)?.unwrap_or_default();
+        let (drivers, described) = Drivers::take(parameters)?;
+        given.extend(described.map(|text| ("drivers".to_owned(), text)));
         Ok(Self {
             holder,
             etcd_endpoints: parameters.endpoints("etcd_endpoints")?,
@@ -186,6 +198,10 @@ impl KeeperParameters {
             )?,
             settle_time: parameters.duration("settle_time", SETTLE_TIME, Duration::ZERO..=seconds(3600))?,
             prepares_max: parameters.count("prepares_max", 256, 1..=10_000)?,
+            framework_volumes_max: match parameters.count("framework_volumes_max", 0, 1..=100_000)? {
+                0 => None,
+                count => Some(count),
+            },
             driver_calls_max: parameters.count("driver_calls_max", 16, 1..=1_000)?,
             mount_roots: parameters
                 .parsed("mount_roots", mount_roots)?
@@ -194,7 +210,6 @@ impl KeeperParameters {
             state_directory: directory(parameters, "state_directory", "/var/lib/extvol")?,
             cgroup_root: parameters.optional("cgroup_root").unwrap_or_else(|| "mesos".into()),
             hosts_own: parameters.parsed("hosts_own", directories)?.unwrap_or_default(),
-            allow_suid_dev,
             volume_rules: parameters.parsed("volume_rules", absolute)?,
             reset: parameters.parsed("reset", reset)?.flatten(),
             watchdog: parameters.parsed("watchdog", absolute)?,
@@ -218,6 +233,30 @@ impl KeeperParameters {
     #[must_use]
     pub fn serves(&self, driver: &Driver) -> bool {
         self.drivers.serves(driver)
+    }
+
+    /// For how long a call of this driver without an answer may still be under way.
+    #[must_use]
+    pub fn settle_time(&self, driver: &Driver) -> Duration {
+        self.drivers.of(driver).settle_time.unwrap_or(self.settle_time)
+    }
+
+    /// The same, of whichever driver.
+    #[must_use]
+    pub fn longest_settle_time(&self) -> Duration {
+        self.settle_time_of().into_values().fold(self.settle_time, Duration::max)
+    }
+
+    /// The drivers that have a settle time of their own.
+    #[must_use]
+    pub fn settle_time_of(&self) -> BTreeMap<Driver, Duration> {
+        self.drivers.settings().filter_map(|(driver, of)| Some((driver.clone(), of.settle_time?))).collect()
+    }
+
+    /// The drivers that have a number of calls of their own.
+    #[must_use]
+    pub fn calls_max_of(&self) -> BTreeMap<Driver, usize> {
+        self.drivers.settings().filter_map(|(driver, of)| Some((driver.clone(), of.calls_max?))).collect()
     }
 
     /// What a fence may do here.
@@ -306,8 +345,7 @@ mod tests {
             (&[("etcd_endpoints", "h:1"), ("holder", "a/b")], "`holder` has the value `a/b`"),
             (&[("etcd_endpoints", "h:1"), ("mount_roots", "a")], "which is not an absolute path"),
             (&[("etcd_endpoints", "h:1"), ("mount_roots", "/")], "below which everything is"),
-            (&[("etcd_endpoints", "h:1"), ("driver_aliases", "a=b,b=c")], "makes b both an alias"),
-            (&[("etcd_endpoints", "h:1"), ("preempt_plugins", "rexray=rexray")], "`drivers` lists rexray"),
+            (&[("etcd_endpoints", "h:1"), ("drivers", "a,A")], "`drivers` has the value `a,A`, which names A and a"),
             (&[("etcd_endpoints", "h:1"), ("prepare_timeout", "1")], "`prepare_timeout` has the value `1`"),
         ];
         for (pairs, expected) in table {

@@ -358,7 +358,8 @@ mod tests {
     use crate::parameters::IsolatorParameters;
 
     fn parameters(pairs: &[(&str, &str)]) -> Result<IsolatorParameters, String> {
-        let given = [("etcd_endpoints", "h:1"), ("drivers", "rexray,ebs"), ("driver_aliases", "elastic=ebs")];
+        let drivers = r#"{"rexray": {}, "ebs": {"aliases": ["elastic"]}}"#;
+        let given = [("etcd_endpoints", "h:1"), ("drivers", drivers)];
         let pairs = given.iter().chain(pairs).map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
         IsolatorParameters::read(&pairs.collect::<Vec<_>>()).map_err(|error| error.to_string())
     }

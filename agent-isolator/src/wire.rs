@@ -97,6 +97,18 @@ pub struct Asker {
     pub framework: Option<String>,
     /// The user that the container runs as, where one is set.
     pub user: Option<String>,
+    /// The role of its resources.
+    #[serde(default)]
+    pub role: Option<String>,
+    /// The executor's id.
+    #[serde(default)]
+    pub executor: Option<String>,
+    /// The task's id, of a command task.
+    #[serde(default)]
+    pub task_id: Option<String>,
+    /// The task's name.
+    #[serde(default)]
+    pub task_name: Option<String>,
 }
 
 /// A volume in [`Call::Prepare`].
@@ -109,12 +121,18 @@ pub struct VolumeCall {
     /// Whether the container may only read.
     #[serde(default)]
     pub read_only: bool,
+    /// Whether it is to be removed when nobody uses it any more.
+    #[serde(default)]
+    pub remove: bool,
+    /// Whether it is given to the container's user when nobody has used it yet.
+    #[serde(default)]
+    pub own: bool,
 }
 
 impl fmt::Debug for VolumeCall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let create = quote::options(self.create.as_ref());
-        f.debug_struct("VolumeCall").field("volume", &self.volume).field("create", &create).finish()
+        f.debug_struct("VolumeCall").field("volume", &self.volume).field("create", &create).finish_non_exhaustive()
     }
 }
 
@@ -233,8 +251,15 @@ mod tests {
             "{shown}"
         );
         let Call::Prepare { volumes, .. } = call.call else { panic!() };
-        let [VolumeCall { volume, create, read_only }] = <[_; 1]>::try_from(volumes).unwrap();
-        let wanted = shared::protocol::holder::Wanted { asked: volume.clone(), volume, create, read_only };
+        let [VolumeCall { volume, create, read_only, remove, .. }] = <[_; 1]>::try_from(volumes).unwrap();
+        let wanted = shared::protocol::holder::Wanted {
+            asked: volume.clone(),
+            volume,
+            create,
+            read_only,
+            remove,
+            owner: None,
+        };
         let shown = format!("{wanted:?}");
         assert!(!shown.contains("hunter2") && shown.contains("password"), "{shown}");
     }

@@ -104,7 +104,7 @@ fn mesos_a_host_whose_silence_ends_nothing_keeps_its_volumes_until_it_is_back() 
 fn mesos_where_fencing_is_required_a_dead_hosts_volume_waits_for_a_person() -> Result<()> {
     let trial = written(|config| {
         config.set_agent_parameter("fencing", "required");
-        config.set_agent_parameter("preempt_plugins", "");
+        config.set_agent_parameter("drivers", "ebs");
     })?;
     trial.cluster.host(0).kill()?;
     trial.scheduler.stop("writer")?;

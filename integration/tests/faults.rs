@@ -91,7 +91,7 @@ fn mesos_broken_modules_json_and_parameters_are_refused_by_name_and_value() -> R
         (isolator(&[etcd, program, ("holder", "a/b")]), "`holder` has the value `a/b`"),
         (isolator(&[etcd, program, ("prepare_timeout", "45")]), "`prepare_timeout` has the value `45`"),
         (isolator(&[etcd, program, ("mount_roots", "volumes")]), "`mount_roots` has the value `volumes`"),
-        (isolator(&[etcd, program, ("preempt_plugins", "rexray=rexray")]), "and `drivers` lists rexray"),
+        (isolator(&[etcd, program, ("drivers", "rexray,RexRay")]), "which differ by case alone"),
         (isolator(&[etcd, program]), "`cgroup_root` has the value `mesos`"),
         (isolator(&[etcd, cgroups, ("keeper", "/no/keeper")]), "`keeper` has the value `/no/keeper`"),
     ];

@@ -181,7 +181,7 @@ fn mesos_a_docker_volume_of_a_standalone_or_nested_container_is_served() -> Resu
 #[test]
 fn mesos_jobs_as_frameworks_send_them_have_their_volumes() -> Result<()> {
     let mut config = ClusterConfig::complete(1, &["ebs"])?;
-    config.set_agent_parameter("driver_aliases", "rexray=ebs");
+    config.set_agent_parameter("drivers", r#"{"ebs": {"aliases": ["rexray"]}}"#);
     let trial = Trial::with(config, SchedulerConfig::default())?;
     // Marathon's is made with its options.
     for name in ["compose-data", "airflow_dags", "airflow_logs"] {

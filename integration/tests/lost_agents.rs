@@ -108,7 +108,7 @@ fn mesos_a_dead_hosts_volume_follows_its_task() -> Result<()> {
 #[test]
 fn mesos_without_a_preempting_plugin_a_dead_hosts_volume_is_refused_with_the_way_out_and_then_follows()
 -> Result<()> {
-    let trial = trial(SchedulerConfig::default(), |config| config.drop_agent_parameter("preempt_plugins"))?;
+    let trial = trial(SchedulerConfig::default(), |config| config.set_agent_parameter("drivers", "ebs"))?;
     let from = writing(&trial)?;
     let (dead, other) = (trial.cluster.host(from).name().to_owned(), trial.cluster.host(1 - from).name());
     trial.cluster.host(from).kill()?;
@@ -150,7 +150,7 @@ fn mesos_without_a_preempting_plugin_a_dead_hosts_volume_is_refused_with_the_way
 #[test]
 fn mesos_without_a_preempting_plugin_a_host_that_was_fenced_gives_its_volume_back_through_the_driver()
 -> Result<()> {
-    let trial = trial(SchedulerConfig::default(), |config| config.drop_agent_parameter("preempt_plugins"))?;
+    let trial = trial(SchedulerConfig::default(), |config| config.set_agent_parameter("drivers", "ebs"))?;
     let from = writing(&trial)?;
     // Nobody else can hear of it: etcd is away until the host was fenced.
     trial.cluster.hub().kill_service("etcd-1")?;

@@ -390,7 +390,7 @@ fn mesos_a_task_that_names_the_preempting_plugin_is_refused_and_the_live_holder_
     let parameters =
         modules.pointer_mut("/libraries/0/modules/0/parameters").and_then(serde_json::Value::as_array_mut);
     let parameters = parameters.expect("the isolator's parameters");
-    parameters.retain(|pair| pair["key"] != "preempt_plugins" && pair["key"] != "drivers");
+    parameters.retain(|pair| pair["key"] != "drivers");
     parameters.push(json!({ "key": "drivers", "value": "ebs,ebs-preempt" }));
     trial.cluster.host(1).kill_agent()?;
     trial.kill_keeper(1)?;

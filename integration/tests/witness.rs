@@ -31,7 +31,7 @@ fn trial(profile: &str) -> Result<Trial> {
 
 fn trial_with(profile: &str, adapt: impl FnOnce(&mut ClusterConfig)) -> Result<Trial> {
     let mut config = ClusterConfig::complete(2, &["ebs"])?;
-    config.set_agent_parameter("preempt_plugins", "");
+    config.set_agent_parameter("drivers", "ebs");
     config.set_agent_parameter("profile", profile);
     config.set_agent_parameter("settle_time", "500ms");
     config.set_master_parameter("profile", profile);

@@ -69,6 +69,7 @@ fn lease(n: usize) -> Record {
         token: None,
         agent_id: Some(id(n)),
         containers: BTreeSet::new(),
+        tasks: Default::default(),
         mount_point: None,
         unsettled: false,
         calls: false,

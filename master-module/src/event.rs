@@ -1,6 +1,6 @@
 //! What is worth an event in etcd or a line in the master's log, and both.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use shared::event::{Answering, EventKind, EventRecord, Listed, Seen, StandingRec
 use shared::protocol::Text;
 use shared::protocol::exchange::{Proof, SessionState, Storm};
 use shared::quote;
-use shared::record::{Epoch, Token};
+use shared::record::{Epoch, Task, Token};
 use shared::store::Revision;
 use shared::volume::{ContainerId, Holder, VolumeId};
 use tracing::{info, warn};
@@ -42,11 +42,16 @@ pub(crate) struct Lease {
 /// The containers of a volume. Of a hundred thousand volumes most have one or none, and a set takes
 /// room for eleven.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Containers(Box<[ContainerId]>);
+pub(crate) struct Containers(Box<[(ContainerId, Option<Box<str>>)]>);
 
-impl From<BTreeSet<ContainerId>> for Containers {
-    fn from(set: BTreeSet<ContainerId>) -> Self {
-        Self(set.into_iter().collect())
+impl Containers {
+    /// Each with its task in words.
+    pub(crate) fn new(containers: BTreeSet<ContainerId>, tasks: &BTreeMap<ContainerId, Task>) -> Self {
+        let with_task = |id: ContainerId| {
+            let task = tasks.get(&id).and_then(Task::in_words);
+            (id, task.map(String::into_boxed_str))
+        };
+        Self(containers.into_iter().map(with_task).collect())
     }
 }
 
@@ -454,7 +459,11 @@ impl fmt::Display for Containers {
         if self.0.is_empty() {
             return f.write_str("no container");
         }
-        let named: Vec<_> = self.0.iter().take(CONTAINERS_NAMED).map(ContainerId::as_str).collect();
+        let named = self.0.iter().take(CONTAINERS_NAMED).map(|(id, task)| match task {
+            Some(task) => format!("{id} ({task})"),
+            None => id.to_string(),
+        });
+        let named: Vec<_> = named.collect();
         write!(f, "containers {}", named.join(", "))?;
         match self.0.len() - named.len() {
             0 => Ok(()),

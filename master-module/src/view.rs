@@ -22,7 +22,7 @@ use shared::volume::{Holder, VolumeId};
 
 use crate::acting::holdings::{Holdings, Newest};
 use crate::agents::AgentAddress;
-use crate::event::{Event, Lease, Place, Stage, Told};
+use crate::event::{Containers, Event, Lease, Place, Stage, Told};
 use crate::mesos::{Registration, Registry};
 
 pub(crate) use self::agents::NotBelieved;
@@ -342,11 +342,11 @@ impl View {
             LeaseRecord::Attached(held) => (Stage::Attached, held),
             LeaseRecord::Detaching(held) => (Stage::Detaching, held),
         };
-        let HeldLease { holder, epoch, token, agent_id, containers, .. } = held;
+        let HeldLease { holder, epoch, token, agent_id, containers, tasks, .. } = held;
         // The granting write cannot contain its own revision.
         let token = token.unwrap_or(Token(entry.mod_revision));
         let agent_id = agent_id.map(|id| self.interned(&holder, id));
-        let lease = Lease { stage, holder, epoch, token, agent_id, containers: containers.into() };
+        let lease = Lease { stage, holder, epoch, token, agent_id, containers: Containers::new(containers, &tasks) };
         self.hold(volume, Known { lease, written: entry.mod_revision }, seen, told);
     }
 

@@ -80,6 +80,7 @@ fn lease(n: usize) -> Record {
         token: None,
         agent_id: Some(format!("S{n}").into()),
         containers: BTreeSet::new(),
+        tasks: Default::default(),
         mount_point: None,
         unsettled: false,
         calls: false,

@@ -142,6 +142,7 @@ fn stored_lease(lease: &Lease, now: &str) -> StoredLease {
         since: since(held.since.as_ref(), now),
         agent_id: held.agent_id.as_deref().map(str::to_owned),
         containers: held.containers.clone(),
+        tasks: held.tasks.clone(),
         mount_point: held.mount_point.as_deref().map(str::to_owned),
     };
     let record = match held.stage {
@@ -168,6 +169,7 @@ fn lease(stored: StoredLease) -> Lease {
         token: held.token,
         agent_id: held.agent_id.map(Text::from),
         containers: held.containers,
+        tasks: held.tasks,
         mount_point: held.mount_point.map(Text::from),
         unsettled,
         calls,
@@ -274,6 +276,7 @@ mod tests {
             token: Some(Token(Revision(9))),
             agent_id: Some("S0".into()),
             containers: BTreeSet::from([ContainerId::new("c1").unwrap()]),
+            tasks: Default::default(),
             mount_point: Some("/m".into()),
             unsettled: true,
             calls: true,

@@ -3,11 +3,13 @@
 //! Every record carries a `version`. One that is newer than this program is never interpreted: a
 //! later release may have given a field another meaning.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::protocol::Text;
+use crate::quote;
 use crate::store::Revision;
 use crate::volume::{ContainerId, Holder, NamingRules};
 
@@ -131,9 +133,50 @@ pub struct HeldLease {
     pub agent_id: Option<String>,
     /// The containers that use it.
     pub containers: BTreeSet<ContainerId>,
+    /// For whom they run, as far as Mesos said. For people: nothing is decided by it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub tasks: BTreeMap<ContainerId, Task>,
     /// Where the driver mounted it on the host.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub mount_point: Option<String>,
+}
+
+/// For whom a container runs, as Mesos says: of a nested container of its executor, of a standalone one nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Task {
+    /// The framework's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub framework_id: Option<Text>,
+    /// The framework's name, which it chose.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub framework: Option<Text>,
+    /// The role that its resources are of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<Text>,
+    /// The executor's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub executor_id: Option<Text>,
+    /// The task's id, of a command task.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task_id: Option<Text>,
+    /// The task's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<Text>,
+}
+
+impl Task {
+    /// In a few words, such as `task db.1 of marathon`; none where Mesos said nothing.
+    #[must_use]
+    pub fn in_words(&self) -> Option<String> {
+        let what = match (&self.task_id, &self.executor_id) {
+            (Some(task), _) => format!("task {task}"),
+            (None, Some(executor)) => format!("executor {executor}"),
+            (None, None) => "a container".to_owned(),
+        };
+        let of = self.framework.as_ref().or(self.framework_id.as_ref())?;
+        Some(quote::line(&format!("{what} of {of}")).into_owned())
+    }
 }
 
 impl LeaseRecord {
@@ -201,6 +244,7 @@ mod tests {
             since: "2026-01-01T00:00:00Z".into(),
             agent_id: Some("S0".into()),
             containers: BTreeSet::from([ContainerId::new("c1").unwrap()]),
+            tasks: Default::default(),
             mount_point: None,
         });
         let text = String::from_utf8(encode(&lease)).unwrap();

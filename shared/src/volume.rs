@@ -188,19 +188,6 @@ pub enum NameKind {
 }
 
 impl NameKind {
-    /// The kind of this name.
-    ///
-    /// # Errors
-    /// The end of a sentence about it.
-    pub fn named(text: &str) -> Result<Self, String> {
-        match text {
-            "docker" => Ok(Self::Docker),
-            "path" => Ok(Self::Path),
-            "any" => Ok(Self::Any),
-            _ => Err(format!("names the kind {text:?}; the kinds are docker, path and any")),
-        }
-    }
-
     fn rule(self) -> &'static str {
         match self {
             Self::Docker => "a letter or digit, then letters, digits and _.-, as Docker has it",

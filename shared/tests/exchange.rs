@@ -57,6 +57,7 @@ fn lease() -> Record {
         token: None,
         agent_id: None,
         containers: BTreeSet::new(),
+        tasks: Default::default(),
         mount_point: None,
         unsettled: false,
         calls: false,

@@ -64,10 +64,18 @@ pub struct Turn {
     caller: Caller,
 }
 
+impl Turn {
+    pub(super) fn driver(&self) -> &Driver {
+        &self.driver
+    }
+}
+
 /// The calls that wait for their driver.
 #[derive(Debug)]
 pub(super) struct DriverCalls {
     max: usize,
+    /// Of drivers that have a number of their own.
+    max_of: BTreeMap<Driver, usize>,
     drivers: BTreeMap<Driver, Calls>,
     /// For whom a volume, as its driver is asked for it, was wanted last.
     users: BTreeMap<VolumeId, ContainerId>,
@@ -84,8 +92,8 @@ struct Calls {
 }
 
 impl DriverCalls {
-    pub(super) fn new(max: usize) -> Self {
-        Self { max, drivers: BTreeMap::new(), users: BTreeMap::new() }
+    pub(super) fn new(max: usize, max_of: BTreeMap<Driver, usize>) -> Self {
+        Self { max, max_of, drivers: BTreeMap::new(), users: BTreeMap::new() }
     }
 
     /// For whom a volume's driver is called: who gives volumes up without end waits behind itself, and not before others.
@@ -113,9 +121,9 @@ impl DriverCalls {
     /// A call that may be made now, of a driver that has not too many under way: it counts as under way until
     /// [`DriverCalls::ended`].
     pub(super) fn next(&mut self) -> Option<(Turn, Output)> {
-        let max = self.max;
+        let (max, max_of) = (self.max, &self.max_of);
         self.drivers.iter_mut().find_map(|(driver, calls)| {
-            let (caller, call) = calls.next(max)?;
+            let (caller, call) = calls.next(max_of.get(driver).copied().unwrap_or(max))?;
             Some((Turn { driver: driver.clone(), caller }, call))
         })
     }
@@ -231,7 +239,7 @@ mod tests {
 
     impl World {
         fn new(max: usize) -> Self {
-            Self { calls: DriverCalls::new(max), made: BTreeMap::new() }
+            Self { calls: DriverCalls::new(max, BTreeMap::new()), made: BTreeMap::new() }
         }
 
         fn add(&mut self, name: &str, container: Option<&str>, op: u64) {

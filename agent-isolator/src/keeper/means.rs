@@ -245,7 +245,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let shared = Arc::new(SharedMemory::create(&directory.path().join("deadline")).unwrap());
         let found = |more: &[(&str, &str)]| watch(&shared, more).look(Duration::from_secs(1)).unwrap().means;
-        let plugins = ("preempt_plugins", "ebs=ebs-preempt");
+        let plugins = ("drivers", r#"{"ebs": {"preempt_plugin": "ebs-preempt"}}"#);
         assert_eq!(found(&[plugins, ("fencing", "required")]), [Means::Storage].into());
         assert_eq!(found(&[plugins]), [].into());
     }

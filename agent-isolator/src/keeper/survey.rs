@@ -7,7 +7,7 @@ use shared::volume::Driver;
 
 use super::driver::{DockerPlugins, DriverError};
 use super::sentence;
-use crate::parameters::Drivers;
+use crate::parameters::{Drivers, Storage};
 
 /// A plugin's Activate touches no volume, and nor do its Capabilities.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
@@ -67,10 +67,10 @@ pub async fn driver(plugins: &DockerPlugins, drivers: &Drivers, driver: &Driver)
                     "{}: until it does, no volume of {driver} follows from a host that is lost",
                     sentence(&error)
                 ),
-                advice(&error, "or take it out of the parameter `preempt_plugins`"),
+                advice(&error, "or take this preempt_plugin out of `drivers`"),
             ),
         });
-    } else if !drivers.shared_storage.contains(driver) {
+    } else if drivers.of(driver).storage == Storage::Attached {
         findings.push(scope(plugins, driver).await);
     }
     findings
@@ -78,8 +78,8 @@ pub async fn driver(plugins: &DockerPlugins, drivers: &Drivers, driver: &Driver)
 
 fn advice(error: &DriverError, otherwise: &str) -> String {
     match error {
-        DriverError::Coincides { .. } => "give each a plugin of its own, or, if they serve one storage, name the one in \
-                                          `driver_aliases` as the other; a plugin that takes volumes away needs a socket \
+        DriverError::Coincides { .. } => "give each a plugin of its own, or, if they serve one storage, make the one an \
+                                          alias of the other in `drivers`; a plugin that takes volumes away needs a socket \
                                           of its own"
             .into(),
         _ => format!("start it, or see its log, {otherwise}"),
@@ -89,16 +89,16 @@ fn advice(error: &DriverError, otherwise: &str) -> String {
 /// What follows from that nobody takes volumes of this driver away.
 async fn scope(plugins: &DockerPlugins, driver: &Driver) -> Finding {
     let advice = format!(
-        "give it a plugin in `preempt_plugins` (README, Installing); or, if nothing of its storage is attached to hosts, as of \
-         NFS, name {driver} in `shared_storage`"
+        "give it a preempt_plugin in `drivers` (README, Installing); or, if nothing of its storage is attached to hosts, as of \
+         NFS, say there that the storage of {driver} is shared"
     );
     let what = match plugins.scope(driver, TIMEOUT).await {
         Ok(scope) if scope == "global" => format!(
-            "the driver {driver} attaches volumes to one host at a time (scope global), and no plugin in `preempt_plugins` \
+            "the driver {driver} attaches volumes to one host at a time (scope global), and no preempt_plugin \
              takes them away: the volume of a host that is lost follows nobody until it is detached by hand"
         ),
         Ok(scope) => format!(
-            "the volumes of the driver {driver} are its host's own (scope {scope}), and no plugin in `preempt_plugins` takes \
+            "the volumes of the driver {driver} are its host's own (scope {scope}), and no preempt_plugin takes \
              them away: the volume of a host that is lost follows nobody, and what has its name elsewhere is another"
         ),
         Err(error) => {

@@ -19,6 +19,8 @@ pub(crate) enum Action {
     Use,
     /// Having the driver make it.
     Create,
+    /// Having the driver remove it.
+    Remove,
 }
 
 /// What happens to a volume about which no rule says anything.
@@ -42,6 +44,14 @@ pub(crate) struct Framework {
     role: Option<String>,
     #[serde(default)]
     roles: Vec<String>,
+}
+
+impl Framework {
+    /// Its name, and its role where it has one alone.
+    pub(crate) fn named(&self) -> (String, Option<String>) {
+        let only = if let [role] = &self.roles[..] { Some(role) } else { None };
+        (self.name.clone(), self.role.as_ref().or(only).cloned())
+    }
 }
 
 /// The frameworks of an agent, by id.
@@ -181,6 +191,7 @@ impl VolumeRules {
             let to = match action {
                 Action::Use => "use",
                 Action::Create => "create",
+                Action::Remove => "remove",
             };
             let text = format!("{} may not {to} volume {volume}: {by}", subject.in_words());
             Err(quote::line(&text).into_owned())

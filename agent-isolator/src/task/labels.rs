@@ -33,6 +33,8 @@ pub(super) fn read(
             "container_path" => &mut settings.container_path,
             "mode" => &mut settings.mode,
             "options" => &mut settings.options,
+            "owner" => &mut settings.owner,
+            "remove" => &mut settings.remove,
             _ => return Err(unknown_label(&key)),
         };
         if slot.is_some() {
@@ -53,7 +55,7 @@ fn unknown_label(key: &str) -> String {
     let key = shown(key);
     let key = quote::line(&key);
     format!(
-        "label {key} is unknown; a volume has extvol.name, extvol.driver, extvol.container_path, extvol.mode \
-         and extvol.options, further ones extvol.1.name to extvol.9.name and so on"
+        "label {key} is unknown; a volume has extvol.name, extvol.driver, extvol.container_path, extvol.mode, \
+         extvol.options, extvol.owner and extvol.remove, further ones extvol.1.name to extvol.9.name and so on"
     )
 }

@@ -38,6 +38,18 @@ pub struct TaskVolume {
     pub read_only: bool,
     /// Options to create it with when it does not exist; `None`: it must exist.
     pub create: Option<BTreeMap<String, String>>,
+    /// Whether it is to be removed when nobody uses it any more.
+    pub remove: bool,
+    /// Whether it is given to the task's user when nobody has used it yet.
+    pub own: bool,
+}
+
+impl TaskVolume {
+    /// Whether another form says the same, as far as it can: only labels can say the rest.
+    fn says_as(&self, other: &Self) -> bool {
+        let rest = Self { remove: other.remove, own: other.own, ..self.clone() };
+        rest == *other
+    }
 }
 
 /// The forms in which a volume is named, for sentences.
@@ -129,7 +141,9 @@ impl Named {
     fn add(&mut self, form: &'static str, volumes: Vec<TaskVolume>) -> Result<(), String> {
         for volume in volumes {
             match self.0.iter_mut().find(|(_, known)| known.volume == volume.volume) {
-                Some((_, known)) if *known == volume => {}
+                Some((_, known)) if known.says_as(&volume) => {
+                    (known.remove, known.own) = (known.remove || volume.remove, known.own || volume.own);
+                }
                 // It says that the task has this volume, and no more.
                 Some(known @ (RESOURCES, _)) => *known = (form, volume),
                 Some((of, _)) => {
@@ -214,7 +228,7 @@ mod tests {
 
     fn task(label_pairs: &[(&str, &str)], env_pairs: &[(&str, &str)]) -> ContainerConfig {
         let command = CommandInfo { environment: Some(environment(env_pairs)), ..Default::default() };
-        let task = TaskInfo { command: Some(command), labels: Some(labels(label_pairs)) };
+        let task = TaskInfo { command: Some(command), labels: Some(labels(label_pairs)), ..TaskInfo::default() };
         ContainerConfig { task_info: Some(task), ..Default::default() }
     }
 
@@ -422,7 +436,7 @@ mod tests {
     fn labels_of_a_default_executor_are_refused_for_its_tasks_would_not_see_the_volume() {
         let of = |kind: Type, key: &str| {
             let labels = Some(labels(&[(key, "a")]));
-            let executor = ExecutorInfo { labels, r#type: Some(kind.into()), command: None };
+            let executor = ExecutorInfo { labels, r#type: Some(kind.into()), ..ExecutorInfo::default() };
             read(&ContainerConfig { executor_info: Some(executor), ..Default::default() })
         };
         assert_eq!(of(Type::Custom, "extvol.name"), "rexray/a - rw must exist");
@@ -535,7 +549,7 @@ mod tests {
 
     fn set(name: &str, items: &[&str]) -> Resource {
         let item = items.iter().map(|item| item.as_bytes().to_vec()).collect();
-        Resource { name: name.into(), set: Some(resource::Set { item }) }
+        Resource { name: name.into(), set: Some(resource::Set { item }), allocation_info: None }
     }
 
     #[test]
@@ -618,7 +632,7 @@ mod tests {
             with(&both, &labels).unwrap(),
             [volume("ebs/vol-1", "ebsvolumes/vol-1"), volume("ebs/vol-2", "/data")]
         );
-        let scalar = Resource { name: b"ebsvolumes".to_vec(), set: None };
+        let scalar = Resource { name: b"ebsvolumes".to_vec(), ..Resource::default() };
         assert!(
             with(&[scalar], &[])
                 .unwrap_err()
@@ -665,6 +679,6 @@ mod tests {
         assert!(names_none(&declaring(Source::SandboxPath)));
         let with = |resource| ContainerConfig { resources: vec![resource], ..task(&[], &[]) };
         assert!(!names_none(&with(set("whatever", &["x"]))));
-        assert!(names_none(&with(Resource { name: b"cpus".to_vec(), set: None })));
+        assert!(names_none(&with(Resource { name: b"cpus".to_vec(), ..Resource::default() })));
     }
 }

@@ -28,6 +28,8 @@ pub(super) struct Settings {
     pub(super) mode: Option<(String, String)>,
     pub(super) options: Option<(String, String)>,
     pub(super) must_exist: Option<(String, String)>,
+    pub(super) owner: Option<(String, String)>,
+    pub(super) remove: Option<(String, String)>,
 }
 
 /// The value of a label or variable that is ours, named `key`. Of a secret one no error shows anything: it would be in
@@ -79,7 +81,16 @@ impl Settings {
             Some((key, options)) => Some(parse_options(&options).map_err(|fault| format!("{key}: {fault}"))?),
             None => None,
         };
-        Ok(TaskVolume { volume: VolumeId { driver, name }, container_path, read_only, create })
+        let only = |given: &Option<(String, String)>, word: &str| match given {
+            None => Ok(false),
+            Some((_, value)) if value == word => Ok(true),
+            Some((key, value)) => Err(format!("{key}={:?}: the value is {word}", shown(value))),
+        };
+        let (own, remove) = (only(&self.owner, "task")?, only(&self.remove, "on_exit")?);
+        if own && read_only {
+            return Err("a volume that the task may only read is not given to its user".into());
+        }
+        Ok(TaskVolume { volume: VolumeId { driver, name }, container_path, read_only, create, remove, own })
     }
 }
 

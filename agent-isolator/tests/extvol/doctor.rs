@@ -237,25 +237,26 @@ fn root_each_driver_of_an_agents_host_is_asked_whether_it_takes_volumes_away() {
     let directory = tempfile::tempdir().unwrap();
     let socket = |name: &str| directory.path().join(format!("{name}.sock"));
     let doctor = |more: &[&str]| {
-        with_plugins(directory.path(), &installation, &[&["--agent", "--drivers=ebs"][..], more].concat())
+        let more = if more.is_empty() { &["--drivers=ebs"] } else { more };
+        with_plugins(directory.path(), &installation, &[&["--agent"][..], more].concat())
     };
-    let taken = "scope global), and no plugin in `preempt_plugins` takes them away";
+    let taken = "scope global), and no preempt_plugin takes them away";
     // Its storage attaches, and nobody takes volumes away.
     let served = plugin(&socket("ebs"), vec![DRIVER, GLOBAL, DRIVER, DRIVER, DRIVER]);
     let answer = doctor(&[]);
     assert_line(&answer, "ok", "the volume plugin ebs answers");
     assert_line(&answer, "warning", taken);
     // It does not attach; it has a plugin that takes away, which does not answer, and then does.
-    let answer = doctor(&["--shared_storage=ebs"]);
+    let answer = doctor(&[r#"--drivers={"ebs": {"storage": "shared"}}"#]);
     assert!(!answer.out.contains(taken), "{answer:#?}");
-    let answer = doctor(&["--preempt_plugins=ebs=ebs-p"]);
+    let answer = doctor(&[r#"--drivers={"ebs": {"preempt_plugin": "ebs-p"}}"#]);
     assert_line(
         &answer,
         "FAIL",
         "no volume of ebs follows from a host that is lost - start it, or see its log",
     );
     let second = plugin(&socket("ebs-p"), vec![DRIVER]);
-    let answer = doctor(&["--preempt_plugins=ebs=ebs-p"]);
+    let answer = doctor(&[r#"--drivers={"ebs": {"preempt_plugin": "ebs-p"}}"#]);
     assert_line(
         &answer,
         "ok",
@@ -267,7 +268,7 @@ fn root_each_driver_of_an_agents_host_is_asked_whether_it_takes_volumes_away() {
     // The driver is where its preempting plugin is: every mount would take a volume away.
     std::fs::remove_file(socket("ebs-p")).unwrap();
     std::os::unix::fs::symlink("ebs.sock", socket("ebs-p")).unwrap();
-    let answer = doctor(&["--preempt_plugins=ebs=ebs-p"]);
+    let answer = doctor(&[r#"--drivers={"ebs": {"preempt_plugin": "ebs-p"}}"#]);
     assert_line(
         &answer,
         "FAIL",
@@ -289,9 +290,9 @@ fn etcd_a_keeper_that_runs_is_well_and_other_parameters_than_its_own_are_found()
     assert_line(&answer, "ok", "the times of 1 sessions keep the rules");
     // Given other parameters than it runs with.
     let text = std::fs::read_to_string(&config).unwrap();
-    std::fs::write(&config, text.replace("}", r#","driver_aliases":"rexray=ebs"}"#)).unwrap();
+    std::fs::write(&config, text.replace("}", r#","drivers":{"ebs":{"aliases":["rexray"]}}}"#)).unwrap();
     let answer = run(&["--config", &config, "doctor"]);
-    assert_line(&answer, "FAIL", "refuses: the module's parameter `driver_aliases` is `rexray=ebs`");
+    assert_line(&answer, "FAIL", "refuses: the module's parameter `drivers` is `{\"ebs\":{\"aliases\":[\"rexray\"]}}`");
     assert_line(&answer, "FAIL", "differ from those that etcd has for all hosts");
     // It changes nothing.
     let before = installation.etcd.etcdctl(&["get", "", "--prefix", "-w", "json"]);

@@ -74,6 +74,7 @@ pub(crate) fn granted(name: &str) -> Held {
         token: None,
         agent_id: Some("S1".into()),
         containers: [ContainerId::new("c1").unwrap()].into(),
+        tasks: Default::default(),
         mount_point: None,
         unsettled: true,
         calls: false,

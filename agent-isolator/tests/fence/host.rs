@@ -50,6 +50,8 @@ pub(crate) struct Volume {
     pub(crate) point: PathBuf,
     number: String,
     disk_sequence: u64,
+    /// Its path in the host's own file system, where it is a directory of that.
+    directory: Option<String>,
 }
 
 impl<'a> Host<'a> {
@@ -76,7 +78,7 @@ impl<'a> Host<'a> {
         let sequence = fs::read_to_string(format!("/sys/block/{disk}/diskseq")).unwrap();
         assert!(kind == "btrfs" || number == shown);
         let disk_sequence = sequence.trim().parse().unwrap();
-        Volume { name: name.into(), device, image, point, number: shown, disk_sequence }
+        Volume { name: name.into(), device, image, point, number: shown, disk_sequence, directory: None }
     }
 
     pub(crate) fn cgroup(&self, name: &str) -> String {
@@ -96,6 +98,28 @@ impl<'a> Host<'a> {
             point,
             number,
             disk_sequence: 0,
+            directory: None,
+        }
+    }
+
+    /// A volume that is a directory of the host's own file system, by the keeper's own mount of it.
+    pub(crate) fn directory(&self, name: &str) -> Volume {
+        let (plain, point) = (self.root.join(name), self.root.join(".extvol").join(name));
+        fs::create_dir(&plain).unwrap();
+        fs::create_dir_all(&point).unwrap();
+        run("mount", &["--bind", plain.to_str().unwrap(), point.to_str().unwrap()]);
+        let shown = |column: &str| {
+            run("findmnt", &["--noheadings", "--output", column, "--mountpoint", point.to_str().unwrap()])
+        };
+        let (number, directory) = (shown("MAJ:MIN"), shown("FSROOT"));
+        Volume {
+            name: name.into(),
+            device: String::new(),
+            image: PathBuf::new(),
+            point,
+            number,
+            disk_sequence: 0,
+            directory: Some(directory),
         }
     }
 
@@ -203,10 +227,22 @@ impl Volume {
             let number = format!("{}:{}", rustix::fs::major(found), rustix::fs::minor(found));
             json!({ "path": self.device, "number": number, "disk_sequence": self.disk_sequence })
         });
+        if let Some(path) = &self.directory {
+            return json!({
+                "mount_point": self.root_path(), "pin": self.point, "device_number": format!("{} {path}", self.number),
+                "source": "", "device": null,
+                "directory": { "file_system": self.number, "files": self.number, "path": path },
+            });
+        }
         let source = if self.device.is_empty() { "extvol-test" } else { &self.device };
         json!({
             "mount_point": self.point, "device_number": self.number, "source": source, "device": device,
         })
+    }
+
+    /// Of a directory: where it is on the host.
+    pub(crate) fn root_path(&self) -> PathBuf {
+        self.point.parent().and_then(Path::parent).unwrap().join(&self.name)
     }
 
     /// Whether the kernel lets the device be claimed as a whole.

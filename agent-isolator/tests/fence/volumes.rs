@@ -57,6 +57,54 @@ fn root_a_container_that_keeps_copies_of_the_hosts_mounts_is_fenced() {
     fences_a_writing_container(name, "btrfs", true);
 }
 
+/// Whether a file of a container is written to.
+fn is_written(file: &Path) -> bool {
+    let before = fs::read(file).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    fs::read(file).unwrap() != before
+}
+
+#[test]
+fn root_who_writes_to_a_directory_is_fenced_and_its_file_system_goes_on() {
+    alone("volumes::root_who_writes_to_a_directory_is_fenced_and_its_file_system_goes_on", |alone| {
+        for lost in [false, true] {
+            let host = Host::new(alone);
+            let (volume, beside) = (host.directory("vol1"), host.directory("vol2"));
+            let container = host.container("task1", &volume, true);
+            let file = volume.root_path().join("outer");
+            assert!(is_written(&file));
+            let table = Host::table(&[&container], &[&volume]);
+            host.fence(&if lost { Known::Lost } else { known(table) });
+            assert_eq!(container.processes(), [].into());
+            assert!(!volume.is_mounted_on_host() && !is_written(&file));
+            assert_eq!(beside.is_mounted_on_host(), !lost, "what no table tells of is made idle as well");
+            // It was the host's own file system, and lives.
+            fs::write(volume.root_path().join("after"), "the fence").unwrap();
+            let _gone = run("umount", &["-R", host.root.to_str().unwrap()]);
+            fs::remove_dir_all(&host.root).unwrap();
+            fs::remove_dir_all(alone.directory.join("task1-sees")).unwrap();
+        }
+    });
+}
+
+#[test]
+fn root_who_holds_a_directory_and_is_no_container_is_named_and_left_alone() {
+    alone("volumes::root_who_holds_a_directory_and_is_no_container_is_named_and_left_alone", |alone| {
+        let host = Host::new(alone);
+        let volume = host.directory("vol1");
+        let plain = volume.root_path();
+        let holds = format!("exec 3>>{}/file && sleep 1000", plain.display());
+        let mut holder = Command::new("sh").args(["-c", &holds]).spawn().unwrap();
+        eventually("it has the file", || plain.join("file").exists());
+        let why = host.fence_in_vain(&known(Host::table(&[], &[&volume])));
+        assert!(why.contains(&format!("by open files of process {}", holder.id())), "{why}");
+        assert!(holder.try_wait().unwrap().is_none());
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+        host.fence(&known(Host::table(&[], &[&volume])));
+    });
+}
+
 #[test]
 fn root_a_frozen_container_is_killed() {
     alone("volumes::root_a_frozen_container_is_killed", |alone| {

@@ -84,6 +84,7 @@ pub(crate) fn config(labels: &[(&str, &str)], variables: &[(&str, &[u8])]) -> Co
     let task = TaskInfo {
         command: Some(CommandInfo { environment: Some(environment), ..Default::default() }),
         labels: Some(Labels { labels: labels.iter().map(label).collect() }),
+        ..TaskInfo::default()
     };
     ContainerConfig { task_info: Some(task), ..Default::default() }
 }

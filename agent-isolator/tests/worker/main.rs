@@ -8,4 +8,5 @@ mod alone;
 mod effects;
 mod limits;
 mod rules;
+mod wishes;
 mod world;

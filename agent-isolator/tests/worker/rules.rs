@@ -16,7 +16,7 @@ const RULES: &str = r#"{"rules": [
 ]}"#;
 
 /// An agent that answers each request with its state, until it is dropped.
-async fn agent(state: &str) -> (String, tokio::task::JoinHandle<()>) {
+pub(crate) async fn agent(state: &str) -> (String, tokio::task::JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let answer =
@@ -44,7 +44,7 @@ fn root_a_volume_is_had_by_whom_the_rules_allow_it_and_made_by_whom_they_allow_t
             let (address, serve) = agent(&format!(r#"{{"id": "S1", "frameworks": [{frameworks}]}}"#)).await;
             world.agent = address;
             world.create = Some(BTreeMap::new());
-            let of = |id: &str| Asker { framework: Some(id.into()), user: None };
+            let of = |id: &str| Asker { framework: Some(id.into()), ..Asker::default() };
 
             world.asker = of("f1");
             let prepare = world.prepare("c1", &["ebs/a"]);

@@ -130,6 +130,13 @@ impl VolumeDriver for Script {
         }
         Ok(())
     }
+
+    async fn remove(&self, asked: &VolumeId) -> Result<(), UnmountFault> {
+        match self.call("remove", asked).await {
+            Some((_, point)) if !is_mounted(&point) => Ok(()),
+            found => Err(UnmountFault::Refused(format!("in use, or missing: {found:?}").into())),
+        }
+    }
 }
 
 /// A deadman that does nothing but tick.
@@ -168,6 +175,9 @@ pub(crate) struct World<'a> {
     /// The agent that asks, and for whom.
     pub(crate) agent: String,
     pub(crate) asker: Asker,
+    /// Whether volumes are to be removed at their end, and given to the container\'s user.
+    pub(crate) remove: bool,
+    pub(crate) own: bool,
     /// What its volumes are to be made with.
     pub(crate) create: Option<BTreeMap<String, String>>,
 }
@@ -204,6 +214,7 @@ impl<'a> World<'a> {
             ("state_directory".to_owned(), state.to_str().unwrap().to_owned()),
             ("cgroup_root".to_owned(), alone.cgroup.clone()),
         ];
+        pairs.retain(|(name, _)| given.iter().all(|(other, _)| name != other));
         pairs.extend(given.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         let parameters = KeeperParameters::read(&pairs).unwrap();
         let memory = Arc::new(SharedMemory::create(&run_directory.join(DEADLINE)).unwrap());
@@ -248,6 +259,8 @@ impl<'a> World<'a> {
             heard: Vec::new(),
             agent: AGENT.into(),
             asker: Asker::default(),
+            remove: false,
+            own: false,
             create: None,
         };
         (world, worker)
@@ -301,7 +314,13 @@ impl<'a> World<'a> {
             let (driver, name) = text.split_once('/').unwrap();
             let volume =
                 VolumeId { driver: Driver::new(driver).unwrap(), name: VolumeName::new(name).unwrap() };
-            VolumeCall { volume, create: self.create.clone(), read_only: false }
+            VolumeCall {
+                volume,
+                create: self.create.clone(),
+                read_only: false,
+                remove: self.remove,
+                own: self.own,
+            }
         };
         let (container, volumes) = (id(container), volumes.iter().map(volume).collect());
         let (agent, agent_id) = (self.agent.clone(), Some("S1".into()));

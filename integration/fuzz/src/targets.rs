@@ -147,6 +147,7 @@ fn settings() -> Settings {
         lead: Duration::from_millis(300),
         retry: (Duration::from_millis(100), Duration::from_secs(10)),
         settle: Duration::from_secs(120),
+        settle_of: BTreeMap::new(),
         storage_fencing: [].into(),
         fencing_required: false,
     }

@@ -85,7 +85,8 @@ fn measure(amounts: &Amounts) -> Result<(), Failure> {
 /// PREPARING in interleaved pairs, then waves of launches at once, then the keeper's memory.
 fn times(amounts: &Amounts) -> Result<Vec<Option<Report>>, Failure> {
     let mut config = ClusterConfig::complete(1, &["ebs"])?;
-    config.set_agent_parameter("drivers", &format!("ebs,{QUICK}"));
+    let drivers = json!({ "ebs": { "preempt_plugin": "ebs-preempt" }, QUICK: {} });
+    config.set_agent_parameter("drivers", &drivers.to_string());
     config.agent_env.insert("EXTVOL_LOG".into(), "info,agent_isolator::isolator=debug".into());
     let cluster = Cluster::start(config)?;
     start_plugin(&cluster)?;

@@ -115,14 +115,15 @@ impl ClusterConfig {
         if drivers.is_empty() {
             return;
         }
-        let preempt: Vec<_> = drivers.iter().map(|driver| format!("{driver}={driver}-preempt")).collect();
-        for (name, value) in [("drivers", drivers.join(",")), ("preempt_plugins", preempt.join(","))] {
-            let isolator = self.modules.as_mut().and_then(|modules| modules.isolator.as_mut());
-            if let Some(isolator) = isolator
-                && isolator.parameters.iter().all(|(given, _)| given != name)
-            {
-                isolator.parameters.push((name.to_owned(), value));
-            }
+        let described = |driver: &&str| {
+            ((*driver).to_owned(), serde_json::json!({ "preempt_plugin": format!("{driver}-preempt") }))
+        };
+        let described: serde_json::Map<_, _> = drivers.iter().map(described).collect();
+        let isolator = self.modules.as_mut().and_then(|modules| modules.isolator.as_mut());
+        if let Some(isolator) = isolator
+            && isolator.parameters.iter().all(|(given, _)| given != "drivers")
+        {
+            isolator.parameters.push(("drivers".to_owned(), serde_json::Value::from(described).to_string()));
         }
     }
 
@@ -138,13 +139,6 @@ impl ClusterConfig {
     /// Adds a parameter to the agents' module, in place of one of that name.
     pub fn set_agent_parameter(&mut self, name: &str, value: &str) {
         set(self.modules.as_mut().and_then(|modules| modules.isolator.as_mut()), name, value);
-    }
-
-    /// Takes a parameter away from the agents' module.
-    pub fn drop_agent_parameter(&mut self, name: &str) {
-        if let Some(isolator) = self.modules.as_mut().and_then(|modules| modules.isolator.as_mut()) {
-            isolator.parameters.retain(|(given, _)| given != name);
-        }
     }
 
     /// Adds a parameter to the master's module, in place of one of that name.

@@ -44,10 +44,12 @@ impl Alone {
             asked: volume(*number),
             create: None,
             read_only: false,
+            remove: false,
+            owner: None,
         };
         let (request, container, agent): (_, _, Text) = (Request(request), container(name), "a".into());
         let volumes = volumes.iter().map(wanted).collect();
-        self.tell(Input::Prepare { request, container, agent, agent_id: None, volumes });
+        self.tell(Input::Prepare { request, container, agent, agent_id: None, task: None, volumes });
     }
 
     pub(super) fn tell(&mut self, input: Input) {

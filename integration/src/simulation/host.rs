@@ -180,6 +180,8 @@ impl Host {
                     effects.push(Effect::Unmount(op, asked));
                 }
             }
+            // No task of a plan asks for it.
+            Output::Remove { .. } => {}
             Output::ProveIdle { op, asked, .. } => effects.push(Effect::Prove(op, asked)),
             Output::Look { op, mounted, .. } => effects.push(Effect::Look(op, mounted_volume(&mounted))),
             Output::MakeSafe { op } => self.start_fence(now, Runner::Worker, op, effects),

@@ -312,6 +312,7 @@ pub(super) fn settings(plan: &Plan, host: usize) -> Settings {
         lead: Duration::from_millis(if plan.seed.is_multiple_of(2) { 0 } else { 100 }),
         retry: (Duration::from_millis(100), Duration::from_secs(1)),
         settle: Duration::from_millis(3_000),
+        settle_of: BTreeMap::new(),
         storage_fencing: plan.storage_fencing.then(|| volume(0).driver).into_iter().collect(),
         fencing_required: false,
     }

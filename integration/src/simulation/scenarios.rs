@@ -88,6 +88,7 @@ pub(super) fn attached(host: usize) -> Held {
         token: None,
         agent_id: None,
         containers: BTreeSet::new(),
+        tasks: Default::default(),
         mount_point: None,
         unsettled: false,
         calls: false,

@@ -59,7 +59,7 @@ impl World<'_> {
 
     fn wanted(&self, task: usize) -> Vec<Wanted> {
         let volume = |number: &usize| self.volumes[*number].clone();
-        let wanted = |id: VolumeId| Wanted { volume: id.clone(), asked: id, create: None, read_only: false };
+        let wanted = |id: VolumeId| Wanted { volume: id.clone(), asked: id, create: None, read_only: false, remove: false, owner: None };
         self.tasks[task].volumes.iter().map(volume).map(wanted).collect()
     }
 
@@ -115,7 +115,7 @@ impl World<'_> {
         let container = self.container_of(task);
         let volumes = self.wanted(task);
         let request = request(task, attempt, false);
-        self.tell(host, Input::Prepare { request, container, agent, agent_id, volumes });
+        self.tell(host, Input::Prepare { request, container, agent, agent_id, task: None, volumes });
     }
 
     pub(super) fn agent(&self, host: usize) -> Text {

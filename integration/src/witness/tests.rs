@@ -93,6 +93,7 @@ impl Story {
             token: token.map(|token| Token(Revision(token))),
             agent_id: None,
             containers: BTreeSet::new(),
+            tasks: Default::default(),
             mount_point: None,
             unsettled: false,
             calls: false,

@@ -91,6 +91,7 @@ impl Bounds {
             retry: (TICK, TICK),
             // A call lands within `late_calls` ticks, at the latest right before the next one.
             settle: TICK * u32::from(self.late_calls + 1),
+            settle_of: Default::default(),
             storage_fencing: self.storage.then(|| volume(0).driver).into_iter().collect(),
             fencing_required: false,
         }

@@ -282,6 +282,7 @@ fn lease(volume: &VolumeId, holder: &Holder, epoch: Epoch, written: Revision) ->
         token: None,
         agent_id: None,
         containers: Default::default(),
+        tasks: Default::default(),
         mount_point: None,
         unsettled: false,
         calls: false,

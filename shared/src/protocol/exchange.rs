@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Text;
 use super::timing::Timing;
-use crate::record::{Epoch, Token};
+use crate::record::{Epoch, Task, Token};
 use crate::store::Revision;
 use crate::volume::{ContainerId, Holder, VolumeId};
 
@@ -238,6 +238,8 @@ pub struct Held {
     pub agent_id: Option<Text>,
     /// The containers that use it.
     pub containers: BTreeSet<ContainerId>,
+    /// For whom they run.
+    pub tasks: BTreeMap<ContainerId, Task>,
     /// Where it is mounted.
     pub mount_point: Option<Text>,
     /// Whether an earlier holder's driver calls or I/O may still land: written with the grant, gone with

@@ -209,11 +209,11 @@ mod tests {
 
     fn table() -> Table {
         let volume = VolumeId { driver: Driver::new("d").unwrap(), name: VolumeName::new("v").unwrap() };
-        let wanted = Wanted { volume: volume.clone(), asked: volume, create: None, read_only: false };
+        let wanted = Wanted { volume: volume.clone(), asked: volume, create: None, read_only: false, remove: false, owner: None };
         let phase = Phase::Mounting { token: Token(Revision(1)) };
         let containers = ["a", "b"].map(|name| {
             let id = ContainerId::new(name).unwrap();
-            (id, Container::new("slave(1)@h".into(), None, vec![wanted.clone()]))
+            (id, Container::new("slave(1)@h".into(), None, None, vec![wanted.clone()]))
         });
         Table {
             containers: containers.into(),

@@ -110,6 +110,7 @@ impl Etcd {
             token: None,
             agent_id: Some("S2".into()),
             containers: BTreeSet::from([ContainerId::new("db").unwrap()]),
+            tasks: Default::default(),
             mount_point: None,
             unsettled: false,
             calls: false,

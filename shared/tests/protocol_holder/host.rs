@@ -11,6 +11,7 @@ use shared::protocol::holder::{
 };
 use shared::protocol::timing::Profile;
 use shared::protocol::{Op, Request, Text};
+use shared::record::Task;
 use shared::volume::{ContainerId, Driver, VolumeId, VolumeName};
 
 use crate::etcd::{Etcd, holder};
@@ -69,6 +70,7 @@ pub(crate) enum Step {
     Beat,
     Mount(String),
     Unmount(String),
+    Remove(String),
     Look(String),
     Prove(String),
     Settle(String),
@@ -114,6 +116,8 @@ pub(crate) struct Host {
     pub(crate) again: Option<bool>,
     /// Whether the last look was to tell who else sees the volume.
     pub(crate) doubted: Option<bool>,
+    /// Whether containers ask for the removal of their volumes.
+    pub(crate) removes: bool,
     settings: Settings,
     table: Vec<u8>,
     deadline: Deadline,
@@ -153,6 +157,7 @@ impl Host {
             lead: Duration::ZERO,
             retry: (Duration::from_secs(1), Duration::from_secs(10)),
             settle: SETTLE,
+            settle_of: BTreeMap::new(),
             storage_fencing: BTreeSet::new(),
             fencing_required: false,
         };
@@ -168,6 +173,7 @@ impl Host {
             late: Vec::new(),
             again: None,
             doubted: None,
+            removes: false,
             settings,
             table: serde_json::to_vec(&Table::default()).unwrap(),
             deadline: Deadline::default(),
@@ -291,6 +297,11 @@ impl Host {
                     self.call(op, asked.name.as_str(), Step::Unmount);
                 }
             }
+            Output::Remove { op, asked, .. } => {
+                if self.core.may_call_driver(self.now, op) {
+                    self.call(op, asked.name.as_str(), Step::Remove);
+                }
+            }
             Output::Settle { op, asked, .. } => self.call(op, asked.name.as_str(), Step::Settle),
             Output::ProveIdle { op, asked, .. } => self.call(op, asked.name.as_str(), Step::Prove),
             Output::Look { op, mounted, doubted } => {
@@ -388,12 +399,16 @@ impl Host {
             asked: volume(name),
             create: None,
             read_only: false,
+            remove: self.removes,
+            owner: None,
         };
+        let task = Task { framework: Some("f".into()), task_id: Some(name.into()), ..Task::default() };
         self.give(Input::Prepare {
             request: Request(self.requests),
             container: container(name),
             agent: agent.into(),
             agent_id: id.map(Into::into),
+            task: Some(task),
             volumes: volumes.iter().map(wanted).collect(),
         });
         self.requests
@@ -405,12 +420,13 @@ impl Host {
 
     pub(crate) fn prepare_read_only(&mut self, name: &str, of: &str) -> u64 {
         self.requests += 1;
-        let wanted = Wanted { volume: volume(of), asked: volume(of), create: None, read_only: true };
+        let wanted = Wanted { volume: volume(of), asked: volume(of), create: None, read_only: true, remove: false, owner: None };
         self.give(Input::Prepare {
             request: Request(self.requests),
             container: container(name),
             agent: AGENT.into(),
             agent_id: Some("S0".into()),
+            task: None,
             volumes: vec![wanted],
         });
         self.requests
@@ -465,6 +481,11 @@ impl Host {
         self.give(Input::Mounted(op, result));
     }
 
+    pub(crate) fn removed(&mut self, name: &str, result: Result<(), UnmountFault>) {
+        let op = self.answered(name);
+        self.give(Input::Removed(op, result));
+    }
+
     pub(crate) fn settles(&mut self, name: &str, result: Result<(), MountFault>) {
         let op = self.answered(name);
         self.give(Input::Settled(op, result));
@@ -491,6 +512,7 @@ impl Host {
         self.give(match step {
             Step::Mount(_) => Input::Mounted(op, Ok(mount(name))),
             Step::Unmount(_) => Input::Unmounted(op, Ok(())),
+            Step::Remove(_) => Input::Removed(op, Ok(())),
             Step::Look(_) => Input::Seen(op, Sight::Mounted { elsewhere: None }),
             Step::Prove(_) => Input::Idle(op, Idleness::Proved),
             Step::Settle(_) => Input::Settled(op, Ok(())),

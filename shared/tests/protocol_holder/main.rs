@@ -14,6 +14,7 @@ mod owed;
 mod proofs;
 mod reclaimers;
 mod releases;
+mod removes;
 mod revokes;
 mod schedules;
 mod waits;

@@ -79,7 +79,7 @@ fn what_a_dead_host_owes_outlives_everyone_who_could_not_mount_it() {
             "volume ebs/a could not be mounted: docker-legacy: Mount: a: failed: resource not found",
             "it was held by agent-2 since 2026-11-01T10:00:00Z, never released there, and may still be attached there",
             "detach it at the storage, then run `extvol free ebs/a --detached agent-2`",
-            "preempt_plugins",
+            "preempt_plugin",
         ] {
             assert!(why.contains(part), "{part:?} is not in {why:?}");
         }

@@ -15,12 +15,12 @@ use agent_isolator::keeper::fence::{HELPER_MODE, run_helper};
 use agent_isolator::keeper::limits::raise_descriptors;
 use agent_isolator::keeper::probe::{PROBE_MODE, run_probe};
 use agent_isolator::keeper::sentence;
-use agent_isolator::parameters::KeeperParameters;
+use agent_isolator::parameters::{self, KeeperParameters};
 
 const USAGE: &str = "\
 usage: extvol-keeper [--detach] [--config FILE] [--NAME=VALUE ...]
 
-  --config FILE   a JSON object of parameters, names and values as strings
+  --config FILE   a JSON object of parameters: names, and values as strings; `drivers` may be an object
   --NAME=VALUE    one parameter; etcd_endpoints is required, README.md lists all
   --detach        go on in the background, away from the caller's session and cgroups
 ";
@@ -100,7 +100,6 @@ fn arguments(given: impl Iterator<Item = String>) -> Result<(bool, Vec<(String, 
 
 fn config(file: &str) -> Result<Vec<(String, String)>, String> {
     let text = std::fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))?;
-    let pairs: std::collections::BTreeMap<String, String> =
-        serde_json::from_str(&text).map_err(|error| format!("{file}: {error}"))?;
-    Ok(pairs.into_iter().collect())
+    let json: serde_json::Value = serde_json::from_str(&text).map_err(|error| format!("{file}: {error}"))?;
+    parameters::pairs_of(&json).map_err(|why| format!("{file}: {why}"))
 }

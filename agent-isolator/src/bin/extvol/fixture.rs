@@ -34,6 +34,7 @@ pub(crate) fn held() -> Held {
         token: Some(Token(Revision(7))),
         agent_id: Some("S1".into()),
         containers: BTreeSet::from([container("c1"), container("c2")]),
+        tasks: Default::default(),
         mount_point: Some("/m/v".into()),
         unsettled: false,
         calls: false,

@@ -1,13 +1,14 @@
 //! `extvol leases`: who holds which volume.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 
 use serde::Serialize;
 use shared::protocol::exchange::{Held, Lease, Owed, Proof, SessionState, Stage};
 use shared::quote;
-use shared::record::Token;
+use shared::record::{Task, Token};
 use shared::store::LeaseStore;
-use shared::volume::VolumeId;
+use shared::volume::{ContainerId, VolumeId};
 
 use crate::arguments::Output;
 use crate::failure::Failure;
@@ -28,6 +29,9 @@ struct Row {
     since: Option<String>,
     agent_id: Option<String>,
     containers: Vec<String>,
+    /// For whom they run, as far as Mesos said.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    tasks: BTreeMap<ContainerId, Task>,
     mount_point: Option<String>,
     /// The revision that last wrote the record.
     revision: i64,
@@ -95,6 +99,7 @@ fn row(volume: &VolumeId, lease: &Stored<Lease>, everything: &Everything) -> Row
         since: lease.since.clone(),
         agent_id: None,
         containers: Vec::new(),
+        tasks: BTreeMap::new(),
         mount_point: None,
         revision: lease.at.0,
         session: None,
@@ -114,6 +119,7 @@ fn row(volume: &VolumeId, lease: &Stored<Lease>, everything: &Everything) -> Row
             token: Some(held.token.unwrap_or(Token(lease.at)).0.0),
             agent_id: held.agent_id.as_deref().map(str::to_owned),
             containers: held.containers.iter().map(ToString::to_string).collect(),
+            tasks: held.tasks.clone(),
             mount_point: held.mount_point.as_deref().map(str::to_owned),
             session: Some(standing(held, everything.sessions.get(&held.holder))),
             unsettled: held.unsettled,
@@ -182,13 +188,14 @@ fn render(out: &mut dyn Write, output: Output, rows: &[Row]) -> Result<(), Failu
                 text(row.token.map(|token| token.to_string())),
                 text(row.since.clone()),
                 table::listed(&row.containers),
+                table::listed(&row.tasks.values().filter_map(Task::in_words).collect::<Vec<_>>()),
                 text(row.mount_point.clone()),
                 notes(row),
             ]
         })
         .collect();
     let heads =
-        ["VOLUME", "STATE", "HOLDER", "EPOCH", "TOKEN", "SINCE", "CONTAINERS", "MOUNT-POINT", "NOTES"];
+        ["VOLUME", "STATE", "HOLDER", "EPOCH", "TOKEN", "SINCE", "CONTAINERS", "TASKS", "MOUNT-POINT", "NOTES"];
     Ok(table::print(out, heads, &cells)?)
 }
 
@@ -221,6 +228,10 @@ mod tests {
         }
     }
 
+    fn task() -> Task {
+        Task { framework: Some("m".into()), task_id: Some("t1".into()), ..Task::default() }
+    }
+
     fn held(holder: &str, epoch: u64) -> Held {
         Held {
             stage: Stage::Attached,
@@ -229,6 +240,7 @@ mod tests {
             token: Some(Token(Revision(7))),
             agent_id: Some("S1".into()),
             containers: BTreeSet::from([ContainerId::new("c1").unwrap(), ContainerId::new("c2").unwrap()]),
+            tasks: [(ContainerId::new("c1").unwrap(), task())].into(),
             mount_point: Some("/m/a".into()),
             unsettled: false,
             calls: false,
@@ -283,16 +295,16 @@ mod tests {
         let mut out = Vec::new();
         render(&mut out, Output::Table, &rows(&everything(), true)).unwrap();
         let expected = "\
-VOLUME  STATE      HOLDER         EPOCH  TOKEN  SINCE                 CONTAINERS  MOUNT-POINT  NOTES
-ebs/a   attached   h-live         3      7      2026-01-02T03:04:05Z  c1,c2       /m/a         -
-ebs/b   attaching  h-live         3      12     2026-01-02T03:04:05Z  c1,c2       -            unsettled
-ebs/c   attached   h-live         3      7      2026-01-02T03:04:05Z  c1,c2       /m/a         revoked: asked for
-ebs/d   attached   h-revoking     3      7      2026-01-02T03:04:05Z  c1,c2       /m/a         session revoking
-ebs/e   attached   h-dead         3      7      2026-01-02T03:04:05Z  c1,c2       /m/a         session dead (time)
-ebs/f   attached   h-live         2      7      2026-01-02T03:04:05Z  c1,c2       /m/a         session over
-ebs/g   attached   h-none         3      7      2026-01-02T03:04:05Z  c1,c2       /m/a         session missing
-ebs/h   free       (last h-live)  -      -      2026-01-02T03:04:05Z  -           -            -
-ebs/i   free       (last h-live)  -      -      2026-01-02T03:04:05Z  -           -            may still be attached to h-dead
+VOLUME  STATE      HOLDER         EPOCH  TOKEN  SINCE                 CONTAINERS  TASKS         MOUNT-POINT  NOTES
+ebs/a   attached   h-live         3      7      2026-01-02T03:04:05Z  c1,c2       task t1 of m  /m/a         -
+ebs/b   attaching  h-live         3      12     2026-01-02T03:04:05Z  c1,c2       task t1 of m  -            unsettled
+ebs/c   attached   h-live         3      7      2026-01-02T03:04:05Z  c1,c2       task t1 of m  /m/a         revoked: asked for
+ebs/d   attached   h-revoking     3      7      2026-01-02T03:04:05Z  c1,c2       task t1 of m  /m/a         session revoking
+ebs/e   attached   h-dead         3      7      2026-01-02T03:04:05Z  c1,c2       task t1 of m  /m/a         session dead (time)
+ebs/f   attached   h-live         2      7      2026-01-02T03:04:05Z  c1,c2       task t1 of m  /m/a         session over
+ebs/g   attached   h-none         3      7      2026-01-02T03:04:05Z  c1,c2       task t1 of m  /m/a         session missing
+ebs/h   free       (last h-live)  -      -      2026-01-02T03:04:05Z  -           -             -            -
+ebs/i   free       (last h-live)  -      -      2026-01-02T03:04:05Z  -           -             -            may still be attached to h-dead
 ";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
         assert_eq!(rows(&everything(), false).len(), 8);
@@ -317,6 +329,12 @@ ebs/i   free       (last h-live)  -      -      2026-01-02T03:04:05Z  -         
       "c1",
       "c2"
     ],
+    "tasks": {
+      "c1": {
+        "framework": "m",
+        "task_id": "t1"
+      }
+    },
     "mount_point": "/m/a",
     "revision": 9,
     "session": "live",

@@ -3,11 +3,10 @@
 //! All are the keeper's own names, and are checked as the keeper checks them. The environment is not
 //! read: a forgotten ETCDCTL_ENDPOINTS must not lead a revoke to another cluster.
 
-use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use agent_isolator::parameters::KeeperParameters;
+use agent_isolator::parameters::{self, KeeperParameters};
 use serde_json::Value;
 use shared::parameters::ParameterError;
 
@@ -109,10 +108,8 @@ fn of_json(json: &Value) -> Result<Pairs, String> {
     if let Some(libraries) = json.get("libraries") {
         return of_modules(libraries);
     }
-    let flat: BTreeMap<String, String> = serde_json::from_value(json.clone()).map_err(|error| {
-        format!("neither an object of parameters (names and values as strings) nor a modules JSON: {error}")
-    })?;
-    Ok(flat.into_iter().collect())
+    parameters::pairs_of(json)
+        .map_err(|why| format!("neither an object of parameters nor a modules JSON: {why}"))
 }
 
 fn of_modules(libraries: &Value) -> Result<Pairs, String> {

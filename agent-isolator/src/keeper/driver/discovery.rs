@@ -210,8 +210,7 @@ mod tests {
         let at = |path: &str| host.path().join(path);
         let read = crate::parameters::KeeperParameters::read(&[
             ("etcd_endpoints".to_owned(), "h:1".to_owned()),
-            ("drivers".to_owned(), "ebs".to_owned()),
-            ("driver_aliases".to_owned(), "rexray/ebs:0.11.4=ebs".to_owned()),
+            ("drivers".to_owned(), r#"{"ebs": {"aliases": ["rexray/ebs:0.11.4"]}}"#.to_owned()),
         ]);
         let discovery = Discovery {
             sockets: at("sockets"),

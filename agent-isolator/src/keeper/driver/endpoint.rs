@@ -3,7 +3,7 @@
 //! A volume has one lease, under the name of one driver. Two plugins that serve one storage give each of its volumes two
 //! names, and so two leases; and a driver that is found where its preempting plugin listens takes every volume that it
 //! mounts away from whoever has it. What a plugin stores cannot be seen; that two names lead to one socket or one address
-//! can. Such names are aliases (`driver_aliases`), or neither is called.
+//! can. Such names are aliases, or neither is called.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -114,10 +114,6 @@ impl Plugins {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
-    use shared::volume::NamingRules;
-
     use super::*;
 
     fn name(name: &str) -> Driver {
@@ -126,14 +122,10 @@ mod tests {
 
     #[test]
     fn aliases_of_one_driver_may_be_one_plugin_and_no_others_may() {
-        let aliases = [("rexray", "ebs"), ("old", "ebs")].map(|(alias, of)| (name(alias), name(of)));
-        let naming = NamingRules { driver_aliases: aliases.into(), ..NamingRules::default() };
-        let plugins = Plugins::new(&Drivers {
-            served: [name("ebs"), name("s")].into(),
-            preempt: [(name("ebs"), name("ebs-p"))].into(),
-            shared_storage: BTreeSet::new(),
-            naming,
-        });
+        let text = r#"{"ebs": {"aliases": ["rexray", "old"], "preempt_plugin": "ebs-p"}, "s": {}}"#;
+        let pairs = [("etcd_endpoints", "h:1"), ("drivers", text)];
+        let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let plugins = Plugins::new(&crate::parameters::KeeperParameters::read(&pairs).unwrap().drivers);
         let apart = |driver: &str| {
             let driver = name(driver);
             let names: Vec<_> = plugins.apart_from(&driver).map(|name| name.as_str().to_owned()).collect();

@@ -57,7 +57,7 @@ pub enum DriverError {
     /// It listens where another plugin does that is no other name of it: whose storage is behind both cannot be told, and
     /// neither is called.
     #[error(
-        "the plugin {driver} at {endpoint} is the plugin {other} as well, and `driver_aliases` does not say so"
+        "the plugin {driver} at {endpoint} is the plugin {other} as well, and neither is an alias of the other in `drivers`"
     )]
     Coincides {
         /// The name.
@@ -145,27 +145,31 @@ pub trait VolumeDriver {
         asked: &VolumeId,
         token: Token,
     ) -> impl Future<Output = Result<(), UnmountFault>> + Send;
+
+    /// Removes it, and all that is in it.
+    fn remove(&self, asked: &VolumeId) -> impl Future<Output = Result<(), UnmountFault>> + Send;
 }
 
 /// Docker volume plugins, as they are installed on this host.
 #[derive(Clone, Debug)]
 pub struct DockerPlugins {
     discovery: Discovery,
-    /// By driver, aliases too: the plugin that mounts with preemption.
-    preempt: BTreeMap<Driver, Driver>,
+    drivers: Drivers,
 }
 
 impl DockerPlugins {
     /// As they are found on this host.
     #[must_use]
     pub fn new(drivers: &Drivers) -> Self {
-        let mut preempt = drivers.preempt.clone();
-        for (alias, driver) in &drivers.naming.driver_aliases {
-            if let Some(plugin) = preempt.get(driver).cloned() {
-                preempt.insert(alias.clone(), plugin);
-            }
-        }
-        Self { discovery: Discovery::new(drivers), preempt }
+        Self { discovery: Discovery::new(drivers), drivers: drivers.clone() }
+    }
+
+    fn mount_timeout(&self, driver: &Driver) -> Duration {
+        self.drivers.of(driver).mount_timeout.unwrap_or(MOUNT_TIMEOUT)
+    }
+
+    fn unmount_timeout(&self, driver: &Driver) -> Duration {
+        self.drivers.of(driver).unmount_timeout.unwrap_or(UNMOUNT_TIMEOUT)
     }
 
     /// Whether a plugin of that name answers, and says that it is a volume driver. Changes nothing.
@@ -279,7 +283,8 @@ impl DockerPlugins {
     /// When that cannot be told.
     async fn exists(&self, asked: &VolumeId) -> Result<bool, DriverError> {
         let name = json!({ "Name": asked.name });
-        let unknown = match self.call(&asked.driver, "Get", &name, UNMOUNT_TIMEOUT).await {
+        let timeout = self.unmount_timeout(&asked.driver);
+        let unknown = match self.call(&asked.driver, "Get", &name, timeout).await {
             // A missing one is answered with `{}`, or an empty volume, by some.
             Ok(answer) => {
                 let volume = field(&answer, "Volume");
@@ -291,7 +296,7 @@ impl DockerPlugins {
             Err(refused @ DriverError::Refused { .. }) => refused,
             Err(other) => return Err(other),
         };
-        let Ok(answer) = self.call(&asked.driver, "List", &json!({}), UNMOUNT_TIMEOUT).await else {
+        let Ok(answer) = self.call(&asked.driver, "List", &json!({}), timeout).await else {
             return Err(unknown);
         };
         let Some(volumes) = field(&answer, "Volumes") else { return Err(unknown) };
@@ -315,7 +320,7 @@ impl DockerPlugins {
             return Ok(());
         }
         let body = json!({ "Name": asked.name, "Opts": options });
-        self.call(&asked.driver, "Create", &body, MOUNT_TIMEOUT).await.map(drop)
+        self.call(&asked.driver, "Create", &body, self.mount_timeout(&asked.driver)).await.map(drop)
     }
 }
 
@@ -332,6 +337,17 @@ fn mount_fault(error: DriverError) -> MountFault {
             MountFault::Unreachable(why)
         }
         _ => MountFault::Refused(why),
+    }
+}
+
+fn unmount_fault(error: DriverError) -> UnmountFault {
+    let why = error.sentence().into();
+    match error {
+        DriverError::NoAnswer { .. } => UnmountFault::Unresolved(why),
+        DriverError::NotFound { .. } | DriverError::Coincides { .. } | DriverError::Unreachable { .. } => {
+            UnmountFault::Unreachable(why)
+        }
+        _ => UnmountFault::Refused(why),
     }
 }
 
@@ -355,8 +371,9 @@ impl VolumeDriver for DockerPlugins {
         }
         let body = json!({ "Name": asked.name, "ID": mount_id(token) });
         let endpoint = self.discovery.find(&asked.driver).map_err(mount_fault)?;
+        let timeout = self.mount_timeout(&asked.driver);
         let answer =
-            self.post_to(&endpoint, &asked.driver, "VolumeDriver", "Mount", &body, MOUNT_TIMEOUT).await;
+            self.post_to(&endpoint, &asked.driver, "VolumeDriver", "Mount", &body, timeout).await;
         let answer = answer.map_err(mount_fault)?;
         match field(&answer, "Mountpoint").and_then(Value::as_str) {
             Some(path) if !path.is_empty() => endpoint.host_path(path.to_owned()).map_err(|why| {
@@ -372,12 +389,13 @@ impl VolumeDriver for DockerPlugins {
     }
 
     async fn take_away(&self, asked: &VolumeId, token: Token) -> Result<(), MountFault> {
-        let Some(plugin) = self.preempt.get(&asked.driver) else {
+        let Some(plugin) = self.drivers.preempt.get(self.drivers.naming.driver(&asked.driver)) else {
             let why = format!("no plugin is known that takes volumes of {} away", asked.driver);
             return Err(MountFault::Unreachable(why.into()));
         };
+        let timeout = self.unmount_timeout(&asked.driver);
         // Under a second name it would be taken from whoever lives and holds it under the first.
-        if let Ok(answer) = self.call(plugin, "Get", &json!({ "Name": asked.name }), UNMOUNT_TIMEOUT).await
+        if let Ok(answer) = self.call(plugin, "Get", &json!({ "Name": asked.name }), timeout).await
             && let Some(name) = field(&answer, "Volume").and_then(|volume| field(volume, "Name"))
             && let Some(name) = name.as_str().filter(|name| !name.is_empty())
             && !name.eq_ignore_ascii_case(asked.name.as_str())
@@ -390,20 +408,20 @@ impl VolumeDriver for DockerPlugins {
             return Err(MountFault::Unreachable(why.into()));
         }
         let body = json!({ "Name": asked.name, "ID": mount_id(token) });
-        let answer = self.call(plugin, "Mount", &body, MOUNT_TIMEOUT).await;
+        let answer = self.call(plugin, "Mount", &body, self.mount_timeout(&asked.driver)).await;
         answer.map(drop).map_err(mount_fault)
     }
 
     async fn unmount(&self, asked: &VolumeId, token: Token) -> Result<(), UnmountFault> {
         let body = json!({ "Name": asked.name, "ID": mount_id(token) });
-        let answer = self.call(&asked.driver, "Unmount", &body, UNMOUNT_TIMEOUT).await;
-        answer.map(drop).map_err(|error| match error {
-            DriverError::NoAnswer { .. } => UnmountFault::Unresolved(error.sentence().into()),
-            DriverError::NotFound { .. }
-            | DriverError::Coincides { .. }
-            | DriverError::Unreachable { .. } => UnmountFault::Unreachable(error.sentence().into()),
-            _ => UnmountFault::Refused(error.sentence().into()),
-        })
+        let answer = self.call(&asked.driver, "Unmount", &body, self.unmount_timeout(&asked.driver)).await;
+        answer.map(drop).map_err(unmount_fault)
+    }
+
+    async fn remove(&self, asked: &VolumeId) -> Result<(), UnmountFault> {
+        let body = json!({ "Name": asked.name });
+        let answer = self.call(&asked.driver, "Remove", &body, self.mount_timeout(&asked.driver)).await;
+        answer.map(drop).map_err(unmount_fault)
     }
 }
 
@@ -437,7 +455,7 @@ mod tests {
                 }
             }
         });
-        let plugins = at(&directory, &[("drivers", "canonical"), ("driver_aliases", "ebs=canonical")]);
+        let plugins = at(&directory, &[("drivers", r#"{"canonical": {"aliases": ["ebs"]}}"#)]);
         (directory, plugins)
     }
 
@@ -672,13 +690,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let plugins = at(
             &directory,
-            &[
-                ("drivers", "ebs,scaleio"),
-                ("driver_aliases", "rexray=ebs"),
-                ("preempt_plugins", "ebs=ebs-preempt"),
-            ],
+            &[(
+                "drivers",
+                r#"{"ebs": {"aliases": ["rexray"], "preempt_plugin": "ebs-preempt"}, "scaleio": {}}"#,
+            )],
         );
-        assert_eq!(plugins.preempt.get(&name("rexray")), Some(&name("ebs-preempt")));
+        let rexray = name("rexray");
+        let canonical = plugins.drivers.naming.driver(&rexray);
+        assert_eq!(plugins.drivers.preempt.get(canonical), Some(&name("ebs-preempt")));
         (directory, plugins)
     }
 

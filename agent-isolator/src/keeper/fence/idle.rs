@@ -28,7 +28,7 @@ use super::device::{Claim, Device, hosts_own, is_below, number_of, real};
 use super::strike::{refuse_hosts_own, shut_down_by};
 use super::witness::{self, Look, is_agents};
 use crate::keeper::mount_table::{self, Mount};
-use crate::keeper::mounts::is_of;
+use crate::keeper::mounts::{self, is_of};
 use crate::keeper::process;
 
 /// For so long one attempt waits for the proof.
@@ -214,6 +214,11 @@ impl Volume<'_> {
             let is_special = rustix::fs::fstat(&handle).is_ok_and(|found| is_other(found.st_mode));
             !is_special && number_of(&handle).is_ok_and(|number| number == *self.mounted.device_number)
         };
+        // Of a directory nothing is shut down by them: that they are there is enough.
+        if self.mounted.directory.is_some() {
+            let holds = |pid: &u32| *pid != std::process::id() && mounts::holds(*pid, self.mounted).is_some();
+            return process::pids().into_iter().filter(holds).map(|pid| (pid, PathBuf::new())).collect();
+        }
         let of_process = |pid: u32| {
             let process = PathBuf::from(format!("/proc/{pid}"));
             let files =

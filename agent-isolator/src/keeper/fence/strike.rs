@@ -49,6 +49,10 @@ pub(super) fn shut_down_at_once(
     own: &[PathBuf],
     may_be_hosts: bool,
 ) -> Result<bool, String> {
+    // A directory's file system is not the volume's.
+    if mounted.directory.is_some() {
+        return Ok(false);
+    }
     if Device::recorded(mounted).as_ref().is_some_and(Device::is_gone) {
         // What has its number now, if anything, is another disk.
         return Ok(false);

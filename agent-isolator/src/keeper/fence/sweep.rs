@@ -14,6 +14,7 @@ use super::idle::Limits;
 use super::kill::{FREEZER, kill_cgroup, processes, with_nested};
 use super::witness::{LOOK, Shown, Stranger, hosts as hosts_namespaces, longest_table, namespace, strangers};
 use crate::keeper::mount_table::{self, Mount};
+use crate::keeper::mounts::{behind_pin, is_of};
 use crate::keeper::process::ProcessId;
 
 /// What was found.
@@ -40,6 +41,9 @@ pub(super) fn sweep(limits: &Limits, proved: &BTreeSet<String>, lost: bool) -> i
     for mount in table.iter().filter(below).filter(|mount| !hosts.contains_key(&mount.device_number)) {
         volumes.entry(mount.device_number.clone()).or_insert_with(|| mount.clone());
     }
+    // But the keeper's own mount of one is a volume: nobody else makes such, and its storage may be many hosts'.
+    let on_hosts = table.iter().filter(|mount| hosts.contains_key(&mount.device_number));
+    let directories: Vec<_> = on_hosts.filter_map(|mount| behind_pin(mount, &roots)).collect();
     let cgroups = limits.cgroup_root.as_ref().map(|root| Path::new(FREEZER).join(root.trim_matches('/')));
     let (longest, until) = (longest_table(), Instant::now() + LOOK);
     let mut namespaces = BTreeSet::new();
@@ -70,12 +74,13 @@ pub(super) fn sweep(limits: &Limits, proved: &BTreeSet<String>, lost: bool) -> i
                 let is_volume = below(mount) && !hosts.contains_key(&mount.device_number);
                 is_volume && !proved.contains(&mount.device_number)
                     || volumes.get(&mount.device_number).is_some_and(|known| known.source == mount.source)
+                    || directories.iter().any(|directory| is_of(directory)(mount))
             };
             let of_volumes: Vec<_> = mounts.iter().filter(shown).cloned().collect();
             let seen = !of_volumes.is_empty() || !whole;
             judged.insert(namespace, seen);
             sees |= seen;
-            for mount in of_volumes {
+            for mount in of_volumes.into_iter().filter(|mount| !hosts.contains_key(&mount.device_number)) {
                 volumes.entry(mount.device_number.clone()).or_insert(mount);
             }
         }
@@ -88,6 +93,6 @@ pub(super) fn sweep(limits: &Limits, proved: &BTreeSet<String>, lost: bool) -> i
             stranger.kill();
         }
     }
-    found.mounted = volumes.values().map(describe).collect();
+    found.mounted = volumes.values().map(describe).chain(directories).collect();
     Ok(found)
 }

@@ -1,15 +1,20 @@
 //! What a driver's Mount has mounted, and whether it may be used as this volume.
 
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use shared::protocol::holder::{MountedVolume, READ_ONLY, other_name_in_words};
-use shared::volume::VolumeId;
+use shared::protocol::holder::{MountedVolume, Owner, READ_ONLY, other_name_in_words};
+use shared::volume::{VolumeId, VolumeName};
 
 use super::mount_table::{self, Mount};
-use super::{Before, Others, PINS, Places, check_shared, close_root, is_of, of, pin, storage, take_away};
+use super::{
+    Before, Others, PINS, Places, check_shared, close_root, directory, is_of, of, pin, storage, take_away,
+};
+use crate::parameters::Storage;
 
 /// File systems of which a directory can be mounted as one: btrfs's subvolumes, a share's directories.
 const MOUNT_DIRECTORIES: [&str; 3] = ["btrfs", "cifs", "smb3"];
@@ -19,12 +24,18 @@ const MOUNT_DIRECTORIES: [&str; 3] = ["btrfs", "cifs", "smb3"];
 pub struct MountCall {
     /// The volume, as it is leased.
     pub volume: VolumeId,
+    /// The name that the driver was asked for.
+    pub asked: VolumeName,
     /// The driver's answer.
     pub mount_point: String,
+    /// What the driver's volumes are.
+    pub storage: Storage,
     /// Whether the container may only read.
     pub read_only: bool,
     /// Whether the mount is left as the driver made it: set-user-id programs and device files work on it.
     pub suid_dev: bool,
+    /// To whom the volume is given, if nobody has used it yet.
+    pub owner: Option<Owner>,
     /// What was there before the driver was first called under this lease; `None`: that was in another life of this keeper.
     pub before: Option<Before>,
     /// What this host's other volumes have.
@@ -54,7 +65,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    fn new(why: String, undo: Undo) -> Self {
+    pub(super) fn new(why: String, undo: Undo) -> Self {
         Self { why, undo, stray: None }
     }
 }
@@ -89,13 +100,22 @@ pub fn identify(call: &MountCall, places: &Places) -> Result<MountedVolume, Refu
     let shown = mount_table::showing_file(&opened).map_err(unknown)?;
     let mount = shown.ok_or_else(|| later("whose mount is not in the mount table".to_owned()))?;
     let of_root = mount_table::showing(&root).map_err(unknown)?;
-    if of_root.id == mount.id {
-        return Err(by_driver("where nothing is mounted: that is the host's own file system".to_owned()));
-    }
     let is_directory = rustix::fs::fstat(&opened)
         .is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Directory);
     if !is_directory {
         return Err(by_driver("which is no directory".to_owned()));
+    }
+    if call.storage == Storage::Directory {
+        let place = directory::Place { root: &root, below: &below, opened: &opened, mount, of_root };
+        return directory::identify(call, &place, &table, places);
+    }
+    if of_root.id == mount.id {
+        let why = "where nothing is mounted: that is the host's own file system";
+        return Err(match call.storage {
+            // Nothing is attached, and an Unmount that no Mount made breaks the counts of some plugins: their next Mount does nothing.
+            Storage::Shared => Refusal::new(format!("{said}, {why}"), Undo::Nothing),
+            Storage::Attached | Storage::Directory => by_driver(why.to_owned()),
+        });
     }
     if places.hosts_own(&table).contains_key(&mount.device_number) {
         return Err(by_driver(directory_of_host("of this host's own disk")));
@@ -150,11 +170,31 @@ pub fn identify(call: &MountCall, places: &Places) -> Result<MountedVolume, Refu
     if !call.suid_dev {
         pin::set_nosuid_nodev(&root, &mount).map_err(|why| unusable(format!("but {why}"), &mounted))?;
     }
+    if let Some(owner) = call.owner {
+        give(&opened, owner).map_err(|why| unusable(format!("but {why}"), &mounted))?;
+    }
     if mount.mount_point != root.join(&below) {
         let pinned = pin::pin(&root, &call.volume, &opened);
         mounted.pin = Some(pinned.map_err(|why| unusable(format!("but {why}"), &mounted))?.into());
     }
     Ok(mounted)
+}
+
+/// Gives a volume that nobody has used to its first user: its top directory is root's, and empty but for what mkfs makes.
+///
+/// # Errors
+/// A sentence.
+pub(super) fn give(opened: &OwnedFd, owner: Owner) -> Result<(), String> {
+    let fault = |error: std::io::Error| format!("it could not be given to user {}: {error}", owner.uid);
+    let top = format!("/proc/self/fd/{}", opened.as_raw_fd());
+    let found = rustix::fs::fstat(opened).map_err(|error| fault(error.into()))?;
+    let mut entries = fs::read_dir(&top).map_err(fault)?;
+    let is_new = (found.st_uid, found.st_gid) == (0, 0)
+        && entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == "lost+found"));
+    match is_new {
+        true => std::os::unix::fs::chown(&top, Some(owner.uid), Some(owner.gid)).map_err(fault),
+        false => Ok(()),
+    }
 }
 
 /// Outside the roots nothing is a volume. What the call has mounted there is undone, and nothing else.
@@ -181,9 +221,8 @@ fn outside(call: &MountCall, places: &Places, table: &[Mount], said: &str) -> Re
 /// Says why a directory is no volume. `what` names what it is a directory of.
 fn directory_of_host(what: &str) -> String {
     format!(
-        "which is a directory {what}: directories of a host's file system are not served (buttervolume, convoy's vfs \
-         and local-persist make such volumes), for nothing could be proved of them; use a driver whose volumes have \
-         file systems of their own"
+        "which is a directory {what}, and no file system of its own: where that is how this driver's volumes are \
+         (buttervolume, convoy's vfs and local-persist make such), say so with the storage `directory` in `drivers`"
     )
 }
 

@@ -14,12 +14,14 @@ use super::{Places, is_of, pin, storage};
 /// very many of them, and launches and releases must not wait for that.
 #[must_use]
 pub fn look(mounted: &MountedVolume, doubted: bool, places: &Places) -> Sight {
-    let point = Path::new(&*mounted.mount_point).display();
+    // A directory is mounted by the keeper alone.
+    let seat = if mounted.directory.is_some() { mounted.given() } else { &mounted.mount_point };
+    let point = Path::new(&**seat).display();
     let table = match mount_table::own() {
         Ok(table) => table,
         Err(error) => return Sight::Unknown(format!("the mount table: {error}").into()),
     };
-    let instead = match mount_table::showing(Path::new(&*mounted.mount_point)) {
+    let instead = match mount_table::showing(Path::new(&**seat)) {
         Ok(mount) if is_of(mounted)(&mount) => {
             if !pin::is_pinned(mounted, &table) {
                 return Sight::Gone(format!("the keeper's own mount of {point} is gone").into());

@@ -3,6 +3,7 @@
 //! ```text
 //! mod.rs       roots, what is mounted below them, and what was before a driver was called
 //! identify.rs  what a driver's Mount has mounted, and whether it is this volume's
+//! directory.rs the same, of drivers whose volumes are directories
 //! storage.rs   what identifies the storage behind a mount
 //! pin.rs       the keeper's own mount of a directory in a volume; nosuid and nodev
 //! idle.rs      the proof that a volume is not in use
@@ -16,6 +17,7 @@
 //!
 //! All of this may block for as long as a file system or device does: it runs in helper processes (`probe.rs`).
 
+mod directory;
 mod files;
 mod identify;
 mod idle;
@@ -42,6 +44,8 @@ pub use self::identify::{MountCall, Refusal, Undo, identify};
 pub use self::idle::{Proof, ProofCall, prove_idle};
 pub use self::look::{ailing, look};
 pub use self::pin::unpin;
+pub(super) use self::directory::behind_pin;
+pub(super) use self::files::holds;
 pub(super) use self::storage::{disk_sequence, in_sys};
 use super::mount_table::{self, Mount};
 use super::{alive, fence};
@@ -222,16 +226,20 @@ pub(super) fn of(mount: &Mount, mount_point: &str) -> MountedVolume {
         identity: storage::identity(mount, device.as_ref()).map(Into::into),
         uuid: None,
         device,
+        directory: None,
         file_system: mount.file_system.as_str().into(),
         read_only: mount.is_read_only(),
         can_be_shut_down: fence::can_be_shut_down(&mount.file_system),
     }
 }
 
-/// Whether a mount is of the volume's file system. A number alone is not enough: that of a file system
-/// without a device is given away again.
+/// Whether a mount is of the volume's file system, or shows its directory or a part of that. A number alone is not enough: that of
+/// a file system without a device is given away again.
 pub(super) fn is_of<'a>(mounted: &'a MountedVolume) -> impl Fn(&Mount) -> bool + 'a {
     |mount| {
+        if let Some(directory) = &mounted.directory {
+            return directory.holds(&mount.device_number, &mount.root);
+        }
         *mount.device_number == *mounted.device_number
             && (!mounted.device_number.starts_with("0:") || *mount.source == *mounted.source)
     }

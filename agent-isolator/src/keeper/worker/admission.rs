@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use shared::protocol::Text;
-use shared::protocol::holder::Wanted;
+use shared::protocol::holder::{Owner, Wanted};
+use shared::quote;
+use shared::record::Task;
 use shared::volume::ContainerId;
 use tokio::sync::Semaphore;
 
@@ -29,6 +31,15 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 /// answer. It writes its whole state for each answer.
 const FRESH: Duration = Duration::from_secs(5);
 const KNOWN: Duration = Duration::from_secs(60);
+
+/// Of frameworks that nothing has to be known of, the names are asked for so long, and after a failure not again for [`FRESH`].
+const NAME_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The longest text of a framework that a lease shows, in characters.
+const TEXT_MAX: usize = 128;
+
+/// So many frameworks' names are remembered.
+const NAMES_MAX: usize = 10_000;
 
 /// A prepare that waits for the look.
 #[derive(Clone, Debug)]
@@ -57,8 +68,18 @@ pub(super) struct Admission {
     known: KnownFrameworks,
     /// One look at files at a time: one that hangs holds a thread.
     files: Arc<Semaphore>,
-    /// What was last said of the rules.
+    names: Names,
+    /// What was last said of why nothing can be had.
     said: Option<Text>,
+}
+
+/// What frameworks are called, for people.
+#[derive(Clone, Debug, Default)]
+struct Names {
+    /// Name and role, by id.
+    known: BTreeMap<String, (String, Option<String>)>,
+    /// Until when an agent is not asked again.
+    unasked: BTreeMap<String, Instant>,
 }
 
 /// By agent, what it has shown, and when.
@@ -69,6 +90,7 @@ pub(super) struct Question {
     asked: Vec<Asked>,
     known: KnownFrameworks,
     files: Arc<Semaphore>,
+    names: Names,
 }
 
 /// What a look has shown.
@@ -77,8 +99,9 @@ pub struct Look {
     /// What may be had, by who asked.
     decided: BTreeMap<(ConnectionId, u64), Result<Vec<Wanted>, Text>>,
     known: KnownFrameworks,
-    /// Why the rules could not be read.
-    unread: Option<Text>,
+    names: Names,
+    /// Why nobody may have anything.
+    fault: Option<Text>,
 }
 
 impl Admission {
@@ -88,6 +111,7 @@ impl Admission {
             looked_for: None,
             known: KnownFrameworks::new(),
             files: Arc::new(Semaphore::new(1)),
+            names: Names::default(),
             said: None,
         }
     }
@@ -107,18 +131,19 @@ impl Admission {
             return None;
         }
         let asked = self.looked_for.insert(std::mem::take(&mut self.waiting)).clone();
-        Some(Question { asked, known: self.known.clone(), files: Arc::clone(&self.files) })
+        let (known, names) = (self.known.clone(), self.names.clone());
+        Some(Question { asked, known, files: Arc::clone(&self.files), names })
     }
 
     /// The look has ended: who waited for it, and what each may have.
     pub(super) fn ended(&mut self, mut look: Look) -> Vec<(Asked, Result<Vec<Wanted>, Text>)> {
-        self.known = look.known;
-        if self.said != look.unread {
-            match &look.unread {
-                Some(why) => tracing::error!("{why}; no container gets a volume here until they can"),
-                None => tracing::info!("the volume rules can be read again"),
+        (self.known, self.names) = (look.known, look.names);
+        if self.said != look.fault {
+            match &look.fault {
+                Some(why) => tracing::error!("no container gets a volume here: {why}"),
+                None => tracing::info!("containers get volumes here again"),
             }
-            self.said = look.unread;
+            self.said = look.fault;
         }
         let asked = self.looked_for.take().unwrap_or_default();
         let verdict = |asked: Asked| {
@@ -126,6 +151,22 @@ impl Admission {
             (asked, decided.unwrap_or_else(|| Err("a bug: it was not looked for it".into())))
         };
         asked.into_iter().map(verdict).collect()
+    }
+
+    /// For whom a container runs, as far as that is known.
+    pub(super) fn task(&self, asker: Option<&Asker>) -> Option<Task> {
+        let Asker { framework, role, executor, task_id, task_name, .. } = asker?;
+        let named = framework.as_ref().and_then(|id| self.names.known.get(id));
+        let text = |text: &String| Text::from(quote::cut(text, TEXT_MAX).as_ref());
+        let role = role.as_ref().or_else(|| named.and_then(|(_, role)| role.as_ref()));
+        Some(Task {
+            framework_id: framework.as_ref().map(text),
+            framework: named.map(|(name, _)| text(name)),
+            role: role.map(text),
+            executor_id: executor.as_ref().map(text),
+            task_id: task_id.as_ref().map(text),
+            task: task_name.as_ref().map(text),
+        })
     }
 
     /// Those that no longer wait, because their container or connection has ended.
@@ -142,32 +183,34 @@ pub(super) async fn look(
     rules: Option<PathBuf>,
     drivers: Drivers,
 ) -> Look {
-    let Question { asked, mut known, files } = question;
+    let Question { asked, mut known, files, mut names } = question;
     let files = tokio::time::timeout(LOOK_TIMEOUT, look_at_files(files, roots, rules)).await;
     let (roots, rules) = files.unwrap_or_else(|_| {
-        (
-            Err("the mount roots, or the volume rules, could not be looked at in time: a file system hangs"
-                .into()),
-            None,
-        )
+        let hangs = "the mount roots, or the volume rules, could not be looked at in time: a file system hangs";
+        (Err(hangs.into()), None)
     });
     let mut faults = BTreeMap::new();
     if roots.is_ok() && matches!(rules, Some(Ok(_))) {
-        faults = ask_agents(&asked, &mut known).await;
+        faults = ask_agents(&asked, &mut known, LOOK_TIMEOUT).await;
+    } else if roots.is_ok() && rules.is_none() {
+        names.ask(&asked, &mut known).await;
     }
+    names.take(&known);
     blocking(move || {
         let decide = |asked: Asked| {
             let key = asked.key();
+            let user = asked.asker.as_ref().and_then(|asker| asker.user.clone());
             let admitted = roots.clone().map_err(Text::from).and_then(|()| match &rules {
                 None => Ok(asked.volumes),
                 Some(Err(why)) => Err(why.as_str().into()),
                 Some(Ok(rules)) => admit(asked, rules, &drivers, &known, &faults),
             });
-            (key, admitted)
+            (key, admitted.and_then(|volumes| with_owners(volumes, user.as_deref())))
         };
-        let unread = rules.as_ref().and_then(|rules| Some(rules.as_ref().err()?.as_str().into()));
+        let unread = rules.as_ref().and_then(|rules| rules.as_ref().err());
+        let fault = roots.as_ref().err().or(unread).map(|why| why.as_str().into());
         let decided = asked.into_iter().map(decide).collect();
-        Look { decided, known, unread }
+        Look { decided, known, names, fault }
     })
     .await
 }
@@ -187,7 +230,11 @@ async fn look_at_files(files: Arc<Semaphore>, roots: Vec<PathBuf>, rules: Option
 
 /// Has each agent asked for its frameworks, of which one that asks is not known or not fresh. Answers which were not to be had, and
 /// why.
-async fn ask_agents(asked: &[Asked], known: &mut KnownFrameworks) -> BTreeMap<String, String> {
+async fn ask_agents(
+    asked: &[Asked],
+    known: &mut KnownFrameworks,
+    within: Duration,
+) -> BTreeMap<String, String> {
     let is_fresh = |asked: &&Asked| {
         let framework = asked.asker.as_ref().and_then(|asker| asker.framework.as_ref());
         let shown = known.get(&asked.agent).filter(|(at, _)| at.elapsed() < FRESH);
@@ -196,7 +243,7 @@ async fn ask_agents(asked: &[Asked], known: &mut KnownFrameworks) -> BTreeMap<St
     let agents: BTreeSet<_> =
         asked.iter().filter(|asked| !is_fresh(asked)).map(|asked| asked.agent.clone()).collect();
     let read = agents.into_iter().map(|agent| async move {
-        let state = tokio::time::timeout(LOOK_TIMEOUT, agent_state::read(&agent)).await;
+        let state = tokio::time::timeout(within, agent_state::read(&agent)).await;
         let state = state.unwrap_or_else(|_| Err("it did not answer in time".into()));
         let frameworks = match state {
             Ok(state) => blocking(move || volume_rules::frameworks(&agent_state::text(state))).await,
@@ -213,6 +260,47 @@ async fn ask_agents(asked: &[Asked], known: &mut KnownFrameworks) -> BTreeMap<St
     }
     known.retain(|_, (at, _)| at.elapsed() < KNOWN);
     faults
+}
+
+impl Names {
+    /// Asks the agents of containers whose frameworks nothing is known of. It is for people: no launch fails by it.
+    async fn ask(&mut self, asked: &[Asked], known: &mut KnownFrameworks) {
+        self.unasked.retain(|_, until| Instant::now() < *until);
+        let is_unknown = |asked: &&Asked| {
+            let framework = asked.asker.as_ref().and_then(|asker| asker.framework.as_ref());
+            framework.is_some_and(|id| !self.known.contains_key(id)) && !self.unasked.contains_key(&asked.agent)
+        };
+        let unknown: Vec<_> = asked.iter().filter(is_unknown).cloned().collect();
+        let faults = ask_agents(&unknown, known, NAME_TIMEOUT).await;
+        let until = Instant::now() + FRESH;
+        self.unasked.extend(faults.into_keys().map(|agent| (agent, until)));
+    }
+
+    fn take(&mut self, known: &KnownFrameworks) {
+        for (_, frameworks) in known.values() {
+            for (id, framework) in frameworks {
+                if self.known.len() < NAMES_MAX || self.known.contains_key(id) {
+                    self.known.insert(id.clone(), framework.named());
+                }
+            }
+        }
+    }
+}
+
+/// Looks up whose a new volume is to be.
+fn with_owners(mut volumes: Vec<Wanted>, user: Option<&str>) -> Result<Vec<Wanted>, Text> {
+    for wanted in volumes.iter_mut().filter(|wanted| wanted.owner.is_some()) {
+        wanted.owner = user.map(owner).transpose()?;
+    }
+    Ok(volumes)
+}
+
+fn owner(user: &str) -> Result<Owner, Text> {
+    match nix::unistd::User::from_name(user) {
+        Ok(Some(found)) => Ok(Owner { uid: found.uid.as_raw(), gid: found.gid.as_raw() }),
+        Ok(None) => Err(format!("label extvol.owner: this host knows no user {user:?}").into()),
+        Err(error) => Err(format!("label extvol.owner: the user {user:?} could not be looked up: {error}").into()),
+    }
 }
 
 /// What may be had of these volumes; what may not be made is to exist.
@@ -252,6 +340,9 @@ fn admit(
         {
             tracing::info!("{why}; so it has to exist");
             wanted.create = None;
+        }
+        if wanted.remove {
+            rules.check(subject, &wanted.volume, &names, Action::Remove)?;
         }
         Ok::<_, String>(wanted)
     };
@@ -294,7 +385,12 @@ mod tests {
     }
 
     fn look() -> Look {
-        Look { decided: BTreeMap::new(), known: KnownFrameworks::new(), unread: None }
+        Look {
+            decided: BTreeMap::new(),
+            known: KnownFrameworks::new(),
+            names: Names::default(),
+            fault: None,
+        }
     }
 
     fn names<'a>(asked: impl IntoIterator<Item = &'a Asked>) -> Vec<&'a str> {

@@ -23,10 +23,14 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
 
     /// Looks at what a driver has mounted, beside what this host's other volumes have by now.
     pub(super) fn identify(&self, op: Op, wanted: Wanted, mount_point: String) {
+        let settings = self.parameters.drivers.of(&wanted.volume.driver);
         let call = MountCall {
             others: self.others(&wanted.volume),
             before: self.calls.of(&wanted.asked).before,
-            suid_dev: self.parameters.allow_suid_dev.contains(&wanted.volume.driver),
+            suid_dev: settings.suid_dev,
+            storage: settings.storage,
+            owner: wanted.owner,
+            asked: wanted.asked.name.clone(),
             read_only: wanted.read_only,
             volume: wanted.volume,
             mount_point,
@@ -52,7 +56,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
     pub(super) fn queue_call(&mut self, call: Output) {
         let asked = match &call {
             Output::Mount { wanted, .. } => &wanted.asked,
-            Output::Settle { asked, .. } | Output::Unmount { asked, .. } => asked,
+            Output::Settle { asked, .. } | Output::Unmount { asked, .. } | Output::Remove { asked, .. } => asked,
             _ => return,
         };
         let (driver, user) = self.parameters.drivers.canonical(asked).map_or_else(
@@ -75,7 +79,11 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
     }
 
     pub(super) fn call_driver(&mut self, turn: Turn, call: Output) {
-        let (Output::Settle { op, .. } | Output::Mount { op, .. } | Output::Unmount { op, .. }) = call else {
+        let (Output::Settle { op, .. }
+        | Output::Mount { op, .. }
+        | Output::Unmount { op, .. }
+        | Output::Remove { op, .. }) = call
+        else {
             return;
         };
         if !self.may_call(op) {
@@ -132,12 +140,16 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
     }
 
     pub(super) fn make_call(&self, turn: Turn, call: Output) {
-        let (Output::Settle { op, .. } | Output::Mount { op, .. } | Output::Unmount { op, .. }) = call else {
+        let (Output::Settle { op, .. }
+        | Output::Mount { op, .. }
+        | Output::Unmount { op, .. }
+        | Output::Remove { op, .. }) = call
+        else {
             return;
         };
         let events = self.events.clone();
         let (driver, prober) = (self.driver.clone(), self.prober.clone());
-        let settle = self.parameters.settle_time;
+        let settle = self.parameters.settle_time(turn.driver());
         // The receiver lives as long as the worker runs.
         let send = move |event| drop(events.send(event));
         tokio::spawn(async move {
@@ -165,6 +177,12 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                     };
                     let unanswered = matches!(result, Err(UnmountFault::Unresolved(_))).then_some(asked);
                     (Event::Core(Input::Unmounted(op, result)), unanswered)
+                }
+                Output::Remove { asked, .. } => {
+                    tracing::info!("volume {asked} is removed, as its task asked");
+                    let result = driver.remove(&asked).await;
+                    let unanswered = matches!(result, Err(UnmountFault::Unresolved(_))).then_some(asked);
+                    (Event::Core(Input::Removed(op, result)), unanswered)
                 }
                 _ => return,
             };

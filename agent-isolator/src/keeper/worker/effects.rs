@@ -31,7 +31,10 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                 }
             }
             Output::Reset => self.memory.reset(),
-            Output::Settle { .. } | Output::Mount { .. } | Output::Unmount { .. } => self.queue_call(output),
+            Output::Settle { .. }
+            | Output::Mount { .. }
+            | Output::Unmount { .. }
+            | Output::Remove { .. } => self.queue_call(output),
             Output::Look { op, mounted, doubted } => {
                 let prober = self.prober.clone();
                 tokio::spawn(async move { tell(Input::Seen(op, prober.look(mounted, doubted).await)) });
@@ -83,7 +86,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
     pub(super) fn make_safe(&self, op: Op) {
         let (tell, policy) = (self.tell(), self.policy.clone());
         let begun = self.memory.read().fence_at.unwrap_or_else(holder_now);
-        let settle = begun + self.parameters.settle_time;
+        let settle = begun + self.parameters.longest_settle_time();
         let path = self.checkpoint.path().to_owned();
         tokio::spawn(async move {
             let work = move || {
@@ -127,7 +130,10 @@ pub(super) fn needs_table(output: &Output) -> bool {
     match output {
         Output::Reply(_, answer) => answer.is_ok(),
         Output::Commit { commit, .. } => !commit.puts.iter().all(|(key, _)| matches!(key, Key::Beat(_))),
-        Output::Settle { .. } | Output::Mount { .. } | Output::Unmount { .. } => true,
+        Output::Settle { .. }
+        | Output::Mount { .. }
+        | Output::Unmount { .. }
+        | Output::Remove { .. } => true,
         Output::Read { .. }
         | Output::Extend(_)
         | Output::Reset

@@ -1,9 +1,9 @@
 //! What isolators ask, and what they are told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use shared::clock::holder_now;
-use shared::protocol::holder::{Answer, Container, Input, Wanted};
+use shared::protocol::holder::{Answer, Container, Input, Owner, Wanted};
 use shared::protocol::{Request, Text};
 use shared::store::LeaseStore;
 use shared::volume::ContainerId;
@@ -12,7 +12,10 @@ use super::admission::{self, Asked, Look};
 use super::{Event, POLL, Worker, alive, has_run, is_alive};
 use crate::keeper::driver::VolumeDriver;
 use crate::keeper::server::{ConnectionId, Lines};
-use crate::wire::{self, Call, KeeperLine, Limit, line};
+use crate::wire::{self, Call, KeeperLine, Limit, VolumeCall, line};
+
+/// Before it is known whose a volume is to be.
+const ROOT: Owner = Owner { uid: 0, gid: 0 };
 
 impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D> {
     pub(super) fn connected(&mut self, id: ConnectionId, lines: Lines) {
@@ -81,15 +84,20 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
 
     /// A prepare that was looked for; `volumes`: what it may have.
     fn prepare(&mut self, asked: Asked, volumes: Result<Vec<Wanted>, Text>) {
-        let Asked { connection, call_id, container, agent, agent_id, .. } = asked;
+        let Asked { connection, call_id, container, agent, agent_id, asker, .. } = asked;
+        let framework = asker.as_ref().and_then(|asker| asker.framework.as_deref());
         let too_many = self.store_fault.clone().or_else(|| self.has_too_many(&container));
-        match too_many.map_or(volumes, Err) {
+        let volumes = too_many.map_or(volumes, Err).and_then(|volumes| {
+            self.leaves_others_room(framework, &volumes)?;
+            Ok(volumes)
+        });
+        match volumes {
             Err(why) => self.answer(connection, call_id, Err(why)),
             Ok(volumes) => {
                 self.limits.remove(&container);
                 let (agent, agent_id) = (agent.into(), agent_id.map(Text::from));
-                let request = self.new_request();
-                let input = Input::Prepare { request, container, agent, agent_id, volumes };
+                let (request, task) = (self.new_request(), self.admission.task(asker.as_ref()));
+                let input = Input::Prepare { request, container, agent, agent_id, task, volumes };
                 self.ask_core(connection, call_id, request, input);
             }
         }
@@ -145,6 +153,26 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         (preparing >= self.parameters.prepares_max && !this_one).then(|| self.too_many(preparing))
     }
 
+    /// # Errors
+    /// When the framework would have more volumes on this host than one may.
+    fn leaves_others_room(&self, framework: Option<&str>, wanted: &[Wanted]) -> Result<(), Text> {
+        let Some((max, framework)) = self.parameters.framework_volumes_max.zip(framework) else { return Ok(()) };
+        let of = |container: &&Container| {
+            container.task.as_ref().and_then(|task| task.framework_id.as_deref()) == Some(framework)
+        };
+        let has = self.core.containers().values().filter(of).flat_map(|container| &container.volumes);
+        let all: BTreeSet<_> = has.chain(wanted).map(|wanted| &wanted.volume).collect();
+        if all.len() <= max {
+            return Ok(());
+        }
+        let why = format!(
+            "framework {framework} would have {} volumes on this host, which lets one have {max} \
+             (framework_volumes_max): start it again when some of its containers have ended",
+            all.len()
+        );
+        Err(why.into())
+    }
+
     fn too_many(&self, preparing: usize) -> Text {
         format!(
             "this host is already preparing the volumes of {preparing} containers, the most that its keeper does at once \
@@ -154,15 +182,25 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
     }
 
     /// The volumes by their canonical names.
-    fn wanted(&self, volumes: Vec<wire::VolumeCall>) -> Result<Vec<Wanted>, String> {
-        let wanted = |call: wire::VolumeCall| {
+    fn wanted(&self, volumes: Vec<VolumeCall>) -> Result<Vec<Wanted>, String> {
+        let wanted = |call: VolumeCall| {
             let volume = self.parameters.drivers.canonical(&call.volume)?;
             let mut asked = call.volume;
             // A plugin's long name stands in no socket's name.
             if asked.driver.as_str().contains('/') {
                 asked.driver = volume.driver.clone();
             }
-            Ok(Wanted { volume, asked, create: call.create, read_only: call.read_only })
+            if call.remove && !self.parameters.drivers.of(&volume.driver).remove {
+                return Err(format!(
+                    "label extvol.remove: this host does not let tasks remove volumes of the driver {} (`remove` in \
+                     its `drivers`)",
+                    volume.driver
+                ));
+            }
+            // Whose it becomes is looked up before the container is let in.
+            let owner = call.own.then_some(ROOT);
+            let VolumeCall { create, read_only, remove, .. } = call;
+            Ok(Wanted { volume, asked, create, read_only, remove, owner })
         };
         volumes.into_iter().map(wanted).collect()
     }

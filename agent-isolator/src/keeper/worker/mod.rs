@@ -211,7 +211,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             means,
             etcd: Etcd::new(exchange, to_worker),
             driver,
-            queue: DriverCalls::new(parameters.driver_calls_max),
+            queue: DriverCalls::new(parameters.driver_calls_max, parameters.calls_max_of()),
             admission: Admission::new(),
             prober: Prober::new(parameters.places(), parameters.policy().program),
             calls: Calls::default(),
@@ -384,7 +384,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                 self.call_drivers();
             }
             Event::CallUnanswered(turn, asked) => {
-                let settle = self.parameters.settle_time.as_secs();
+                let settle = self.parameters.settle_time(&asked.driver).as_secs();
                 tracing::warn!(
                     "the driver has not ended a call for volume {asked}: for {settle} s, until that has settled \
                      (settle_time), it has one call less than driver_calls_max, but for that volume and for Unmounts"
@@ -514,6 +514,7 @@ fn settings(parameters: &KeeperParameters, machine: Machine, means: BTreeSet<Mea
         lead: LEAD,
         retry: RETRY,
         settle: parameters.settle_time,
+        settle_of: parameters.settle_time_of(),
         storage_fencing: parameters.drivers.preempt.keys().cloned().collect(),
         fencing_required: parameters.fencing_required,
     }

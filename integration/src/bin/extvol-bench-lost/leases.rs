@@ -189,6 +189,7 @@ fn held(holder: &Holder, volume: &VolumeId, n: usize) -> Held {
         token: None,
         agent_id: None,
         containers: container.into_iter().collect(),
+        tasks: Default::default(),
         mount_point: Some(format!("/var/lib/rexray/volumes/{}", volume.name.as_str()).into()),
         unsettled: false,
         calls: false,

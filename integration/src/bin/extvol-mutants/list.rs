@@ -184,7 +184,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "settle_time_not_waited",
         "a taker does not wait the settle time",
         "holder/volumes.rs",
-        "(held.calls || !self.can_take_away(id)).then(|| now + self.settings.settle)",
+        "(held.calls || !self.can_take_away(id)).then(|| now + self.settings.settle(id))",
         "(held.calls || !self.can_take_away(id)).then_some(now)",
     ),
     mutant(

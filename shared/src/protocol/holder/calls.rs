@@ -6,6 +6,7 @@ use super::lane::Job;
 use super::{Answer, Container, Core, Output, Phase, Settings, Volume, Waiting, Wanted};
 use crate::protocol::exchange::Agent;
 use crate::protocol::{Now, Request, Text};
+use crate::record::Task;
 use crate::volume::ContainerId;
 
 /// Why a task that asked to write does not get a volume.
@@ -20,6 +21,7 @@ impl Core {
         container: ContainerId,
         agent: Text,
         agent_id: Option<Text>,
+        task: Option<Task>,
         volumes: Vec<Wanted>,
     ) {
         if let Some(known) = self.containers.get(&container) {
@@ -41,7 +43,7 @@ impl Core {
             return self.outputs.push_back(Output::Reply(request, Err(refusal.into())));
         }
         self.serve(Agent { id: agent_id.clone(), address: agent.clone() });
-        self.containers.insert(container.clone(), Container::new(agent, agent_id, volumes));
+        self.containers.insert(container.clone(), Container::new(agent, agent_id, task, volumes));
         let waiting = self.waiting(now, request);
         self.waiting.insert(container, waiting);
         self.table_changed = true;
@@ -251,6 +253,7 @@ impl Core {
                 }
                 Some(volume) if volume.may_be_joined() => {
                     if volume.users.insert(id.clone()) {
+                        volume.wanted.remove |= wanted.remove;
                         (volume.recorded, volume.seen) = (false, false);
                         self.table_changed = true;
                     }

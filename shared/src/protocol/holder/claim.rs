@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use super::Core;
 use crate::protocol::Text;
 use crate::protocol::exchange::{Held, Lease, Owed, Proof, SessionState, Stage, View};
-use crate::record::Epoch;
+use crate::record::{Epoch, Task};
 use crate::store::Revision;
-use crate::volume::{Holder, VolumeId};
+use crate::volume::{ContainerId, Holder, VolumeId};
 
 /// What a lease means for one who wants it.
 pub(super) enum Claim {
@@ -130,7 +130,11 @@ fn given_back(volume: &VolumeId, held: &Held) -> Claim {
 
 /// The sentence for a task whose volume is held elsewhere: who, since when, what frees it.
 fn held_elsewhere(volume: &VolumeId, held: &Held, how: &str) -> Claim {
-    let containers = held.containers.iter().map(|c| c.as_str()).collect::<Vec<_>>().join(", ");
+    let named = |id: &ContainerId| match held.tasks.get(id).and_then(Task::in_words) {
+        Some(task) => format!("{id}, which is {task}"),
+        None => id.to_string(),
+    };
+    let containers = held.containers.iter().map(named).collect::<Vec<_>>().join(", ");
     let (users, frees) = match held.containers.len() {
         0 => ("no container".to_owned(), "when that host has unmounted it"),
         1 => (format!("container {containers}"), "when that container ends"),

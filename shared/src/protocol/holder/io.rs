@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::table::{MountedVolume, Wanted};
 use crate::protocol::exchange::{Commit, Key, Means, Outcome, Reading, View};
 use crate::protocol::{Now, Op, Request, Text};
-use crate::record::Token;
+use crate::record::{Task, Token};
 use crate::volume::{ContainerId, VolumeId};
 
 /// A lease that is this session's, found in etcd when the session was opened or adopted.
@@ -98,6 +98,8 @@ pub enum Input {
         agent: Text,
         /// The agent's id, if the container's sandbox tells it.
         agent_id: Option<Text>,
+        /// For whom it runs.
+        task: Option<Task>,
         /// Its volumes, in the order of the answer's mount points.
         volumes: Vec<Wanted>,
     },
@@ -163,6 +165,8 @@ pub enum Input {
     Mounted(Op, Result<MountedVolume, MountFault>),
     /// The result of [`Output::Unmount`].
     Unmounted(Op, Result<(), UnmountFault>),
+    /// The result of [`Output::Remove`].
+    Removed(Op, Result<(), UnmountFault>),
     /// The result of [`Output::Look`].
     Seen(Op, Sight),
     /// The result of [`Output::ProveIdle`].
@@ -241,6 +245,16 @@ pub enum Output {
         asked: VolumeId,
         /// Its mount, if it is known.
         mounted: Option<MountedVolume>,
+    },
+    /// Have the driver remove the volume, which was proved idle, if [`super::Core::may_call_driver`] still says so right
+    /// before. Comes only after a transaction that confirmed the lease once more (L3).
+    Remove {
+        /// Under which number the result comes.
+        op: Op,
+        /// The lease.
+        token: Token,
+        /// The volume, as the driver was asked for it.
+        asked: VolumeId,
     },
     /// Look whether a volume is still mounted as it was, and who else sees it.
     Look {

@@ -5,7 +5,7 @@
 //! compares the session, and can never commit; only then is a read believed (L2). Beats, and the
 //! reading that a refused beat asks for, do not wait for the lane.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::claim::Claim;
 use super::session::Life;
@@ -16,7 +16,7 @@ use crate::protocol::exchange::{
 };
 use crate::protocol::renumber::Renumber;
 use crate::protocol::{Now, Op, Text};
-use crate::record::Token;
+use crate::record::{Task, Token};
 use crate::store::Revision;
 use crate::transaction::VOLUMES_MAX;
 use crate::volume::{ContainerId, Holder, VolumeId};
@@ -180,7 +180,14 @@ impl Core {
         let unsettled = held.unsettled && stage == Stage::Attaching;
         let calls = held.calls && unsettled;
         let owed = held.owed.clone().filter(|_| volume.mounted().is_none());
-        Some(Held { stage, containers, mount_point, unsettled, calls, owed, ..held.clone() })
+        let tasks = self.tasks(&containers);
+        Some(Held { stage, containers, tasks, mount_point, unsettled, calls, owed, ..held.clone() })
+    }
+
+    /// For whom containers run.
+    fn tasks(&self, containers: &BTreeSet<ContainerId>) -> BTreeMap<ContainerId, Task> {
+        let task = |id: &ContainerId| Some((id.clone(), self.containers.get(id)?.task.clone()?));
+        containers.iter().filter_map(task).collect()
     }
 
     /// Who still owes the volume when this host releases it: whoever did before, if it was not mounted here; or this
@@ -390,7 +397,7 @@ impl Core {
     fn take_over(&mut self, now: Now, view: &View) {
         let Some(mine) = &self.mine else { return };
         let (epoch, unsettled_through) = (mine.epoch(), mine.record.unsettled_through);
-        let mut found = std::collections::BTreeMap::new();
+        let mut found = BTreeMap::new();
         let mut older = Vec::new();
         self.leases.clear();
         for (id, held, at) in view.held().filter(|(_, held, _)| held.holder == self.settings.holder) {
@@ -403,10 +410,10 @@ impl Core {
                 // The stage stays: it tells whether a driver call of before may be under way.
                 let unsettled = held.unsettled || held.epoch <= unsettled_through;
                 let calls = unsettled && (held.calls || held.stage != Stage::Attached);
-                let containers = BTreeSet::new();
+                let (containers, tasks) = (BTreeSet::new(), BTreeMap::new());
                 // A revoke was of the epoch that is over: this one gives back all that it finds.
                 let (token, revoked) = (None, None);
-                let held = Held { epoch, token, containers, unsettled, calls, revoked, ..held.clone() };
+                let held = Held { epoch, token, containers, tasks, unsettled, calls, revoked, ..held.clone() };
                 older.push((id.clone(), Lease::Held(held)));
             }
         }
@@ -422,6 +429,7 @@ impl Core {
                     token: None,
                     agent_id: None,
                     containers: BTreeSet::new(),
+                    tasks: BTreeMap::new(),
                     mount_point: None,
                     unsettled: false,
                     calls: false,
@@ -477,6 +485,7 @@ impl Core {
                 token: None,
                 agent_id: agent_id.cloned(),
                 containers: BTreeSet::from([container.clone()]),
+                tasks: self.tasks(&BTreeSet::from([container.clone()])),
                 mount_point: None,
                 unsettled,
                 calls,

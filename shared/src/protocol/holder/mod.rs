@@ -43,7 +43,7 @@ pub use calls::READ_ONLY;
 pub use io::{Answer, FoundLease, Idleness, Input, MountFault, Output, Sight, UnmountFault};
 pub use results::other_name_in_words;
 pub use session::{Life, Safety, Silence};
-pub use table::{BlockDevice, Container, MountedVolume, OpenEpoch, Row, Table, Wanted};
+pub use table::{BlockDevice, Container, Directory, MountedVolume, OpenEpoch, Owner, Row, Table, Wanted};
 pub use volume::{Notes, Phase, Step, Volume};
 
 use self::lane::{Job, Lane};
@@ -89,11 +89,20 @@ pub struct Settings {
     pub retry: (Duration, Duration),
     /// How long a driver call may still land after its caller has died.
     pub settle: Duration,
+    /// The same, of drivers that have a time of their own.
+    pub settle_of: BTreeMap<Driver, Duration>,
     /// The drivers whose storage can take a volume away from another host.
     pub storage_fencing: BTreeSet<Driver>,
     /// Whether a volume of a host that was declared dead by time alone is mounted only after the
     /// storage took it away from there (`fencing = required`).
     pub fencing_required: bool,
+}
+
+impl Settings {
+    /// How long a call for this volume may still land.
+    fn settle(&self, volume: &VolumeId) -> Duration {
+        self.settle_of.get(&volume.driver).copied().unwrap_or(self.settle)
+    }
 }
 
 /// What worker and deadman share, and what survives both: one word of memory, only ever moved forward
@@ -321,8 +330,8 @@ impl Core {
     /// Takes in what happened.
     pub fn handle(&mut self, now: Now, input: Input) {
         match input {
-            Input::Prepare { request, container, agent, agent_id, volumes } => {
-                self.prepare(now, request, container, agent, agent_id, volumes);
+            Input::Prepare { request, container, agent, agent_id, task, volumes } => {
+                self.prepare(now, request, container, agent, agent_id, task, volumes);
             }
             Input::Isolate { request, agent, container, pid, cgroup } => {
                 let answer = self.isolate(&agent, &container, pid, cgroup);
@@ -364,6 +373,7 @@ impl Core {
             Input::Settled(op, result) => self.settled(now, op, result),
             Input::Mounted(op, result) => self.mounted(now, op, result),
             Input::Unmounted(op, result) => self.unmounted(now, op, result),
+            Input::Removed(op, result) => self.removed(now, op, result),
             Input::Seen(op, sight) => self.looked(now, op, sight),
             Input::Idle(op, idleness) => self.idle(now, op, idleness),
             Input::Safe(op, result) => self.safe(now, op, result),

@@ -30,8 +30,14 @@ impl Core {
         Some((id.clone(), volume))
     }
 
+    /// Until when the call of this effect may still land, if it had no answer.
+    fn settled_at(&self, now: Now, op: Op) -> Now {
+        let of = self.volumes.iter().find(|(_, volume)| volume.awaits == Some(op));
+        now + of.map_or(self.settings.settle, |(id, _)| self.settings.settle(id))
+    }
+
     pub(super) fn settled(&mut self, now: Now, op: Op, result: Result<(), MountFault>) {
-        let (bounds, settled_at) = (self.settings.retry, now + self.settings.settle);
+        let (bounds, settled_at) = (self.settings.retry, self.settled_at(now, op));
         self.table_changed = true;
         let Some((id, volume)) = self.by_op(op) else { return };
         let Phase::Settling { token } = volume.phase else { return };
@@ -63,7 +69,7 @@ impl Core {
     }
 
     pub(super) fn mounted(&mut self, now: Now, op: Op, result: Result<MountedVolume, MountFault>) {
-        let (bounds, settled_at) = (self.settings.retry, now + self.settings.settle);
+        let (bounds, settled_at) = (self.settings.retry, self.settled_at(now, op));
         let another = result.as_ref().ok().and_then(|mounted| self.other_name(op, mounted));
         let another = another.as_ref().map(other_name_in_words);
         let copy = result.as_ref().ok().and_then(|mounted| self.copy(op, mounted));
@@ -179,7 +185,7 @@ impl Core {
         let or = match self.can_take_away(id) {
             true => String::new(),
             false => format!(
-                "; or name a plugin in preempt_plugins that takes volumes of driver {} away by itself",
+                "; or name a preempt_plugin of driver {} that takes its volumes away by itself",
                 id.driver
             ),
         };
@@ -199,6 +205,10 @@ impl Core {
                 volume.enter(Phase::Detaching { token, mounted, step: Step::Unmount });
                 self.table_changed = true;
             }
+            Phase::Detaching { token, mounted, step: Step::Condemn } => {
+                volume.enter(Phase::Detaching { token, mounted, step: Step::Remove });
+                self.table_changed = true;
+            }
             _ => volume.settle(),
         }
     }
@@ -212,7 +222,7 @@ impl Core {
     }
 
     pub(super) fn unmounted(&mut self, now: Now, op: Op, result: Result<(), UnmountFault>) {
-        let (bounds, settled_at) = (self.settings.retry, now + self.settings.settle);
+        let (bounds, settled_at) = (self.settings.retry, self.settled_at(now, op));
         self.table_changed = true;
         let Some((id, volume)) = self.by_op(op) else { return };
         let Phase::Detaching { token, mounted, .. } = volume.phase.clone() else { return };
@@ -244,6 +254,36 @@ impl Core {
             }
         };
         volume.enter(Phase::Detaching { token, mounted, step: Step::Prove });
+    }
+
+    pub(super) fn removed(&mut self, now: Now, op: Op, result: Result<(), UnmountFault>) {
+        let (bounds, settled_at) = (self.settings.retry, self.settled_at(now, op));
+        self.table_changed = true;
+        let Some((id, volume)) = self.by_op(op) else { return };
+        let Phase::Detaching { token, mounted, step: Step::Remove } = volume.phase.clone() else { return };
+        volume.answered();
+        let line = match result {
+            Ok(()) => {
+                volume.attached = false;
+                format!("volume {id} was removed, as its task had asked")
+            }
+            Err(UnmountFault::Refused(why) | UnmountFault::Unreachable(why)) => {
+                format!("volume {id} was not removed, though its task had asked for that: {why}")
+            }
+            // It may be removed later, under whoever has it then, or another of its name.
+            Err(UnmountFault::Unresolved(why)) => {
+                volume.unanswered(settled_at);
+                volume.enter(Phase::Detaching { token, mounted, step: Step::Announce });
+                if volume.retry(now, why.clone(), bounds) {
+                    let line = format!("volume {id} stays leased: the driver has not ended its Remove: {why}");
+                    self.outputs.push_back(Output::Warn(line.into()));
+                }
+                return;
+            }
+        };
+        volume.settle();
+        volume.enter(Phase::Detaching { token, mounted, step: Step::Release });
+        self.outputs.push_back(Output::Warn(line.into()));
     }
 
     pub(super) fn looked(&mut self, now: Now, op: Op, sight: Sight) {
@@ -312,7 +352,7 @@ impl Core {
     }
 
     pub(super) fn idle(&mut self, now: Now, op: Op, idleness: Idleness) {
-        let bounds = self.settings.retry;
+        let (bounds, may_remove) = (self.settings.retry, !self.is_revoking());
         let Some((id, volume)) = self.by_op(op) else { return };
         let Phase::Detaching { token, mounted, .. } = volume.phase.clone() else { return };
         let said = volume.trouble.take();
@@ -338,7 +378,9 @@ impl Core {
                     ),
                     false => format!("volume {id} is idle, and its lease is released{driver}"),
                 });
-                (Step::Release, None)
+                // What was never used here, or is wanted elsewhere at a person's word, is nobody's to remove.
+                let removes = volume.wanted.remove && may_remove && volume.revoked.is_none() && mounted.is_some();
+                (if removes { Step::Condemn } else { Step::Release }, None)
             }
             Idleness::Mounted => (Step::Announce, Some(format!("the driver has not unmounted it{driver}"))),
             Idleness::Pinned(by) => (Step::Prove, Some(format!("its device is not idle: {by}"))),

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +12,7 @@ use crate::protocol::exchange::{ByTime, ClusterId};
 use crate::protocol::timing::Timing;
 use crate::protocol::{Now, Text};
 use crate::quote;
-use crate::record::Epoch;
+use crate::record::{Epoch, Task};
 use crate::volume::{ContainerId, VolumeId};
 
 /// A volume as a container asks for it.
@@ -26,17 +27,34 @@ pub struct Wanted {
     /// Whether the container may only read.
     #[serde(default)]
     pub read_only: bool,
+    /// Whether the driver is to remove it when it is released.
+    #[serde(default)]
+    pub remove: bool,
+    /// To whom it is given when nobody has used it yet.
+    #[serde(default)]
+    pub owner: Option<Owner>,
+}
+
+/// A user and a group, by their numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Owner {
+    /// The user's.
+    pub uid: u32,
+    /// The group's.
+    pub gid: u32,
 }
 
 impl fmt::Debug for Wanted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { volume, asked, create, read_only } = self;
+        let Self { volume, asked, create, read_only, remove, owner } = self;
         let create = quote::options(create.as_ref());
         f.debug_struct("Wanted")
             .field("volume", volume)
             .field("asked", asked)
             .field("create", &create)
             .field("read_only", read_only)
+            .field("remove", remove)
+            .field("owner", owner)
             .finish()
     }
 }
@@ -50,12 +68,16 @@ pub struct MountedVolume {
     /// a link of it. `None` where the driver answered the mount itself.
     #[serde(default)]
     pub pin: Option<Text>,
-    /// The file system's device number, `major:minor`.
+    /// The file system's device number, `major:minor`; of a directory that and its path, which is no number of any device:
+    /// nothing takes the one for the other.
     pub device_number: Text,
     /// The source in the mount table, such as `/dev/xvdf` or `server:/export`.
     pub source: Text,
     /// The block device; `None` for a file system without one, such as NFS.
     pub device: Option<BlockDevice>,
+    /// The volume is a directory of a file system that others use as well.
+    #[serde(default)]
+    pub directory: Option<Directory>,
     /// Whether the kernel can end all writes to this file system at once, as a fence does; a row that does not tell is of before
     /// it was looked at.
     #[serde(default)]
@@ -96,7 +118,32 @@ impl MountedVolume {
             (None, None) => same_number && self.source == other.source,
             _ => same_number,
         };
-        same || self.identity.is_some() && self.identity == other.identity
+        let nested = self.directory.as_ref().zip(other.directory.as_ref()).is_some_and(|(a, b)| a.overlaps(b));
+        same || nested || self.identity.is_some() && self.identity == other.identity
+    }
+}
+
+/// A directory that is a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Directory {
+    /// The device number of its file system, as mount tables have it.
+    pub file_system: Text,
+    /// The number that its files have: of a btrfs subvolume it is another one.
+    pub files: Text,
+    /// Its path in the file system.
+    pub path: Text,
+}
+
+impl Directory {
+    /// Whether a path in a file system of this number is of this directory.
+    #[must_use]
+    pub fn holds(&self, device_number: &str, path: &Path) -> bool {
+        *self.file_system == *device_number && path.starts_with(&*self.path)
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        self.holds(&other.file_system, Path::new(&*other.path))
+            || other.holds(&self.file_system, Path::new(&*self.path))
     }
 }
 
@@ -119,6 +166,9 @@ pub struct Container {
     pub agent: Text,
     /// The agent's id, where the container's sandbox told it.
     pub agent_id: Option<Text>,
+    /// For whom it runs.
+    #[serde(default)]
+    pub task: Option<Task>,
     /// Its volumes, in the order asked.
     pub volumes: Vec<Wanted>,
     /// Its first process on this host, once isolated.
@@ -136,9 +186,14 @@ pub struct Container {
 }
 
 impl Container {
-    pub(in crate::protocol) fn new(agent: Text, agent_id: Option<Text>, volumes: Vec<Wanted>) -> Self {
+    pub(in crate::protocol) fn new(
+        agent: Text,
+        agent_id: Option<Text>,
+        task: Option<Task>,
+        volumes: Vec<Wanted>,
+    ) -> Self {
         let (pid, cgroup, ending) = (None, None, None);
-        Self { agent, agent_id, volumes, pid, cgroup, prepared: false, ending, killed: false }
+        Self { agent, agent_id, task, volumes, pid, cgroup, prepared: false, ending, killed: false }
     }
 
     /// As it is after it was stored.

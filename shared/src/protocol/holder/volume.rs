@@ -58,6 +58,10 @@ pub enum Step {
     Unmount,
     /// Prove that the device is idle.
     Prove,
+    /// Write `detaching` into the lease once more, before the volume is removed.
+    Condemn,
+    /// Have the driver remove it.
+    Remove,
     /// Free the lease.
     Release,
 }
@@ -163,7 +167,14 @@ impl Volume {
     /// Mount allows on the host that has it: then its device is known, and its release can be proved. A call of
     /// before, of which nothing but the lease tells, may happen until `settled_at`.
     pub(super) fn found(id: &VolumeId, lease: &FoundLease, settled_at: Now) -> Self {
-        let wanted = Wanted { volume: id.clone(), asked: id.clone(), create: None, read_only: false };
+        let wanted = Wanted {
+            volume: id.clone(),
+            asked: id.clone(),
+            create: None,
+            read_only: false,
+            remove: false,
+            owner: None,
+        };
         let notes = Notes { asked: true, ..Notes::default() };
         let mut volume = Self::restored(wanted, Phase::Acquiring, BTreeSet::new(), notes);
         volume.settled_at = lease.calling.then_some(settled_at);

@@ -13,7 +13,6 @@ impl Core {
     pub(super) fn take_in(&mut self, now: Now, mut found: BTreeMap<VolumeId, FoundLease>) {
         self.ready = true;
         self.table_changed = true;
-        let settled_at = now + self.settings.settle;
         // An acquire of an older life that never committed, or a release that did. What is mounted without a
         // lease was lost: that is for the fence.
         let lost = |(id, volume): (&VolumeId, &Volume)| {
@@ -28,12 +27,13 @@ impl Core {
         self.volumes.retain(|id, _| found.contains_key(id));
         for (id, volume) in &mut self.volumes {
             if let Some(lease) = found.remove(id) {
-                volume.adopt(&lease, settled_at);
+                volume.adopt(&lease, now + self.settings.settle(id));
             }
         }
         for (id, lease) in found {
             let line = format!("the lease of {id} is this host's, and no container uses it: it is released");
             self.outputs.push_back(Output::Warn(line.into()));
+            let settled_at = now + self.settings.settle(&id);
             self.volumes.insert(id.clone(), Volume::found(&id, &lease, settled_at));
         }
         let waits = |id: &&ContainerId| !self.waiting.contains_key(*id);
@@ -49,7 +49,7 @@ impl Core {
             let Some((held, at)) = self.leases.get(id) else { continue };
             let token = held.token.unwrap_or(Token(*at));
             let unsettled = held.unsettled;
-            let settles = (held.calls || !self.can_take_away(id)).then(|| now + self.settings.settle);
+            let settles = (held.calls || !self.can_take_away(id)).then(|| now + self.settings.settle(id));
             if let Some(volume) = self.volumes.get_mut(id) {
                 volume.enter(if unsettled { Phase::Settling { token } } else { Phase::Mounting { token } });
                 volume.confirmed = true;
@@ -63,7 +63,7 @@ impl Core {
     /// Starts the effect that a volume is due for, if there is one.
     pub(super) fn start_effect(&mut self, now: Now, id: &VolumeId) {
         let op = Op(self.next_op + 1);
-        let (takes_away, settled_at) = (self.can_take_away(id), now + self.settings.settle);
+        let (takes_away, settled_at) = (self.can_take_away(id), now + self.settings.settle(id));
         let Some(volume) = self.volumes.get_mut(id) else { return };
         if !volume.due(now) {
             return;
@@ -110,7 +110,7 @@ impl Core {
             }
             Phase::Mounting { .. }
             | Phase::Attached { .. }
-            | Phase::Detaching { step: Step::Announce, .. } => {
+            | Phase::Detaching { step: Step::Announce | Step::Condemn, .. } => {
                 self.jobs.push_back(Job::Record { op, volume: id.clone() });
                 None
             }
@@ -119,6 +119,9 @@ impl Core {
             }
             Phase::Detaching { mounted, step: Step::Prove, .. } => {
                 Some(Output::ProveIdle { op, volume: id.clone(), asked, mounted: mounted.clone() })
+            }
+            Phase::Detaching { token, step: Step::Remove, .. } => {
+                Some(Output::Remove { op, token: *token, asked })
             }
             Phase::Detaching { step: Step::Release, .. } => {
                 self.jobs.push_back(Job::Release { op, volume: id.clone() });
@@ -129,7 +132,9 @@ impl Core {
             // What is being written now is what the users are now; a change in between writes again.
             None => volume.recorded = true,
             // A take-away is a Mount: what it leaves is unmounted and proved before the lease is released (L4).
-            Some(Output::Mount { .. } | Output::Unmount { .. } | Output::Settle { .. }) => {
+            Some(
+                Output::Mount { .. } | Output::Unmount { .. } | Output::Settle { .. } | Output::Remove { .. },
+            ) => {
                 volume.call();
                 self.table_changed = true;
             }

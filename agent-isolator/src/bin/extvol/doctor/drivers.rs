@@ -96,12 +96,8 @@ mod tests {
             of("scaleio", "5", "b"),
         ];
         let everything = Everything { leases: leases.into(), ..Everything::default() };
-        let pairs = [
-            ("etcd_endpoints", "h:1"),
-            ("holder", "a"),
-            ("drivers", "rexray"),
-            ("driver_aliases", "rexray=ebs"),
-        ];
+        let drivers = r#"{"ebs": {"aliases": ["rexray"]}}"#;
+        let pairs = [("etcd_endpoints", "h:1"), ("holder", "a"), ("drivers", drivers)];
         let pairs: Vec<_> = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let parameters = KeeperParameters::read(&pairs).unwrap();
         let host = Host { parameters: &parameters, from: "a test", compare: true, agent: true, plugins: &[] };

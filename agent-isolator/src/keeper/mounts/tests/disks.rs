@@ -9,6 +9,7 @@ use shared::protocol::holder::Idleness;
 use shared::volume::{Driver, VolumeName};
 
 use super::super::*;
+use crate::parameters::Storage;
 
 pub(super) fn volume(name: &str) -> VolumeId {
     VolumeId { driver: Driver::new("ebs").unwrap(), name: VolumeName::new(name).unwrap() }
@@ -90,6 +91,9 @@ impl World {
     pub(super) fn call(&self, name: &str, mount_point: &Path) -> MountCall {
         MountCall {
             volume: volume(name),
+            asked: volume(name).name,
+            storage: Storage::Attached,
+            owner: None,
             mount_point: mount_point.to_str().unwrap().to_owned(),
             read_only: false,
             suid_dev: false,

@@ -1,0 +1,168 @@
+//! Volumes that are directories.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::process::Command;
+
+use shared::protocol::holder::{Idleness, Sight};
+
+use super::super::*;
+use super::disks::{Disk, Waiting, World, run};
+use crate::parameters::Storage;
+
+/// What a driver's Mount of `name` answers: a directory below the root, with a file in it.
+fn directory(world: &World, name: &str) -> PathBuf {
+    let at = world.root.join(name);
+    fs::create_dir_all(&at).unwrap();
+    fs::write(at.join("file"), "kept").unwrap();
+    at
+}
+
+fn call(world: &World, name: &str, at: &Path) -> MountCall {
+    MountCall { storage: Storage::Directory, ..world.call(name, at) }
+}
+
+fn mounted(world: &World, name: &str) -> MountedVolume {
+    identify(&call(world, name, &directory(world, name)), &world.places).unwrap()
+}
+
+fn refused(world: &World, call: &MountCall, words: &str) -> Undo {
+    let refusal = identify(call, &world.places).unwrap_err();
+    assert!(refusal.why.contains(words), "{}", refusal.why);
+    refusal.undo
+}
+
+/// A process of a mount namespace of its own, as a container's.
+fn contained(script: &str) -> Waiting {
+    let script = format!("{script} && echo ready && read end");
+    Waiting::start(Command::new("unshare").args(["-m", "--propagation", "private", "sh", "-c", &script]))
+}
+
+#[test]
+fn root_a_directory_is_handed_out_by_a_mount_of_the_keepers_own_and_idle_when_that_is_gone() {
+    let world = World::new();
+    let volume = mounted(&world, "vol1");
+    let pin = Path::new(&**volume.given());
+    assert!(pin.starts_with(world.root.join(PINS)) && fs::read(pin.join("file")).unwrap() == b"kept");
+    let options = mount_table::showing(pin).unwrap().options;
+    assert!(options.contains("nosuid") && options.contains("nodev"), "{options}");
+    assert!(!volume.can_be_shut_down && volume.device.is_none());
+    assert!(matches!(look(&volume, true, &world.places), Sight::Mounted { elsewhere: None }));
+    assert_eq!(world.prove("vol1", Some(&volume)), Idleness::Proved, "its pin is taken away");
+    assert!(matches!(look(&volume, false, &world.places), Sight::Gone(_)));
+    // Another one of the same file system never counts for it.
+    let (first, second) = (mounted(&world, "vol1"), mounted(&world, "vol2"));
+    assert!(!first.is_same_storage(&second));
+    let pinned = |volume: &MountedVolume| world.is_mounted(Path::new(&**volume.given()));
+    assert_eq!(world.prove("vol1", Some(&first)), Idleness::Proved);
+    assert!(!pinned(&first) && pinned(&second));
+    let file = fs::File::open(world.root.join("vol2/file")).unwrap();
+    assert_eq!(world.prove("vol1", Some(&first)), Idleness::Proved);
+    drop(file);
+    assert!(fs::read(world.root.join("vol1/file")).is_ok(), "nothing in it was touched");
+}
+
+#[test]
+fn root_who_has_something_of_a_directory_keeps_it_from_being_idle() {
+    let world = World::new();
+    let volume = mounted(&world, "vol1");
+    let pin = volume.given().to_string();
+    fs::create_dir(world.root.join("vol1/deep")).unwrap();
+    let pinned = |how: &str| match world.prove("vol1", Some(&volume)) {
+        Idleness::Pinned(why) => assert!(why.contains(how), "{why}"),
+        other => panic!("{other:?}, and not {how}"),
+    };
+    let host = world.root.join("vol1").display().to_string();
+    // By the host's own path, which no mount table tells of.
+    let mut by_file = Waiting::shell(&format!("exec 3>>{host}/file"));
+    pinned("by an open file,");
+    assert!(by_file.runs());
+    drop(by_file);
+    let by_directory = Waiting::shell(&format!("cd {host}/deep"));
+    pinned("by its working directory,");
+    drop(by_directory);
+    // By a copy of the pin in a namespace of its own, and by a bind of a part of it.
+    let _pin = mounted(&world, "vol1");
+    let by_copy = contained(&format!("test -f {pin}/file"));
+    pinned("in its own mount namespace");
+    drop(by_copy);
+    let _pin = mounted(&world, "vol1");
+    let by_part = contained(&format!("mount --bind {pin}/deep /mnt && umount -l {pin}"));
+    pinned("which has it at /mnt");
+    drop(by_part);
+    let _pin = mounted(&world, "vol1");
+    let by_detached = contained(&format!("exec 3>{pin}/new && umount -l {pin}"));
+    pinned("by an open file,");
+    drop(by_detached);
+    // Beside it nothing counts.
+    let _beside = Waiting::shell(&format!("cd {}", world.root.display()));
+    assert_eq!(world.prove("vol1", Some(&volume)), Idleness::Proved);
+}
+
+#[test]
+fn root_a_directory_leads_to_one_volume_alone() {
+    let mut world = World::new();
+    let at = directory(&world, "vol1");
+    // The name alone tells which directory it is.
+    assert_eq!(refused(&world, &call(&world, "vol2", &at), "which is not below "), Undo::ByDriver(None));
+    let by_driver = Undo::ByDriver(None);
+    assert_eq!(refused(&world, &call(&world, "vol1", &world.root), "which is not below "), by_driver);
+    // A link in its place, to the host's own or to another one.
+    directory(&world, "victim");
+    for (name, to) in [("link", "victim"), ("host", "/etc")] {
+        symlink(to, world.root.join(name)).unwrap();
+        refused(&world, &call(&world, name, &world.root.join(name)), "is a symbolic link");
+    }
+    // Part of one that is held, whatever it is called.
+    fs::create_dir(at.join("deep")).unwrap();
+    let held = identify(&call(&world, "vol1", &at), &world.places).unwrap();
+    world.others.mounted.push((super::disks::volume("vol1"), held));
+    run("mount", &["--bind", at.join("deep").to_str().unwrap(), directory(&world, "vol3").to_str().unwrap()]);
+    let undo = refused(&world, &call(&world, "vol3", &world.root.join("vol3")), "it is the device of ebs/vol1");
+    assert_eq!(undo, Undo::Nothing);
+    // A disk of its own is none.
+    let disk = Disk::new();
+    let data = world.mount(&disk.device, &world.root.join("disk"), &[]);
+    refused(&world, &call(&world, "disk", &data), "take the storage `directory` from this driver");
+}
+
+/// As RexRay's vfs driver mounts.
+#[test]
+fn root_a_directory_that_the_driver_binds_is_idle_when_that_is_gone_as_well() {
+    let world = World::new();
+    let source = world.outside.join("vols/vol1");
+    fs::create_dir_all(source.join("data")).unwrap();
+    let at = world.root.join("vol1");
+    fs::create_dir(&at).unwrap();
+    run("mount", &["--bind", source.to_str().unwrap(), at.to_str().unwrap()]);
+    let volume = identify(&call(&world, "vol1", &at), &world.places).unwrap();
+    assert_eq!(world.prove("vol1", Some(&volume)), Idleness::Mounted, "the driver's mount is the driver's");
+    run("umount", &[at.to_str().unwrap()]);
+    assert_eq!(world.prove("vol1", Some(&volume)), Idleness::Proved);
+    // Its whole file system is on the host: that is no proof against it.
+    assert!(mount_table::own().unwrap().iter().any(|mount| mount.mount_point == Path::new("/")));
+}
+
+#[test]
+fn root_a_btrfs_subvolume_is_told_by_its_path_though_its_files_have_a_number_of_their_own() {
+    let world = World::new();
+    let image = world.outside.join("image");
+    fs::File::create(&image).unwrap().set_len(128 << 20).unwrap();
+    run("mkfs.btrfs", &["-q", image.to_str().unwrap()]);
+    let pool = world.root.to_str().unwrap();
+    run("mount", &["-o", "loop", image.to_str().unwrap(), pool]);
+    run("mount", &["--make-shared", pool]);
+    for name in ["vol1", "vol2"] {
+        run("btrfs", &["-q", "subvolume", "create", world.root.join(name).to_str().unwrap()]);
+    }
+    let volume = mounted(&world, "vol1");
+    let told = volume.directory.as_ref().unwrap();
+    assert_ne!(told.file_system, told.files);
+    assert_eq!(&*told.path, "/vol1");
+    let host = world.root.join("vol1/file").display().to_string();
+    let by_file = Waiting::shell(&format!("exec 3>>{host}"));
+    assert!(matches!(world.prove("vol1", Some(&volume)), Idleness::Pinned(_)));
+    drop(by_file);
+    let _other = Waiting::shell(&format!("cd {}", world.root.join("vol2").display()));
+    assert_eq!(world.prove("vol1", Some(&volume)), Idleness::Proved);
+}
