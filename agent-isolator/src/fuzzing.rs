@@ -6,12 +6,15 @@ use std::path::Path;
 
 use prost::Message;
 use reqwest::StatusCode;
+use shared::volume::Driver;
 
-use crate::keeper::{driver, mount_table};
+use crate::isolator::executors;
+use crate::keeper::driver::endpoint::Endpoint;
+use crate::keeper::{driver, mount_table, volume_rules};
 use crate::mesos::{ContainerConfig, RawContainerId};
 use crate::parameters::IsolatorParameters;
 use crate::rules::Declared;
-use crate::{agent_flags, task, wire};
+use crate::{agent_flags, agent_state, task, wire};
 
 /// `/proc/<pid>/mountinfo`, in which tenants choose paths and sources.
 pub fn mount_table(bytes: &[u8]) {
@@ -68,8 +71,72 @@ pub fn plugin_answer(bytes: &[u8]) {
 pub fn plugin_file(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     for name in ["x.spec", "x.json"] {
-        let _refused_or_not = driver::discovery::specified(Path::new(name), text);
+        let Ok(endpoint) = driver::specification::specified(Path::new(name), text) else { continue };
+        // What is shown of an address is an address of its own, and the same place.
+        if matches!(endpoint, Endpoint::Tcp(_) | Endpoint::Tls(..)) {
+            let shown = endpoint.shown();
+            assert!(!shown.contains('@'), "{shown:?}");
+            let again = driver::specification::specified(Path::new("x.spec"), &shown);
+            assert_eq!(again.map(|again| again.place()).ok(), Some(endpoint.place()), "{shown:?}");
+        }
     }
+}
+
+/// How TLS is to be, in such a file: nothing but what it says in so many words makes it weaker.
+pub fn plugin_tls(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let Ok(tls) = serde_json::from_str::<serde_json::Value>(text) else { return };
+    let file = serde_json::json!({ "Addr": "https://h:1", "TLSConfig": tls });
+    let Ok(endpoint) = driver::specification::specified(Path::new("x.json"), &file.to_string()) else {
+        return;
+    };
+    assert_eq!(endpoint.shown(), "https://h:1");
+    let insecure = matches!(&endpoint, Endpoint::Tls(_, tls) if tls.is_insecure());
+    assert!(!insecure || text.contains("true"), "{text}");
+    let plain = serde_json::json!({ "Addr": "tcp://h:1", "TLSConfig": tls });
+    let plain = driver::specification::specified(Path::new("x.json"), &plain.to_string());
+    assert!(plain.is_err() || !insecure, "{text}");
+}
+
+/// Files of certificates and keys.
+pub fn certificates(bytes: &[u8]) {
+    let _certificates_or_none = driver::tls::certificates_in(bytes);
+    if let Err(why) = driver::tls::key_in(bytes) {
+        assert!(why.len() < 100);
+    }
+}
+
+/// The description of a plugin that a Docker engine manages.
+pub fn managed_plugin(bytes: &[u8]) {
+    let Ok(plugin) = driver::managed::described(bytes) else { return };
+    for name in ["ebs", "rexray/ebs", "rexray/ebs:0.11.4"] {
+        let Ok(name) = Driver::new(name) else { continue };
+        let _is_or_not = plugin.is_called(&name);
+    }
+    let directory = Path::new("/var/lib/docker/plugins/id");
+    let Ok(Endpoint::Managed(managed)) = plugin.endpoint(directory, Path::new("/run/docker/plugins")) else {
+        return;
+    };
+    assert_eq!(managed.socket_directory(), Some(Path::new("/run/docker/plugins/id")));
+    let endpoint = Endpoint::Managed(managed);
+    for answered in ["/mnt/v", "/", "/var/lib/volumes/../../x", ""] {
+        if let Ok(path) = endpoint.host_path(answered.to_owned()) {
+            assert!(Path::new(&path).starts_with(directory), "{path:?}");
+        }
+    }
+}
+
+/// The agent's `/state`, in which frameworks choose much.
+pub fn agent_state(bytes: &[u8]) {
+    let text = agent_state::text(bytes.to_vec());
+    if let Ok(frameworks) = volume_rules::frameworks(&text) {
+        assert!(frameworks.len() <= text.len());
+    }
+    let given = [("etcd_endpoints", "h:1"), ("drivers", "rexray,ebs"), ("resources", "ebsvolumes:ebs")];
+    let given: Vec<_> = given.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let Ok(IsolatorParameters { rules, keeper, .. }) = IsolatorParameters::read(&given) else { return };
+    let declared = Declared { rules: &rules, keeper: &keeper, docker_volume_isolator: false };
+    let _judged_or_not = executors::judged(&text, &declared);
 }
 
 /// The agent's command line, as /proc has it.

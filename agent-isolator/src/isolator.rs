@@ -6,7 +6,7 @@
 
 mod calls;
 mod connection;
-mod executors;
+pub(crate) mod executors;
 mod link;
 mod looks;
 mod mounts;

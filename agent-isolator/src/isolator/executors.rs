@@ -396,6 +396,11 @@ fn judge(state: &str, declared: &Declared<'_>) -> Seen {
     Ok(executors.map(|executor| (executor.container.clone(), judge_executor(&executor, declared))).collect())
 }
 
+/// Of how many executors in the agent's state that could be said.
+pub(crate) fn judged(state: &str, declared: &Declared<'_>) -> Result<usize, String> {
+    judge(state, declared).map(|seen| seen.len())
+}
+
 fn judge_executor(executor: &Executor, declared: &Declared<'_>) -> Verdict {
     // Each task of a default executor has a container of its own, which the isolator sees.
     let is_default = executor.kind.as_deref() == Some("DEFAULT");

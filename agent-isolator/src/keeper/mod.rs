@@ -33,7 +33,7 @@ pub mod server;
 pub mod shared_memory;
 pub mod stored_table;
 pub mod survey;
-mod volume_rules;
+pub(crate) mod volume_rules;
 mod worker;
 
 pub use self::limits::Turn;

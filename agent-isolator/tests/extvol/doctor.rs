@@ -170,23 +170,27 @@ fn root_a_private_mount_root_fails_with_the_command_that_mends_it() {
     assert_line(&answer, "warning", "the mount root /nonexistent/a does not exist yet");
 }
 
-/// Runs the doctor where `sockets` is the directory of the plugins' sockets, and nothing of the host is touched.
 fn with_plugins(sockets: &Path, installation: &Installation, more: &[&str]) -> Answer {
+    run_with_plugins(sockets, installation, &[&["doctor"], more].concat())
+}
+
+/// Runs the program where `sockets` is the directory of the plugins' sockets, and nothing of the host is touched.
+pub(crate) fn run_with_plugins(sockets: &Path, installation: &Installation, words: &[&str]) -> Answer {
     let script = "mount -t tmpfs none /run && mkdir -p /run/docker/plugins \
                   && mount --bind \"$1\" /run/docker/plugins && shift && exec \"$@\"";
     let output = Command::new("unshare")
         .args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"])
         .arg(sockets)
         .args([env!("CARGO_BIN_EXE_extvol"), "--endpoints", &installation.etcd.endpoint(0)])
-        .args(["--run_directory=/nonexistent", "--state_directory=/nonexistent", "doctor"])
-        .args(more)
+        .args(["--run_directory=/nonexistent", "--state_directory=/nonexistent"])
+        .args(words)
         .output()
         .unwrap();
     output.into()
 }
 
 /// Answers each call, by its last word, with the next of these; the request lines.
-fn plugin(socket: &Path, answers: Vec<(&'static str, &'static str)>) -> JoinHandle<()> {
+pub(crate) fn plugin(socket: &Path, answers: Vec<(&'static str, &'static str)>) -> JoinHandle<()> {
     let listener = UnixListener::bind(socket).unwrap();
     std::thread::spawn(move || {
         for (call, body) in answers {

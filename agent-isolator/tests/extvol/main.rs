@@ -7,4 +7,5 @@ mod following;
 mod listings;
 mod parameters;
 mod program;
+mod volumes;
 mod writes;

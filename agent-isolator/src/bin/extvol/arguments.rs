@@ -7,6 +7,8 @@ usage: extvol [OPTION ...] COMMAND
 
 commands
   leases [--all]                 who holds which volume; --all shows free ones too
+  volumes [DRIVER]               the volumes that the plugins of this host's drivers list, or that of one, and who
+                                 holds them
   sessions                       the hosts, and how their sessions stand
   events [--limit N] [--follow]  what happened, oldest first; the newest N; and goes on
   revoke VOLUME|HOLDER --yes     make a host give up one volume, or all; its tasks that use them are ended
@@ -24,7 +26,7 @@ options
   --prefix PREFIX     where the records are; the parameter etcd_prefix, default /extvol/v1
   --NAME=VALUE        any other parameter of the keeper; README.md lists them
   --config FILE       parameters: the keeper's JSON object, or a modules JSON of an agent or a master
-  -o table|json       what `leases`, `sessions`, `events`, `storm` and `doctor` print
+  -o table|json       what `leases`, `volumes`, `sessions`, `events`, `storm` and `doctor` print
   -h, --help          this text
 
 Without endpoints and --config the parameters are those of the keeper that runs on this host, or else
@@ -51,6 +53,7 @@ pub(crate) enum Subject {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     Leases { all: bool },
+    Volumes { driver: Option<Driver> },
     Sessions,
     Events { follow: bool, limit: Option<usize> },
     Revoke { subject: Subject, yes: bool },
@@ -151,6 +154,11 @@ fn action(words: &[String], flags: &[(&'static str, &'static str, String)]) -> R
     let has = |wanted: &str| value(wanted).is_some();
     match (*command, operands) {
         ("leases", []) => Ok(Action::Leases { all: has("--all") }),
+        ("volumes", []) => Ok(Action::Volumes { driver: None }),
+        ("volumes", [driver]) => {
+            let driver = Driver::new(*driver).map_err(|why| format!("the driver {driver:?} {why}"))?;
+            Ok(Action::Volumes { driver: Some(driver) })
+        }
         ("sessions", []) => Ok(Action::Sessions),
         ("events", []) => {
             let limit = value("--limit").map(|text| match text.parse() {
@@ -178,9 +186,10 @@ fn action(words: &[String], flags: &[(&'static str, &'static str, String)]) -> R
         }
         ("revoke", []) => Err("`extvol revoke` needs a volume (driver/name) or a holder".to_owned()),
         ("free", []) => Err("`extvol free` needs a volume (driver/name)".to_owned()),
-        ("leases" | "sessions" | "events" | "revoke" | "free" | "storm" | "doctor", [.., last]) => {
-            Err(format!("`extvol {command}` does not understand {last:?}; see `extvol --help`"))
-        }
+        (
+            "leases" | "volumes" | "sessions" | "events" | "revoke" | "free" | "storm" | "doctor",
+            [.., last],
+        ) => Err(format!("`extvol {command}` does not understand {last:?}; see `extvol --help`")),
         (other, _) => Err(format!("there is no command {other:?}; see `extvol --help`")),
     }
 }
@@ -222,6 +231,8 @@ mod tests {
     fn every_command_is_understood_with_options_before_and_after_it() {
         assert_eq!(action_of("leases"), Action::Leases { all: false });
         assert_eq!(action_of("--all leases"), Action::Leases { all: true });
+        assert_eq!(action_of("volumes"), Action::Volumes { driver: None });
+        assert_eq!(action_of("volumes ebs"), Action::Volumes { driver: Some(Driver::new("ebs").unwrap()) });
         assert_eq!(action_of("events --follow --limit 5"), Action::Events { follow: true, limit: Some(5) });
         assert_eq!(action_of("events --limit=5"), Action::Events { follow: false, limit: Some(5) });
         let volume = parse_volume("ebs/vol-7b").unwrap();
@@ -256,6 +267,8 @@ mod tests {
             ("", "which command?"),
             ("lease", "no command \"lease\""),
             ("leases now", "`extvol leases` does not understand \"now\""),
+            ("volumes ebs nfs", "`extvol volumes` does not understand \"nfs\""),
+            ("volumes a\\b", "the driver \"a\\\\b\" "),
             ("leases --follow", "--follow is an option of `extvol events`, not of `extvol leases`"),
             ("events --limit 0", "--limit is \"0\""),
             ("events --limit", "--limit needs a value"),

@@ -130,7 +130,8 @@ fn row(volume: &VolumeId, lease: &Stored<Lease>, everything: &Everything) -> Row
     }
 }
 
-fn stage(stage: Stage) -> &'static str {
+/// In a word.
+pub(crate) fn stage(stage: Stage) -> &'static str {
     match stage {
         Stage::Attaching => "attaching",
         Stage::Attached => "attached",

@@ -5,7 +5,7 @@
 //! sources.rs     where the parameters come from when they are not on it
 //! records.rs     all that is read from and written to etcd
 //! decided.rs     a write that is tried until it is known to be done, or is not
-//! leases.rs, sessions.rs, events.rs, revoke.rs, free.rs, storm.rs, doctor.rs    one command each
+//! leases.rs, volumes.rs, sessions.rs, events.rs, revoke.rs, free.rs, storm.rs, doctor.rs    one command each
 //! table.rs       the tables
 //! ```
 //!
@@ -27,6 +27,7 @@ mod sessions;
 mod sources;
 mod storm;
 mod table;
+mod volumes;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -85,6 +86,9 @@ async fn carry_out(
     let output = arguments.output;
     match &arguments.action {
         Action::Leases { all } => leases::run(out, output, &records, *all).await,
+        Action::Volumes { driver } => {
+            volumes::run(out, output, &records, &parameters.drivers, driver.as_ref()).await
+        }
         Action::Sessions => sessions::run(out, output, &records).await,
         Action::Events { follow, limit } => events::run(out, output, &records, *follow, *limit).await,
         Action::Revoke { subject, yes } => revoke::run(out, &records, subject, *yes).await,

@@ -1,18 +1,17 @@
 //! Finding plugins, by Docker's own rules: sockets, specification files, and the plugins that a Docker engine manages.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 
-use serde::Deserialize;
-use serde_json::Value;
 use shared::volume::Driver;
 
-use super::DriverError;
-use super::endpoint::{Endpoint, Managed, Plugins};
+use super::endpoint::{Endpoint, Plugins};
+use super::managed::ManagedPlugins;
+use super::specification::specified;
+use super::{DriverError, files};
 use crate::parameters::Drivers;
-
-/// The longest description of a managed plugin that is read.
-const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
 /// Where plugins are looked for, and under which names.
 #[derive(Clone, Debug)]
@@ -40,18 +39,13 @@ impl Discovery {
     }
 
     /// Where a plugin listens, under its own name or else under another one of it. Looked at for each call: a plugin that
-    /// was restarted, or a link that was turned, may lead elsewhere than before.
+    /// was restarted, or a link that was turned, may lead elsewhere than before. Reads files: not for a thread that others wait
+    /// for.
     pub(super) fn find(&self, driver: &Driver) -> Result<Endpoint, DriverError> {
-        let mut found = self.find_named(driver);
-        if matches!(found, Err(DriverError::NotFound { .. })) {
-            let canonical = self.aliases.get(driver).unwrap_or(driver);
-            let aliases = self.aliases.iter().filter(|(_, of)| *of == canonical).map(|(alias, _)| alias);
-            let mut others = std::iter::once(canonical).chain(aliases);
-            found = others.find_map(|other| self.find_named(other).ok()).map_or(found, Ok);
-        }
-        let endpoint = found?;
+        let look = Look { discovery: self, managed: OnceCell::new() };
+        let endpoint = look.find_by_any_name(driver)?;
         let place = endpoint.place();
-        let is_there = |other: &&Driver| self.find_named(other).is_ok_and(|other| other.place() == place);
+        let is_there = |other: &&Driver| look.find_named(other).is_ok_and(|other| other.place() == place);
         match self.known.apart_from(driver).find(is_there) {
             None => Ok(endpoint),
             Some(other) => Err(DriverError::Coincides {
@@ -61,148 +55,79 @@ impl Discovery {
             }),
         }
     }
+}
+
+/// One look at this host, for all names that have to do with a call.
+struct Look<'d> {
+    discovery: &'d Discovery,
+    /// What an engine manages is read once, and not unless a name asks for it.
+    managed: OnceCell<ManagedPlugins>,
+}
+
+impl Look<'_> {
+    fn find_by_any_name(&self, driver: &Driver) -> Result<Endpoint, DriverError> {
+        let mut fault = match self.find_named(driver) {
+            Err(missing @ DriverError::NotFound { .. }) => missing,
+            found => return found,
+        };
+        let aliases = &self.discovery.aliases;
+        let canonical = aliases.get(driver).unwrap_or(driver);
+        let others = aliases.iter().filter(|(_, of)| *of == canonical).map(|(alias, _)| alias);
+        for other in std::iter::once(canonical).chain(others) {
+            match self.find_named(other) {
+                Ok(found) => return Ok(found),
+                // What is wrong with the one that is there says more than that another is not.
+                Err(found) if matches!(fault, DriverError::NotFound { .. }) => {
+                    if !matches!(found, DriverError::NotFound { .. }) {
+                        fault = found;
+                    }
+                }
+                Err(_) => {}
+            }
+        }
+        Err(fault)
+    }
 
     /// By Docker's own rules of discovery.
     fn find_named(&self, driver: &Driver) -> Result<Endpoint, DriverError> {
+        let Discovery { sockets, specifications, managed, .. } = self.discovery;
         let name = driver.as_str();
         // Only a managed plugin has a long name, and its socket another one.
         if name.contains(['/', ':']) {
-            return self.find_managed(driver);
+            return self.managed.get_or_init(|| ManagedPlugins::read(managed)).find(driver, sockets);
         }
-        let sockets =
-            [self.sockets.join(format!("{name}.sock")), self.sockets.join(name).join(format!("{name}.sock"))];
         let mut looked_for = Vec::new();
-        for socket in sockets {
+        for socket in [sockets.join(format!("{name}.sock")), sockets.join(name).join(format!("{name}.sock"))]
+        {
             if socket.exists() {
                 return Ok(Endpoint::Unix(socket));
             }
             looked_for.push(socket);
         }
-        for directory in &self.specifications {
+        for directory in specifications {
             for ending in ["spec", "json"] {
                 let file = directory.join(format!("{name}.{ending}"));
-                match std::fs::read_to_string(&file) {
-                    Ok(text) => return specified(&file, &text),
-                    Err(_) => looked_for.push(file),
+                let fault = |fault: String| Err(DriverError::Specification { file: file.clone(), fault });
+                match files::read(&file).map(String::from_utf8) {
+                    Ok(Ok(text)) => return specified(&file, &text),
+                    Ok(Err(_)) => return fault("it is no UTF-8".into()),
+                    Err(error)
+                        if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+                    {
+                        looked_for.push(file);
+                    }
+                    Err(error) => return fault(error.to_string()),
                 }
             }
         }
         let looked_for = looked_for.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ");
         Err(DriverError::NotFound { driver: driver.clone(), looked_for })
     }
-
-    /// A plugin that a Docker engine manages. Its name is in its description alone: the directory of its socket has its id.
-    fn find_managed(&self, driver: &Driver) -> Result<Endpoint, DriverError> {
-        let looked_for = || DriverError::NotFound {
-            driver: driver.clone(),
-            looked_for: self.managed.join("*/config.json").display().to_string(),
-        };
-        let directories = std::fs::read_dir(&self.managed).map_err(|_| looked_for())?;
-        let mut plugins: Vec<_> = directories.flatten().map(|entry| entry.path()).collect();
-        plugins.sort();
-        let found = plugins.iter().filter_map(|directory| Some((directory, Description::read(directory)?)));
-        let mut enabled = found.filter(|(_, found)| found.plugin.enabled && found.plugin.is_called(driver));
-        let (directory, Description { plugin }) = enabled.next().ok_or_else(looked_for)?;
-        let fault = |fault: String| DriverError::Specification { file: directory.join("config.json"), fault };
-        let socket = plugin.config.interface.socket;
-        if socket.contains('/') || socket.is_empty() {
-            return Err(fault(format!("its socket is called {socket:?}")));
-        }
-        let id = directory.file_name().ok_or_else(looked_for)?;
-        Ok(Endpoint::Managed(Managed {
-            socket: self.sockets.join(id).join(socket),
-            directory: directory.clone(),
-            propagated: Some(plugin.config.propagated).filter(|path| path.is_absolute()),
-        }))
-    }
-}
-
-/// What of a managed plugin's `config.json` is read, as Docker 1.13 and later write it.
-#[derive(Deserialize)]
-struct Description {
-    plugin: Plugin,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Plugin {
-    name: String,
-    #[serde(default)]
-    enabled: bool,
-    config: Config,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Config {
-    interface: Interface,
-    #[serde(default, rename = "PropagatedMount")]
-    propagated: PathBuf,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Interface {
-    #[serde(default)]
-    socket: String,
-}
-
-impl Description {
-    /// None of what is no plugin's directory.
-    fn read(directory: &Path) -> Option<Self> {
-        let file = directory.join("config.json");
-        let fits = std::fs::metadata(&file).is_ok_and(|file| file.len() <= CONFIG_BYTES_MAX);
-        serde_json::from_slice(&fits.then(|| std::fs::read(file).ok())??).ok()
-    }
-}
-
-impl Plugin {
-    /// By name and tag; without a tag `latest` is meant.
-    fn is_called(&self, driver: &Driver) -> bool {
-        let tagged = |name: &str| match name.rsplit_once(':') {
-            Some((_, tag)) if !tag.contains('/') => name.to_owned(),
-            _ => format!("{name}:latest"),
-        };
-        tagged(&self.name) == tagged(driver.as_str())
-    }
-}
-
-pub(crate) fn specified(file: &Path, text: &str) -> Result<Endpoint, DriverError> {
-    let fault = |fault: &str| DriverError::Specification { file: file.to_owned(), fault: fault.to_owned() };
-    let address = if file.extension().is_some_and(|ending| ending == "json") {
-        let parsed: Value = serde_json::from_str(text).map_err(|error| fault(&error.to_string()))?;
-        if parsed.get("TLSConfig").is_some_and(|tls| !tls.is_null()) {
-            return Err(fault("TLSConfig is not supported yet"));
-        }
-        parsed.get("Addr").and_then(Value::as_str).ok_or_else(|| fault("it has no Addr"))?.to_owned()
-    } else {
-        text.trim().to_owned()
-    };
-    match address.split_once("://") {
-        Some(("unix", path)) => Ok(Endpoint::Unix(path.into())),
-        Some(("tcp" | "http", host)) => Ok(Endpoint::Tcp(format!("http://{}", host.trim_end_matches('/')))),
-        _ => Err(fault(&format!("{address:?} is no unix:// or tcp:// address"))),
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn specification_files_name_a_socket_or_an_address() {
-        let at = |file: &str, text: &str| match specified(Path::new(file), text) {
-            Ok(Endpoint::Unix(path)) => format!("unix {}", path.display()),
-            Ok(Endpoint::Tcp(base)) => base,
-            Ok(managed) => managed.shown(),
-            Err(error) => error.to_string(),
-        };
-        assert_eq!(at("x.spec", "unix:///run/x.sock\n"), "unix /run/x.sock");
-        assert_eq!(at("x.spec", "tcp://127.0.0.1:7979/"), "http://127.0.0.1:7979");
-        assert_eq!(at("x.json", r#"{"Name":"x","Addr":"tcp://h:1"}"#), "http://h:1");
-        assert!(at("x.json", r#"{"Addr":"tcp://h:1","TLSConfig":{"CAFile":"c"}}"#).contains("TLSConfig"));
-        assert!(at("x.spec", "nonsense").contains("\"nonsense\" is no unix:// or tcp:// address"));
-    }
 
     #[test]
     fn a_managed_plugin_is_found_by_name_and_tag_and_its_paths_are_the_hosts() {
@@ -257,18 +182,38 @@ mod tests {
         assert_eq!(found("ebs").unwrap(), Endpoint::Unix(at("sockets/ebs.sock")));
         describe("2on", "rexray/ebs:0.11.4", true, r#"{"Interface":{"Socket":"../x.sock"}}"#);
         assert!(found("rexray/ebs:0.11.4").unwrap_err().to_string().contains("its socket is called"));
+        // Under each name of it the fault is told, and not that there is no such file.
+        std::fs::remove_file(at("sockets/ebs.sock")).unwrap();
+        let error = found("ebs").unwrap_err().to_string();
+        assert!(error.contains("2on/config.json") && error.contains("its socket is called"), "{error}");
+        std::fs::write(at("plugins/2on/config.json"), r#"{"plugin":{"Name":"#).unwrap();
+        let error = found("ebs").unwrap_err().to_string();
+        assert!(error.contains("2on/config.json") && error.contains("cannot be read: EOF"), "{error}");
+        assert!(error.contains("no other description is of an enabled plugin rexray/ebs:0.11.4"), "{error}");
+        // A broken neighbour hides nobody.
+        describe("3on", "rexray/ebs:0.11.4", true, interface);
+        assert_eq!(found("ebs").unwrap().shown(), at("sockets/3on/rexray.sock").display().to_string());
     }
 
     #[test]
-    fn a_name_without_a_tag_means_the_latest() {
-        let plugin = |name: &str| Plugin {
-            name: name.into(),
-            enabled: true,
-            config: Config { interface: Interface { socket: String::new() }, propagated: PathBuf::new() },
+    fn a_specification_that_is_there_and_cannot_be_used_is_told_of() {
+        let host = tempfile::tempdir().unwrap();
+        let read = crate::parameters::KeeperParameters::read(&[("etcd_endpoints".into(), "h:1".into())]);
+        let discovery = Discovery {
+            sockets: host.path().join("none"),
+            specifications: vec![host.path().to_owned()],
+            managed: host.path().join("none"),
+            ..Discovery::new(&read.unwrap().drivers)
         };
-        let called =
-            |plugin_name: &str, driver: &str| plugin(plugin_name).is_called(&Driver::new(driver).unwrap());
-        assert!(called("rexray/ebs:latest", "rexray/ebs") && called("rexray/ebs", "rexray/ebs:latest"));
-        assert!(!called("rexray/ebs:0.11.4", "rexray/ebs") && !called("rexray/efs:latest", "rexray/ebs"));
+        let found = |name: &str| discovery.find(&Driver::new(name).unwrap()).unwrap_err().to_string();
+        std::fs::write(host.path().join("x.spec"), b"tcp://\xff").unwrap();
+        std::fs::write(host.path().join("long.json"), " ".repeat(2 << 20)).unwrap();
+        std::fs::create_dir(host.path().join("d.spec")).unwrap();
+        for (name, why) in [("x", "no UTF-8"), ("long", "longer than 1 MiB"), ("d", "it is no file")] {
+            assert!(
+                found(name).contains("does not say where the plugin listens") && found(name).contains(why)
+            );
+        }
+        assert!(found("y").contains("no Docker volume plugin named y was found"));
     }
 }

@@ -6,20 +6,75 @@
 //! can. Such names are aliases, or neither is called.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
+use reqwest::Url;
 use shared::volume::Driver;
 
+use super::tls::Tls;
 use crate::parameters::Drivers;
 
 /// Where a plugin listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Endpoint {
     Unix(PathBuf),
-    /// Scheme, host and port.
-    Tcp(String),
+    Tcp(Address),
+    Tls(Address, Tls),
     Managed(Managed),
+}
+
+/// A host and its port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Address {
+    /// As in an URL: an address of IPv6 stands in brackets.
+    host: String,
+    pub(super) port: u16,
+}
+
+impl Address {
+    /// Reads what follows the scheme. As Docker does, it looks at host and port alone.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub(super) fn read(scheme: &str, rest: &str) -> Result<Self, String> {
+        // Whoever writes a password there does not want to see it in a log.
+        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        if authority.contains('@') {
+            return Err("its address has a user name, which no plugin is asked with".into());
+        }
+        let url = Url::parse(&format!("{scheme}://{authority}"))
+            .map_err(|error| format!("its address {authority:?} names no host and port: {error}"))?;
+        let host = url.host_str().filter(|host| !host.is_empty());
+        host.zip(url.port_or_known_default())
+            .map(|(host, port)| Self { host: host.to_owned(), port })
+            .ok_or_else(|| format!("its address {authority:?} names no host"))
+    }
+
+    /// A name, or the address of a host without brackets.
+    pub(super) fn host(&self) -> &str {
+        self.host.trim_start_matches('[').trim_end_matches(']')
+    }
+
+    /// The one form of it, whatever is spoken there.
+    fn place(&self) -> String {
+        let host = self.host().trim_end_matches('.').to_ascii_lowercase();
+        let host = match host.parse::<IpAddr>().map(|address| address.to_canonical()) {
+            Ok(address) if address.is_loopback() => Ipv4Addr::LOCALHOST.to_string(),
+            Ok(address) => address.to_string(),
+            Err(_) if host == "localhost" => Ipv4Addr::LOCALHOST.to_string(),
+            Err(_) => host,
+        };
+        format!("{host} {}", self.port)
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
 }
 
 /// A plugin that a Docker engine manages: a container of its own, whose paths are not the host's.
@@ -34,7 +89,7 @@ pub(crate) struct Managed {
 
 /// What two endpoints have in common when they are one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Place {
+pub(crate) enum Place {
     /// Device and inode, behind all links.
     Socket(u64, u64),
     /// A socket that cannot be looked at.
@@ -42,16 +97,24 @@ pub(super) enum Place {
     Address(String),
 }
 
+impl Managed {
+    /// Where its socket is.
+    pub(crate) fn socket_directory(&self) -> Option<&Path> {
+        self.socket.parent()
+    }
+}
+
 impl Endpoint {
-    pub(super) fn shown(&self) -> String {
+    pub(crate) fn shown(&self) -> String {
         match self {
             Self::Unix(path) | Self::Managed(Managed { socket: path, .. }) => path.display().to_string(),
-            Self::Tcp(base) => base.clone(),
+            Self::Tcp(address) => format!("http://{address}"),
+            Self::Tls(address, _) => format!("https://{address}"),
         }
     }
 
     /// Where the host has what the plugin says that it has mounted at `path`. Docker's own rule (`ScopedPath` of its managed plugins).
-    pub(super) fn host_path(&self, path: String) -> Result<String, String> {
+    pub(crate) fn host_path(&self, path: String) -> Result<String, String> {
         let Self::Managed(Managed { directory, propagated, .. }) = self else { return Ok(path) };
         let inside = Path::new(&path);
         if inside.components().any(|part| part == Component::ParentDir) {
@@ -65,21 +128,13 @@ impl Endpoint {
         on_host.into_os_string().into_string().map_err(|_| "it is no UTF-8 on the host".into())
     }
 
-    pub(super) fn place(&self) -> Place {
+    pub(crate) fn place(&self) -> Place {
         match self {
             Self::Unix(path) | Self::Managed(Managed { socket: path, .. }) => match std::fs::metadata(path) {
                 Ok(file) => Place::Socket(file.dev(), file.ino()),
                 Err(_) => Place::Path(path.clone()),
             },
-            Self::Tcp(base) => {
-                let address = base.to_ascii_lowercase();
-                let (host, port) = address.rsplit_once(':').unwrap_or((&address, ""));
-                let host = match host {
-                    "http://localhost" | "http://[::1]" => "http://127.0.0.1",
-                    host => host,
-                };
-                Place::Address(format!("{host}:{port}"))
-            }
+            Self::Tcp(address) | Self::Tls(address, _) => Place::Address(address.place()),
         }
     }
 }
@@ -139,10 +194,26 @@ mod tests {
 
     #[test]
     fn an_address_is_one_however_it_is_spelt() {
-        let place = |base: &str| Endpoint::Tcp(base.into()).place();
-        for same in ["http://localhost:7979", "http://[::1]:7979", "http://LOCALHOST:7979"] {
+        let place = |address: &str| {
+            let (scheme, rest) = address.split_once("://").unwrap();
+            let read = Address::read(scheme, rest).unwrap();
+            let endpoint =
+                if scheme == "https" { Endpoint::Tls(read, Tls::default()) } else { Endpoint::Tcp(read) };
+            endpoint.place()
+        };
+        for same in [
+            "http://localhost:7979",
+            "http://[::1]:7979",
+            "http://LOCALHOST.:7979",
+            "http://127.1:7979/x",
+            "http://[::ffff:127.0.0.1]:7979",
+            // A port is one program's, whatever that speaks.
+            "https://localhost:7979",
+        ] {
             assert_eq!(place(same), place("http://127.0.0.1:7979"), "{same}");
         }
+        assert_eq!(place("https://Plugin.example"), place("http://plugin.example:443/x"));
+        assert_ne!(place("https://plugin.example"), place("http://plugin.example"));
         assert_ne!(place("http://127.0.0.1:7979"), place("http://127.0.0.1:7980"));
         assert_ne!(place("http://a:1"), place("http://b:1"));
     }

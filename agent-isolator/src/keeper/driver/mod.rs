@@ -2,34 +2,40 @@
 //!
 //! ```text
 //! mod.rs        calling them: the one file that speaks their protocol
+//! call.rs       one call over one connection; tls.rs: whom to believe there
 //! answer.rs     what their answers mean
 //! discovery.rs  finding them; endpoint.rs: where they listen, and which of them must not be one
+//! specification.rs, managed.rs, files.rs    the files that say where they listen
 //! ```
 //!
 //! What a plugin answers is no proof of anything (see `mounts`): a Mount's error tells only whether
 //! the plugin is done with the call, and an Unmount's answer is for the log.
 
 pub(crate) mod answer;
-pub(crate) mod discovery;
+mod call;
+mod discovery;
 pub(crate) mod endpoint;
+mod files;
+pub(crate) mod managed;
+pub(crate) mod specification;
+pub(crate) mod tls;
+#[cfg(test)]
+mod tls_tests;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use reqwest::header::{ACCEPT, CONTENT_TYPE};
-use reqwest::redirect::Policy;
 use serde_json::{Value, json};
 use shared::protocol::holder::{MountFault, UnmountFault};
 use shared::record::Token;
 use shared::volume::{Driver, VolumeId};
 
 use self::answer::{Said, field, says_missing, understood, words};
+use self::call::Fault;
 use self::discovery::Discovery;
-use self::endpoint::{Endpoint, Managed};
+use self::endpoint::Endpoint;
 use crate::parameters::Drivers;
-
-const MEDIA_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
 
 /// Docker waits this long for Create and Mount; attaching a cloud volume takes most of a minute.
 pub const MOUNT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -42,6 +48,9 @@ const PROMPT: Duration = Duration::from_secs(30);
 
 /// An answer longer than this is no plugin's.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
+
+/// Of all its volumes, which may be thousands with all that the plugin knows of each.
+const LIST_BYTES_MAX: usize = 16 << 20;
 
 /// Why a plugin's call gave no good answer.
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +93,7 @@ pub enum DriverError {
         endpoint: String,
         /// Why.
         #[source]
-        source: reqwest::Error,
+        source: std::io::Error,
     },
     /// The plugin got the call, and gave no answer that means anything: it may still be at it.
     #[error("the plugin {driver} gave no proper answer to {call}: {fault}")]
@@ -119,6 +128,15 @@ impl DriverError {
         }
         text
     }
+}
+
+/// A volume, as a plugin lists it. Foreign words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// What the plugin calls it.
+    pub name: String,
+    /// Where it has it mounted on its host, as the plugin sees that host; empty if nowhere.
+    pub mountpoint: String,
 }
 
 /// A volume driver: what the keeper needs of it.
@@ -202,6 +220,41 @@ impl DockerPlugins {
         }
     }
 
+    /// All volumes that a plugin knows. Changes nothing.
+    ///
+    /// # Errors
+    /// See [`DriverError`].
+    pub async fn list(&self, driver: &Driver, timeout: Duration) -> Result<Vec<Listed>, DriverError> {
+        let answer = self.call(driver, "List", &json!({}), timeout).await?;
+        let no_list = || DriverError::NoAnswer {
+            driver: driver.clone(),
+            call: "List",
+            fault: format!("{:?} is no list of volumes", words(answer.to_string().as_bytes())),
+        };
+        let text = |volume: &Value, name: &str| {
+            field(volume, name).and_then(Value::as_str).unwrap_or_default().to_owned()
+        };
+        match field(&answer, "Volumes") {
+            // Go writes no volumes as null, or not at all.
+            None | Some(Value::Null) => Ok(Vec::new()),
+            Some(Value::Array(volumes)) if volumes.iter().all(Value::is_object) => Ok(volumes
+                .iter()
+                .map(|volume| Listed { name: text(volume, "Name"), mountpoint: text(volume, "Mountpoint") })
+                .collect()),
+            Some(_) => Err(no_list()),
+        }
+    }
+
+    /// Where a plugin listens. Files are looked at, for which no thread is held up that others wait for.
+    async fn found(&self, driver: &Driver) -> Result<Endpoint, DriverError> {
+        let (discovery, name) = (self.discovery.clone(), driver.clone());
+        let found = tokio::task::spawn_blocking(move || discovery.find(&name)).await;
+        found.unwrap_or_else(|error| {
+            let looked_for = format!("a bug: {error}");
+            Err(DriverError::NotFound { driver: driver.clone(), looked_for })
+        })
+    }
+
     async fn call(
         &self,
         driver: &Driver,
@@ -220,7 +273,7 @@ impl DockerPlugins {
         body: &Value,
         timeout: Duration,
     ) -> Result<Value, DriverError> {
-        self.post_to(&self.discovery.find(driver)?, driver, interface, call, body, timeout).await
+        self.post_to(&self.found(driver).await?, driver, interface, call, body, timeout).await
     }
 
     async fn post_to(
@@ -232,46 +285,17 @@ impl DockerPlugins {
         body: &Value,
         timeout: Duration,
     ) -> Result<Value, DriverError> {
-        let began = Instant::now();
-        // A plugin is who its socket or specification names: neither a proxy of the environment nor who it would send us on to.
-        let redirect = Policy::none();
-        let builder = reqwest::Client::builder().timeout(timeout).no_proxy().redirect(redirect);
-        let shown = endpoint.shown();
-        let (builder, base) = match endpoint {
-            Endpoint::Unix(socket) | Endpoint::Managed(Managed { socket, .. }) => {
-                (builder.unix_socket(socket.as_path()), "http://plugin".to_owned())
-            }
-            Endpoint::Tcp(base) => (builder, base.clone()),
-        };
-        let unreachable =
-            |source| DriverError::Unreachable { driver: driver.clone(), endpoint: shown.clone(), source };
         let no_answer = |fault: String| DriverError::NoAnswer { driver: driver.clone(), call, fault };
-        let client = builder.build().map_err(unreachable)?;
-        let request = client
-            .post(format!("{base}/{interface}.{call}"))
-            .header(ACCEPT, MEDIA_TYPE)
-            .header(CONTENT_TYPE, MEDIA_TYPE)
-            .body(body.to_string());
-        let mut response = match request.send().await {
-            Ok(response) => response,
-            Err(error) if error.is_connect() => return Err(unreachable(error)),
-            Err(error) if error.is_timeout() => {
-                return Err(no_answer(format!("none within {} s", timeout.as_secs())));
+        let most = if call == "List" { LIST_BYTES_MAX } else { ANSWER_BYTES_MAX };
+        let method = format!("{interface}.{call}");
+        let answer = call::call(endpoint, &method, body.to_string(), timeout, most).await;
+        let answer = answer.map_err(|fault| match fault {
+            Fault::Unreachable(source) => {
+                DriverError::Unreachable { driver: driver.clone(), endpoint: endpoint.shown(), source }
             }
-            Err(error) => return Err(no_answer(format!("the connection broke ({error})"))),
-        };
-        let status = response.status();
-        let prompt = began.elapsed() < PROMPT;
-        let mut answer = Vec::new();
-        loop {
-            match response.chunk().await {
-                Ok(None) => break,
-                Ok(Some(chunk)) if answer.len() + chunk.len() <= ANSWER_BYTES_MAX => answer.extend(chunk),
-                Ok(Some(_)) => return Err(no_answer("it is longer than 1 MiB".into())),
-                Err(error) => return Err(no_answer(format!("it broke off ({error})"))),
-            }
-        }
-        understood(&answer, status, prompt).map_err(|said| match said {
+            Fault::Nothing(fault) => no_answer(fault),
+        })?;
+        understood(&answer.body, answer.status, answer.after < PROMPT).map_err(|said| match said {
             Said::No(text) => DriverError::Refused { driver: driver.clone(), call, text },
             Said::Nothing(fault) => no_answer(fault),
         })
@@ -333,10 +357,11 @@ fn mount_fault(error: DriverError) -> MountFault {
     let why = error.sentence().into();
     match error {
         DriverError::NoAnswer { .. } => MountFault::Unresolved(why),
-        DriverError::NotFound { .. } | DriverError::Coincides { .. } | DriverError::Unreachable { .. } => {
-            MountFault::Unreachable(why)
-        }
-        _ => MountFault::Refused(why),
+        DriverError::Refused { .. } => MountFault::Refused(why),
+        DriverError::NotFound { .. }
+        | DriverError::Coincides { .. }
+        | DriverError::Specification { .. }
+        | DriverError::Unreachable { .. } => MountFault::Unreachable(why),
     }
 }
 
@@ -344,10 +369,11 @@ fn unmount_fault(error: DriverError) -> UnmountFault {
     let why = error.sentence().into();
     match error {
         DriverError::NoAnswer { .. } => UnmountFault::Unresolved(why),
-        DriverError::NotFound { .. } | DriverError::Coincides { .. } | DriverError::Unreachable { .. } => {
-            UnmountFault::Unreachable(why)
-        }
-        _ => UnmountFault::Refused(why),
+        DriverError::Refused { .. } => UnmountFault::Refused(why),
+        DriverError::NotFound { .. }
+        | DriverError::Coincides { .. }
+        | DriverError::Specification { .. }
+        | DriverError::Unreachable { .. } => UnmountFault::Unreachable(why),
     }
 }
 
@@ -370,7 +396,7 @@ impl VolumeDriver for DockerPlugins {
             })?;
         }
         let body = json!({ "Name": asked.name, "ID": mount_id(token) });
-        let endpoint = self.discovery.find(&asked.driver).map_err(mount_fault)?;
+        let endpoint = self.found(&asked.driver).await.map_err(mount_fault)?;
         let timeout = self.mount_timeout(&asked.driver);
         let answer =
             self.post_to(&endpoint, &asked.driver, "VolumeDriver", "Mount", &body, timeout).await;
