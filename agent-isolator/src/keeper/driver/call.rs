@@ -4,6 +4,7 @@
 //! installed for the whole process, and the agent's and the master's are not ours.
 
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full};
@@ -12,6 +13,7 @@ use hyper::client::conn::http1;
 use hyper::header::{ACCEPT, CONTENT_TYPE, HOST};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -53,6 +55,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 /// See [`Fault`].
 pub(super) async fn call(
     endpoint: &Endpoint,
+    tls: Option<Result<ClientConfig, String>>,
     method: &str,
     body: String,
     timeout: Duration,
@@ -62,7 +65,7 @@ pub(super) async fn call(
     let end = tokio::time::Instant::from_std(began + timeout);
     let late = || format!("none within {} s", timeout.as_secs());
     let unreachable = |why: String| Fault::Unreachable(io::Error::other(why));
-    let (stream, host) = timeout_at(end, connected(endpoint))
+    let (stream, host) = timeout_at(end, connected(endpoint, tls))
         .await
         .map_err(|_| unreachable(format!("no connection within {} s", timeout.as_secs())))?
         .map_err(Fault::Unreachable)?;
@@ -109,13 +112,19 @@ pub(super) async fn call(
 }
 
 /// A connection, and what the call's Host header says.
-async fn connected(endpoint: &Endpoint) -> io::Result<(Box<dyn Stream>, String)> {
+async fn connected(
+    endpoint: &Endpoint,
+    config: Option<Result<ClientConfig, String>>,
+) -> io::Result<(Box<dyn Stream>, String)> {
     match endpoint {
         Endpoint::Unix(socket) | Endpoint::Managed(Managed { socket, .. }) => {
             Ok((Box::new(UnixStream::connect(socket).await?), "plugin".into()))
         }
         Endpoint::Tcp(address) => Ok((Box::new(tcp(address).await?), address.to_string())),
-        Endpoint::Tls(address, tls) => Ok((encrypted(address, tls).await?, address.to_string())),
+        Endpoint::Tls(address, tls) => {
+            let config = config.unwrap_or_else(|| Err("a bug: nobody says whom to believe".into()));
+            Ok((encrypted(address, tls, config.map_err(io::Error::other)?).await?, address.to_string()))
+        }
     }
 }
 
@@ -125,14 +134,10 @@ async fn tcp(address: &Address) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-async fn encrypted(address: &Address, tls: &Tls) -> io::Result<Box<dyn Stream>> {
+async fn encrypted(address: &Address, tls: &Tls, config: ClientConfig) -> io::Result<Box<dyn Stream>> {
     let name = ServerName::try_from(address.host().to_owned()).map_err(io::Error::other)?;
-    let read = tls.clone();
-    let config =
-        tokio::task::spawn_blocking(move || read.for_connection()).await.map_err(io::Error::other)?;
-    let connector = TlsConnector::from(std::sync::Arc::new(config.map_err(io::Error::other)?));
     let stream = tcp(address).await?;
-    match connector.connect(name, stream).await {
+    match TlsConnector::from(Arc::new(config)).connect(name, stream).await {
         Ok(stream) => Ok(Box::new(stream)),
         Err(error) => Err(io::Error::new(error.kind(), tls.why(&error))),
     }

@@ -24,17 +24,21 @@ mod tls_tests;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ClientConfig;
 use serde_json::{Value, json};
 use shared::protocol::holder::{MountFault, UnmountFault};
 use shared::record::Token;
 use shared::volume::{Driver, VolumeId};
+use tokio::sync::Semaphore;
 
 use self::answer::{Said, field, says_missing, understood, words};
 use self::call::Fault;
 use self::discovery::Discovery;
 use self::endpoint::Endpoint;
+use super::blocking;
 use crate::parameters::Drivers;
 
 /// Docker waits this long for Create and Mount; attaching a cloud volume takes most of a minute.
@@ -48,6 +52,13 @@ const PROMPT: Duration = Duration::from_secs(30);
 
 /// An answer longer than this is no plugin's.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
+
+/// So many threads look at once at the files that say where plugins listen. Where their file system does not answer, no more of
+/// them hang, and others have theirs.
+const LOOKS_MAX: usize = 4;
+
+/// A look reads a few files.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Of all its volumes, which may be thousands with all that the plugin knows of each.
 const LIST_BYTES_MAX: usize = 16 << 20;
@@ -83,6 +94,15 @@ pub enum DriverError {
         file: PathBuf,
         /// What is wrong.
         fault: String,
+    },
+    /// The files that would tell do not answer.
+    #[error(
+        "where the plugin {driver} listens could not be seen within {} s: the file system of its files does not answer",
+        LOOK_TIMEOUT.as_secs()
+    )]
+    Unseen {
+        /// Its name.
+        driver: Driver,
     },
     /// The plugin could not be reached: it did not get the call.
     #[error("the plugin {driver} at {endpoint} could not be reached")]
@@ -173,13 +193,23 @@ pub trait VolumeDriver {
 pub struct DockerPlugins {
     discovery: Discovery,
     drivers: Drivers,
+    looks: Arc<Semaphore>,
+}
+
+/// What was seen of a plugin for one call.
+#[derive(Debug)]
+struct Found {
+    endpoint: Endpoint,
+    /// Of one behind TLS, or why there is none.
+    tls: Option<Result<ClientConfig, String>>,
 }
 
 impl DockerPlugins {
     /// As they are found on this host.
     #[must_use]
     pub fn new(drivers: &Drivers) -> Self {
-        Self { discovery: Discovery::new(drivers), drivers: drivers.clone() }
+        let looks = Arc::new(Semaphore::new(LOOKS_MAX));
+        Self { discovery: Discovery::new(drivers), drivers: drivers.clone(), looks }
     }
 
     fn mount_timeout(&self, driver: &Driver) -> Duration {
@@ -246,13 +276,24 @@ impl DockerPlugins {
     }
 
     /// Where a plugin listens. Files are looked at, for which no thread is held up that others wait for.
-    async fn found(&self, driver: &Driver) -> Result<Endpoint, DriverError> {
-        let (discovery, name) = (self.discovery.clone(), driver.clone());
-        let found = tokio::task::spawn_blocking(move || discovery.find(&name)).await;
-        found.unwrap_or_else(|error| {
-            let looked_for = format!("a bug: {error}");
-            Err(DriverError::NotFound { driver: driver.clone(), looked_for })
-        })
+    async fn found(&self, driver: &Driver) -> Result<Found, DriverError> {
+        let (discovery, name, looks) = (self.discovery.clone(), driver.clone(), Arc::clone(&self.looks));
+        let looking = async move {
+            // Nobody closes it.
+            let turn = looks.acquire_owned().await.ok();
+            let look = move || {
+                let _turn = turn;
+                let endpoint = discovery.find(&name)?;
+                let tls = match &endpoint {
+                    Endpoint::Tls(_, tls) => Some(tls.for_connection()),
+                    _ => None,
+                };
+                Ok(Found { endpoint, tls })
+            };
+            blocking(look).await
+        };
+        let looked = tokio::time::timeout(LOOK_TIMEOUT, looking).await;
+        looked.unwrap_or_else(|_| Err(DriverError::Unseen { driver: driver.clone() }))
     }
 
     async fn call(
@@ -273,12 +314,12 @@ impl DockerPlugins {
         body: &Value,
         timeout: Duration,
     ) -> Result<Value, DriverError> {
-        self.post_to(&self.found(driver).await?, driver, interface, call, body, timeout).await
+        self.post_to(self.found(driver).await?, driver, interface, call, body, timeout).await
     }
 
     async fn post_to(
         &self,
-        endpoint: &Endpoint,
+        Found { endpoint, tls }: Found,
         driver: &Driver,
         interface: &'static str,
         call: &'static str,
@@ -288,7 +329,7 @@ impl DockerPlugins {
         let no_answer = |fault: String| DriverError::NoAnswer { driver: driver.clone(), call, fault };
         let most = if call == "List" { LIST_BYTES_MAX } else { ANSWER_BYTES_MAX };
         let method = format!("{interface}.{call}");
-        let answer = call::call(endpoint, &method, body.to_string(), timeout, most).await;
+        let answer = call::call(&endpoint, tls, &method, body.to_string(), timeout, most).await;
         let answer = answer.map_err(|fault| match fault {
             Fault::Unreachable(source) => {
                 DriverError::Unreachable { driver: driver.clone(), endpoint: endpoint.shown(), source }
@@ -361,6 +402,7 @@ fn mount_fault(error: DriverError) -> MountFault {
         DriverError::NotFound { .. }
         | DriverError::Coincides { .. }
         | DriverError::Specification { .. }
+        | DriverError::Unseen { .. }
         | DriverError::Unreachable { .. } => MountFault::Unreachable(why),
     }
 }
@@ -373,6 +415,7 @@ fn unmount_fault(error: DriverError) -> UnmountFault {
         DriverError::NotFound { .. }
         | DriverError::Coincides { .. }
         | DriverError::Specification { .. }
+        | DriverError::Unseen { .. }
         | DriverError::Unreachable { .. } => UnmountFault::Unreachable(why),
     }
 }
@@ -396,10 +439,10 @@ impl VolumeDriver for DockerPlugins {
             })?;
         }
         let body = json!({ "Name": asked.name, "ID": mount_id(token) });
-        let endpoint = self.found(&asked.driver).await.map_err(mount_fault)?;
+        let found = self.found(&asked.driver).await.map_err(mount_fault)?;
+        let endpoint = found.endpoint.clone();
         let timeout = self.mount_timeout(&asked.driver);
-        let answer =
-            self.post_to(&endpoint, &asked.driver, "VolumeDriver", "Mount", &body, timeout).await;
+        let answer = self.post_to(found, &asked.driver, "VolumeDriver", "Mount", &body, timeout).await;
         let answer = answer.map_err(mount_fault)?;
         match field(&answer, "Mountpoint").and_then(Value::as_str) {
             Some(path) if !path.is_empty() => endpoint.host_path(path.to_owned()).map_err(|why| {
@@ -684,6 +727,17 @@ mod tests {
         let volume = VolumeId { driver: Driver::new("x/ebs:1").unwrap(), ..volume() };
         let expected = managed.join("propagated-mount/vol1").display().to_string();
         assert_eq!(plugins.mount(&volume, None, Token(Revision(7))).await, Ok(expected));
+    }
+
+    #[tokio::test]
+    async fn files_that_do_not_answer_hold_up_a_few_threads_and_no_call() {
+        let (_directory, plugins) = plugin(vec![]);
+        let _hanging = plugins.looks.clone().acquire_many_owned(4).await.unwrap();
+        let Err(MountFault::Unreachable(why)) = plugins.mount(&volume(), None, Token(Revision(7))).await
+        else {
+            panic!()
+        };
+        assert!(why.contains("where the plugin ebs listens could not be seen within 5 s"), "{why}");
     }
 
     #[tokio::test]

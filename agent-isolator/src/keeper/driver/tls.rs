@@ -116,7 +116,7 @@ impl Tls {
         let Some((certificate_file, key_file)) = &self.identity else {
             return Ok(building.with_no_client_auth());
         };
-        let chain = certificates("CertFile", certificate_file)?;
+        let chain = certificates("its CertFile", certificate_file)?;
         let key = key(key_file)?;
         building.with_client_auth_cert(chain, key).map_err(|error| match error {
             rustls::Error::InconsistentKeys(_) => format!(
@@ -136,7 +136,7 @@ impl Tls {
         let mut roots = RootCertStore::empty();
         let file = match &self.roots {
             Some(file) => {
-                for root in certificates("CAFile", file)? {
+                for root in certificates("its CAFile", file)? {
                     roots.add(root).map_err(|error| {
                         format!("its CAFile {} has a certificate that is none: {error}", file.display())
                     })?;
@@ -148,7 +148,7 @@ impl Tls {
                     format!("it has no CAFile, and this host trusts nobody: {} is missing", HOSTS_ROOTS[0])
                 })?;
                 // One of many may be of a kind that is not known here.
-                roots.add_parsable_certificates(certificates("host's roots", file)?);
+                roots.add_parsable_certificates(certificates("of whom this host trusts,", file)?);
                 file
             }
         };
@@ -187,11 +187,11 @@ impl Tls {
 
 /// The file's certificates; at least one.
 fn certificates(of: &str, file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let bytes = files::read(file).map_err(|error| format!("its {of} {}: {error}", file.display()))?;
+    let bytes = files::read(file).map_err(|error| format!("{of} {}: {error}", file.display()))?;
     let read: Result<Vec<_>, _> = certificates_in(&bytes);
     match read {
         Ok(found) if !found.is_empty() => Ok(found),
-        _ => Err(format!("its {of} {} holds no certificates in PEM, or broken ones", file.display())),
+        _ => Err(format!("{of} {} holds no certificates in PEM, or broken ones", file.display())),
     }
 }
 
