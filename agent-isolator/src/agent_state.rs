@@ -13,10 +13,27 @@ pub(crate) const RECOVERING: &str = "it is still recovering";
 /// # Errors
 /// A sentence without a subject.
 pub(crate) async fn read(agent: &str) -> Result<Vec<u8>, String> {
+    answer(client()?.get(format!("http://{agent}/slave(1)/state"))).await
+}
+
+/// Reads the tasks of the agent at `ip:port`. Those that wait for their executor stand in the state by their ids and resources
+/// alone, without labels and ContainerInfo.
+///
+/// # Errors
+/// As [`read`].
+pub(crate) async fn tasks(agent: &str) -> Result<Vec<u8>, String> {
+    let request = client()?.post(format!("http://{agent}/slave(1)/api/v1"));
+    let request = request.header("Content-Type", "application/json").header("Accept", "application/json");
+    answer(request.body(r#"{"type":"GET_TASKS"}"#)).await
+}
+
+fn client() -> Result<reqwest::Client, String> {
     let client = reqwest::Client::builder().no_proxy().redirect(Policy::none()).build();
-    let client = client.map_err(|error| chain(&error))?;
-    let mut response =
-        client.get(format!("http://{agent}/slave(1)/state")).send().await.map_err(|error| chain(&error))?;
+    client.map_err(|error| chain(&error))
+}
+
+async fn answer(request: reqwest::RequestBuilder) -> Result<Vec<u8>, String> {
+    let mut response = request.send().await.map_err(|error| chain(&error))?;
     match response.status().as_u16() {
         200 => {}
         // No task is handed to an executor before that.

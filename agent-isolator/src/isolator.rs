@@ -132,8 +132,7 @@ impl Isolator {
     /// `mesos.slave.ContainerLaunchInfo`; none without volumes.
     pub fn prepare(&self, container: &[u8], config: &[u8], done: Done<Option<Vec<u8>>>) {
         let read = RawContainerId::decode(container).and_then(|raw| {
-            let config =
-                ContainerConfig::decode(config).map_err(|error| format!("not a ContainerConfig: {error}"))?;
+            let config = config_of(&raw, config)?;
             self.declared().check(&config)?;
             let volumes = task::volumes(&config, &self.declared())?;
             let taken: Vec<_> = rules::taken(&config, self.beside.docker_volume).collect();
@@ -309,6 +308,17 @@ impl Isolator {
     }
 }
 
+/// What a container declares. Mesos gives a nested one the ExecutorInfo of the outermost container, unless the agent was restarted
+/// since: that container's labels and kind are not its own.
+fn config_of(container: &RawContainerId, config: &[u8]) -> Result<ContainerConfig, String> {
+    let mut config =
+        ContainerConfig::decode(config).map_err(|error| format!("not a ContainerConfig: {error}"))?;
+    if container.is_nested() {
+        config.executor_info = None;
+    }
+    Ok(config)
+}
+
 /// Logs how long a prepare took, for whoever wants to know.
 fn timed(done: Done<Option<Vec<u8>>>) -> Done<Option<Vec<u8>>> {
     let began = Instant::now();
@@ -454,6 +464,19 @@ mod tests {
         assert_eq!(check(false, None, false, "shared"), "");
         assert!(check(true, None, false, "shared").contains("with an image does not see the host's"));
         assert!(check(false, None, true, "shared").contains("is read-only and has no container path"));
+    }
+
+    #[test]
+    fn a_nested_container_is_not_its_executor() {
+        use crate::mesos::{ContainerId, ExecutorInfo};
+        let executor_info = Some(ExecutorInfo::default());
+        let config = ContainerConfig { executor_info, ..Default::default() }.encode_to_vec();
+        let id = |value: &str, parent| ContainerId { value: value.into(), parent };
+        let nested = id("n", Some(Box::new(id("e", None))));
+        for (id, kept) in [(id("e", None), true), (nested, false)] {
+            let read = config_of(&RawContainerId::of(&id), &config).unwrap();
+            assert_eq!(read.executor_info.is_some(), kept);
+        }
     }
 
     #[test]

@@ -59,6 +59,12 @@ impl RawContainerId {
         Self(parts.join(&b'.'))
     }
 
+    /// Whether it is in another one. Mesos allows no dot in an id.
+    #[must_use]
+    pub fn is_nested(&self) -> bool {
+        self.0.contains(&b'.')
+    }
+
     /// The name that keeper and leases know the container by.
     ///
     /// # Errors
@@ -89,6 +95,7 @@ mod tests {
     #[test]
     fn a_nested_container_is_named_from_the_outside_in() {
         assert_eq!(nested(b"p", b"c").name().unwrap().as_str(), "p.c");
+        assert!(nested(b"p", b"c").is_nested() && !RawContainerId(b"p".to_vec()).is_nested());
         assert!(RawContainerId::decode(b"\xff").is_err());
     }
 

@@ -3,9 +3,10 @@
 //! without its volume, and write where nothing is kept.
 //!
 //! But the agent calls `update` each time before it hands tasks to an executor, waits for the answer, and ends the
-//! executor, with our sentence, when that is a refusal. By then the tasks stand in the agent's own state. So `update`
+//! executor, with our sentence, when that is a refusal. By then the agent itself tells of the tasks. So `update`
 //! is answered after a look at it, over HTTP, as anybody may: a task that names a volume which its executor's container
-//! has not is refused.
+//! has not is refused. Two answers are needed: `/state` has the executors with their containers, but of tasks that wait
+//! neither labels nor ContainerInfo, and GET_TASKS of the agent's API has these, but no containers.
 //!
 //! One look at a time; a container that comes while one is under way waits for the next. The agent writes its whole state for
 //! each: the next one waits for four times as long as the last has taken, so that many launches do not make the agent do
@@ -223,11 +224,13 @@ impl Drop for End {
 }
 
 async fn look(agent: &str, parameters: IsolatorParameters, docker_volume_isolator: bool) -> Seen {
+    // A task that waits does so until we answer: it is in both.
+    let tasks = agent_state::tasks(agent).await?;
     let state = agent_state::read(agent).await?;
     let judge = move || {
         let declared =
             Declared { rules: &parameters.rules, keeper: &parameters.keeper, docker_volume_isolator };
-        judge(&agent_state::text(state), &declared)
+        judge(&agent_state::text(state), &agent_state::text(tasks), &declared)
     };
     tokio::task::spawn_blocking(judge).await.unwrap_or_else(|_| Err("a bug: it was read with a panic".into()))
 }
@@ -242,6 +245,8 @@ struct State {
 #[derive(Deserialize)]
 struct Framework {
     #[serde(default)]
+    id: String,
+    #[serde(default)]
     executors: Vec<Executor>,
 }
 
@@ -249,6 +254,8 @@ struct Framework {
 struct Executor {
     #[serde(default)]
     id: String,
+    #[serde(default)]
+    name: String,
     container: String,
     #[serde(default, rename = "type")]
     kind: Option<String>,
@@ -256,8 +263,40 @@ struct Executor {
     labels: Labels,
     #[serde(default)]
     tasks: Vec<Task>,
-    #[serde(default)]
+    /// They are in the other answer.
+    #[serde(skip)]
     queued_tasks: Vec<Task>,
+}
+
+/// The part of the answer to GET_TASKS that is looked at.
+#[derive(Deserialize)]
+struct Tasks {
+    get_tasks: Queued,
+}
+
+#[derive(Deserialize)]
+struct Queued {
+    #[serde(default)]
+    queued_tasks: Vec<QueuedTask>,
+}
+
+#[derive(Deserialize)]
+struct QueuedTask {
+    framework_id: TaskId,
+    /// That of a command task is the task's.
+    #[serde(default)]
+    executor_id: Option<TaskId>,
+    #[serde(flatten)]
+    task: Task,
+}
+
+impl Executor {
+    /// Mesos calls the executor of a command task like the task; but so may a framework call its own, whose type the state
+    /// has only where the framework gave one.
+    fn is_of_command_task(&self, task: &str) -> bool {
+        let named = self.name.strip_prefix("Command Executor (Task: ");
+        self.id == task && named.is_some_and(|rest| rest.starts_with(task))
+    }
 }
 
 /// A launched task as Mesos models it, or a queued one as the message that it is.
@@ -390,10 +429,23 @@ struct DockerVolume {
 }
 
 /// Whether each executor of the agent's state may go on with its tasks.
-fn judge(state: &str, declared: &Declared<'_>) -> Seen {
-    let state: State = serde_json::from_str(state).map_err(|error| format!("it cannot be read: {error}"))?;
-    let executors = state.frameworks.into_iter().flat_map(|framework| framework.executors);
-    Ok(executors.map(|executor| (executor.container.clone(), judge_executor(&executor, declared))).collect())
+fn judge(state: &str, tasks: &str, declared: &Declared<'_>) -> Seen {
+    let unread = |error| format!("it cannot be read: {error}");
+    let state: State = serde_json::from_str(state).map_err(unread)?;
+    let tasks: Tasks = serde_json::from_str(tasks).map_err(unread)?;
+    let mut queued = BTreeMap::<_, Vec<Task>>::new();
+    for QueuedTask { framework_id, executor_id, task } in tasks.get_tasks.queued_tasks {
+        let executor = executor_id.map(|id| id.value).or_else(|| task.raw_id().map(str::to_owned));
+        queued.entry((framework_id.value, executor.unwrap_or_default())).or_default().push(task);
+    }
+    let mut seen = BTreeMap::new();
+    for Framework { id, executors } in state.frameworks {
+        for mut executor in executors {
+            executor.queued_tasks = queued.remove(&(id.clone(), executor.id.clone())).unwrap_or_default();
+            seen.insert(executor.container.clone(), judge_executor(&executor, declared));
+        }
+    }
+    Ok(seen)
 }
 
 /// Of how many executors in the agent's state that could be said.
@@ -441,8 +493,8 @@ fn unseen(task: &Task, executor: &Executor, is_default: bool, declared: &Declare
     if let Some(label) = task.labels.ours().find(unseen) {
         return Some(refused(task, label, is_default));
     }
-    // The container of a command task is its task's; Mesos calls its executor like it.
-    let is_command = task.raw_id().is_some_and(|id| id == executor.id);
+    // The container of a command task is its task's.
+    let is_command = task.raw_id().is_some_and(|id| executor.is_of_command_task(id));
     let volumes = task.container.iter().flat_map(|container| &container.volumes);
     let volumes = volumes.filter(|_| !is_default && !is_command);
     let mut docker = volumes.filter_map(|volume| volume.source.as_ref()?.docker_volume.as_ref());
@@ -502,11 +554,28 @@ mod tests {
         let parameters = IsolatorParameters::read(&pairs).unwrap();
         let declared =
             Declared { rules: &parameters.rules, keeper: &parameters.keeper, docker_volume_isolator: false };
+        // Tasks that wait are in the state as Mesos writes them there, and whole in the other answer.
+        let (mut executor, id) = (executor.clone(), executor["id"].as_str().unwrap_or("e"));
+        executor["id"] = json!(id);
+        let mut queued = executor["queued_tasks"].as_array().cloned().unwrap_or_default();
+        let bare =
+            |task: &Value| json!({ "id": task["task_id"]["value"], "slave_id": "S0", "resources": {} });
+        executor["queued_tasks"] = queued.iter().map(bare).collect();
+        for task in &mut queued {
+            task["framework_id"] = json!({ "value": "f" });
+            task["executor_id"] = json!({ "value": id });
+        }
+        let stranger = json!({
+            "framework_id": { "value": "other" }, "executor_id": { "value": id }, "task_id": { "value": "t9" },
+            "labels": { "labels": [{ "key": "extvol.name", "value": "v" }] },
+        });
+        queued.push(stranger);
+        let tasks = json!({ "type": "GET_TASKS", "get_tasks": { "queued_tasks": queued } });
         let state = json!({ "id": "S0", "frameworks": [
             { "id": "other" },
-            { "executors": [{ "container": "bystander" }, executor], "completed_executors": [{}] },
+            { "id": "f", "executors": [{ "container": "bystander" }, executor], "completed_executors": [{}] },
         ] });
-        let seen = judge(&state.to_string(), &declared).unwrap();
+        let seen = judge(&state.to_string(), &tasks.to_string(), &declared).unwrap();
         assert_eq!(seen["bystander"], Verdict::default());
         seen["c"].judge(&prepared).err().unwrap_or_default()
     }
@@ -561,24 +630,29 @@ mod tests {
 
     #[test]
     fn a_leased_volume_that_a_custom_executors_task_declares_is_refused() {
-        let of = |driver: &str, kind: &str| {
+        let declares = |driver: &str, kind: &str| {
             let docker = json!({ "driver": driver, "name": "vol-1" });
             let source = json!({ "type": "DOCKER_VOLUME", "docker_volume": docker });
             let volume = json!({ "container_path": "data", "mode": "RW", "source": source });
             let task = json!({ "task_id": { "value": "t1" }, "container": { "type": "MESOS", "volumes": [volume] } });
             verdict(&json!({ "container": "c", "type": kind, "queued_tasks": [task] }))
         };
-        let said = of("rexray", "CUSTOM");
+        let said = declares("rexray", "CUSTOM");
         assert!(said.starts_with("task t1: DOCKER_VOLUME rexray/vol-1 is not mounted"), "{said}");
         // Of a command task the container is seen, though this agent process may be younger.
         let docker = json!({ "driver": "rexray", "name": "vol-1" });
         let volume = json!({ "container_path": "data", "source": { "type": "DOCKER_VOLUME", "docker_volume": docker } });
         let task = json!({ "id": "t1", "container": { "type": "MESOS", "volumes": [volume] } });
-        assert_eq!(verdict(&json!({ "container": "c", "id": "t1", "tasks": [task] })), "");
-        assert_ne!(verdict(&json!({ "container": "c", "id": "t2", "tasks": [task] })), "");
+        let of = |id: &str, name: &str| {
+            verdict(&json!({ "container": "c", "id": id, "name": name, "tasks": [task] }))
+        };
+        assert_eq!(of("t1", "Command Executor (Task: t1) (Command: sh -c 'true')"), "");
+        assert_ne!(of("t2", "Command Executor (Task: t2) (Command: sh -c 'true')"), "");
+        // A framework's own may be called like its task.
+        assert_ne!(of("t1", ""), "");
         // That executor may mount it itself; and a default executor's task has a container that is prepared.
-        assert_eq!(of("pxd", "CUSTOM"), "");
-        assert_eq!(of("rexray", "DEFAULT"), "");
+        assert_eq!(declares("pxd", "CUSTOM"), "");
+        assert_eq!(declares("rexray", "DEFAULT"), "");
     }
 
     #[test]
@@ -630,12 +704,14 @@ mod tests {
         ask(&mut looks);
         let took = Duration::from_millis(100);
         for expected in [1, 20] {
-            let (mut asked, _) = agent.accept().await.unwrap();
-            let _request = asked.read(&mut [0; 4_096]).await.unwrap();
-            tokio::time::sleep(took).await;
-            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
-            asked.write_all(answer).await.unwrap();
-            drop(asked);
+            // Its tasks, then its state.
+            for _ in 0..2 {
+                let (mut asked, _) = agent.accept().await.unwrap();
+                let _request = asked.read(&mut [0; 4_096]).await.unwrap();
+                tokio::time::sleep(took).await;
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+                asked.write_all(answer).await.unwrap();
+            }
             let ended = looked.recv().await.unwrap();
             assert!(matches!(&ended, Looked::Seen(waiting, _) if waiting.len() == expected));
             looks.ended(ended);
@@ -656,7 +732,7 @@ mod tests {
 
     #[test]
     fn bytes_that_are_no_text_hide_no_other_task() {
-        let [_, executor] = both("t1", "extvol.name", "vol-1");
+        let [executor, _] = both("t1", "extvol.name", "vol-1");
         let state = json!({ "frameworks": [{ "name": "BYTES", "executors": [executor] }] }).to_string();
         let mut bytes = state.into_bytes();
         let at = bytes.windows(5).position(|window| window == b"BYTES").unwrap();
@@ -665,7 +741,10 @@ mod tests {
         let parameters = IsolatorParameters::read(&pairs).unwrap();
         let declared =
             Declared { rules: &parameters.rules, keeper: &parameters.keeper, docker_volume_isolator: false };
-        assert!(judge(&agent_state::text(bytes), &declared).unwrap()["c"].refused.is_some());
-        assert!(judge("<html>", &declared).unwrap_err().starts_with("it cannot be read: "));
+        let tasks = r#"{"get_tasks": {}}"#;
+        assert!(judge(&agent_state::text(bytes), tasks, &declared).unwrap()["c"].refused.is_some());
+        for (state, tasks) in [("<html>", tasks), ("{}", "{}")] {
+            assert!(judge(state, tasks, &declared).unwrap_err().starts_with("it cannot be read: "));
+        }
     }
 }

@@ -77,9 +77,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let scheduler =
         Scheduler::start(&arguments.master, arguments.config.clone()).map_err(|error| explain(&error))?;
-    for app in apps {
-        scheduler.run(app).map_err(|error| explain(&error))?;
-    }
+    scheduler.run_together(apps).map_err(|error| explain(&error))?;
     let told = signals().map_err(|error| format!("signals: {error}"))?;
     let mut seen = 0;
     while told.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {

@@ -13,6 +13,10 @@ pub struct Binaries {
     pub host_init: PathBuf,
     /// `mesos-executor`, the command executor; without it only tasks with an executor of their own run.
     pub executor: Option<PathBuf>,
+    /// `mesos-default-executor`, which runs task groups.
+    pub default_executor: Option<PathBuf>,
+    /// `extvol-task-executor`, a framework's own executor.
+    pub task_executor: Option<PathBuf>,
     /// `extvol-keeper`, which the isolator starts.
     pub keeper: Option<PathBuf>,
     /// `extvol-storage`, the storage's control plane.
@@ -53,6 +57,8 @@ impl Binaries {
             mesos,
             host_init,
             executor: built("mesos-executor"),
+            default_executor: built("mesos-default-executor"),
+            task_executor: built("extvol-task-executor"),
             keeper: built("extvol-keeper"),
             storage: built("extvol-storage"),
             plugin: built("extvol-plugin"),

@@ -327,11 +327,15 @@ fn make_launcher_directory(binaries: &Binaries, directory: &Path) -> Result<()> 
     fs::create_dir_all(directory).doing_with("create", directory)?;
     let nothing = Path::new("/bin/false");
     let executor = binaries.executor.as_deref().unwrap_or(nothing);
+    let default_executor = binaries.default_executor.as_deref().unwrap_or(nothing);
     let node = binaries.mesos.join("mesos-node");
     // Nothing is fetched by URI here.
-    for (name, program) in
-        [("mesos-containerizer", node.as_path()), ("mesos-executor", executor), ("mesos-fetcher", nothing)]
-    {
+    for (name, program) in [
+        ("mesos-containerizer", node.as_path()),
+        ("mesos-executor", executor),
+        ("mesos-default-executor", default_executor),
+        ("mesos-fetcher", nothing),
+    ] {
         symlink(program, directory.join(name)).doing_with("link", program)?;
     }
     Ok(())

@@ -6,21 +6,21 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
     ended::Ended,
-    protocol::{Caller, CommandInfo, Event, Kill, KillPolicy, TaskInfo},
+    protocol::{Caller, CommandInfo, Event, Kill, KillPolicy, Status, TaskInfo},
 };
 
 /// Mesos's command executor's own default when neither the kill nor the task says how long to wait.
-const DEFAULT_KILL_GRACE: Duration = Duration::from_secs(3);
+pub(super) const DEFAULT_KILL_GRACE: Duration = Duration::from_secs(3);
 
 /// Of the agent's patience after SHUTDOWN, kept back for SIGKILL and the last update.
-const SHUTDOWN_RESERVE: Duration = Duration::from_millis(1100);
+pub(super) const SHUTDOWN_RESERVE: Duration = Duration::from_millis(1100);
 
 /// How long the last update may stay unacknowledged before the executor ends anyway.
-const LAST_ACKNOWLEDGEMENT_LIMIT: Duration = Duration::from_secs(60);
+pub(super) const LAST_ACKNOWLEDGEMENT_LIMIT: Duration = Duration::from_secs(60);
 
 /// When something happened: for deadlines, and for the update's timestamp.
 #[derive(Debug, Clone, Copy)]
@@ -185,7 +185,7 @@ impl Core {
                     .collect()
             }
             Event::Launch { launch } => self.launch(now, launch.task),
-            Event::Kill { kill: Kill { kill_policy } } => {
+            Event::Kill { kill: Kill { kill_policy, .. } } => {
                 let Some(task) = &self.task else {
                     return vec![Action::Exit(super::FAILURE)];
                 };
@@ -198,7 +198,7 @@ impl Core {
                 eprintln!("mesos-executor: the agent says: {}", error.message);
                 Vec::new()
             }
-            Event::Other => Vec::new(),
+            Event::LaunchGroup { .. } | Event::Other => Vec::new(),
         }
     }
 
@@ -353,20 +353,7 @@ impl Core {
     ) -> Vec<Action> {
         let Some(task) = &self.task else { return Vec::new() };
         let uuid = (self.new_uuid)();
-        let mut status = json!({
-            "task_id": { "value": task.id },
-            "executor_id": { "value": self.caller.executor_id },
-            "state": state,
-            "source": "SOURCE_EXECUTOR",
-            "timestamp": now.unix,
-            "uuid": uuid,
-        });
-        if let Some(reason) = reason {
-            status["reason"] = reason.into();
-        }
-        if let Some(message) = message {
-            status["message"] = message.into();
-        }
+        let status = self.caller.status(&task.id, &uuid, now.unix, &Status { state, reason, message });
         let mut update = Update { uuid, status, sent: false, terminal: false };
         let actions = if self.subscribed { vec![send(&self.caller, &mut update)] } else { Vec::new() };
         self.unacknowledged.push(update);
@@ -379,7 +366,7 @@ fn send(caller: &Caller, update: &mut Update) -> Action {
     Action::Send(caller.update(&update.status))
 }
 
-fn grace(policy: Option<&KillPolicy>) -> Option<Duration> {
+pub(super) fn grace(policy: Option<&KillPolicy>) -> Option<Duration> {
     Some(policy?.grace_period?.duration())
 }
 

@@ -1,5 +1,7 @@
 //! The executor's decisions, driven without a clock, a process or an agent.
 
+use serde_json::json;
+
 use super::*;
 
 struct Bench {

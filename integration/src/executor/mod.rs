@@ -1,4 +1,5 @@
-//! A command executor: runs one command task under the agent, over the v1 executor HTTP API.
+//! The executors of this machine's agents, over the v1 executor HTTP API. Those of several tasks are in `several`. The
+//! command executor runs one command task.
 //!
 //! The agent starts it as `mesos-executor` from its launcher directory, once per command task, inside the task's
 //! container. It does what Mesos's own command executor does for tasks of any framework, with these differences: no
@@ -15,11 +16,12 @@ mod protocol;
 mod rootfs;
 mod run;
 mod setup;
+mod several;
 mod task;
 
 use std::{collections::BTreeMap, ffi::OsString};
 
-pub use self::setup::SetupError;
+pub use self::{setup::SetupError, several::Kind, several::main as main_of_several};
 
 /// Exit status when the executor was started wrongly or could not do its part; the agent reports the task as failed.
 const FAILURE: i32 = 1;

@@ -1,4 +1,4 @@
-//! The part of Mesos's v1 executor protocol that a command executor uses, in its JSON form. Unknown fields are skipped.
+//! The part of Mesos's v1 executor protocol that the executors here use, in its JSON form. Unknown fields are skipped.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -12,6 +12,9 @@ pub(super) enum Event {
     },
     Launch {
         launch: Launch,
+    },
+    LaunchGroup {
+        launch_group: LaunchGroup,
     },
     Kill {
         kill: Kill,
@@ -31,6 +34,9 @@ pub(super) enum Event {
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Subscribed {
     pub(super) framework_info: FrameworkInfo,
+    /// The executor's own container.
+    #[serde(default)]
+    pub(super) container_id: Option<Value>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -52,7 +58,19 @@ pub(super) struct Launch {
 }
 
 #[derive(Debug, Clone, Deserialize)]
+pub(super) struct LaunchGroup {
+    pub(super) task_group: TaskGroup,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct TaskGroup {
+    /// As in [`Launch`].
+    pub(super) tasks: Vec<Value>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
 pub(super) struct Kill {
+    pub(super) task_id: Id,
     #[serde(default)]
     pub(super) kill_policy: Option<KillPolicy>,
 }
@@ -155,6 +173,14 @@ impl Environment {
     }
 }
 
+/// What a status says.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Status<'a> {
+    pub(super) state: &'a str,
+    pub(super) reason: Option<&'a str>,
+    pub(super) message: Option<&'a str>,
+}
+
 /// Who calls: both ids stand in every call.
 #[derive(Debug, Clone)]
 pub(super) struct Caller {
@@ -170,6 +196,24 @@ impl Caller {
         call["subscribe"] =
             json!({ "unacknowledged_tasks": unacknowledged_tasks, "unacknowledged_updates": updates });
         call
+    }
+
+    /// A task's status, to be sent as an update.
+    pub(super) fn status(&self, task: &str, uuid: &str, unix: f64, what: &Status<'_>) -> Value {
+        let mut status = json!({
+            "task_id": { "value": task },
+            "executor_id": { "value": self.executor_id },
+            "state": what.state,
+            "source": "SOURCE_EXECUTOR",
+            "timestamp": unix,
+            "uuid": uuid,
+        });
+        for (key, value) in [("reason", what.reason), ("message", what.message)] {
+            if let Some(value) = value {
+                status[key] = value.into();
+            }
+        }
+        status
     }
 
     /// `UPDATE` with one task status.

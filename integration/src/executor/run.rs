@@ -19,7 +19,7 @@ use super::{
 
 /// Between two tries to subscribe. The agent waits 2 s for its executors after a restart
 /// (`executor_reregistration_timeout`), and answers 503 before: several tries must fit in.
-const SUBSCRIBE_AGAIN_AFTER: Duration = Duration::from_millis(200);
+pub(super) const SUBSCRIBE_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 pub(super) async fn run(setup: Setup) -> i32 {
     let agent = match Agent::new(&setup) {
@@ -133,7 +133,9 @@ impl Shell {
     }
 }
 
-async fn next_event(link: Option<&mut Link>) -> Result<super::protocol::Event, super::agent::LinkError> {
+pub(super) async fn next_event(
+    link: Option<&mut Link>,
+) -> Result<super::protocol::Event, super::agent::LinkError> {
     match link {
         Some(link) => link.next().await,
         None => pending().await,
@@ -147,14 +149,14 @@ async fn task_ended(task: Option<&mut Task>) -> super::ended::Ended {
     }
 }
 
-async fn until(instant: Option<Instant>) {
+pub(super) async fn until(instant: Option<Instant>) {
     match instant {
         Some(instant) => sleep_until(instant.into()).await,
         None => pending().await,
     }
 }
 
-fn now() -> Moment {
+pub(super) fn now() -> Moment {
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     Moment { instant: Instant::now(), unix }
 }
@@ -162,7 +164,7 @@ fn now() -> Moment {
 /// A random (version 4) UUID in the canonical base64 form of its 16 bytes: 21 letters of 6 bits, one that carries the
 /// last 2 bits, and padding. The protocol carries an update's id in this form, and nothing here ever needs the bytes.
 /// Version and variant must be right: an agent that reads an id without them aborts.
-fn random_uuid() -> String {
+pub(super) fn random_uuid() -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut random = [0_u8; 22];
     // Without randomness two updates could share an id, and the agent would drop the second: better no executor.

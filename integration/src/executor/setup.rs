@@ -54,6 +54,8 @@ pub(super) struct Setup {
     pub(super) caller: Caller,
     /// The executor API of the agent.
     pub(super) url: String,
+    /// The agent's own API.
+    pub(super) agent_url: String,
     /// The agent's domain socket, when it wants executors to use that.
     pub(super) socket: Option<PathBuf>,
     pub(super) token: Option<String>,
@@ -78,7 +80,8 @@ impl Setup {
             framework_id: required(&environment, "MESOS_FRAMEWORK_ID")?,
             executor_id: required(&environment, "MESOS_EXECUTOR_ID")?,
         };
-        let url = executor_url(&required(&environment, "MESOS_SLAVE_PID")?)?;
+        let agent_url = agent_url(&required(&environment, "MESOS_SLAVE_PID")?)?;
+        let url = format!("{agent_url}/executor");
         let checkpoint = environment.get("MESOS_CHECKPOINT").is_some_and(|value| value == "1");
         let recovery_timeout =
             duration(&environment, "MESOS_RECOVERY_TIMEOUT")?.unwrap_or(DEFAULT_RECOVERY_TIMEOUT);
@@ -94,6 +97,7 @@ impl Setup {
         Ok(Self {
             caller,
             url,
+            agent_url,
             socket,
             token,
             recovery_timeout: checkpoint.then_some(recovery_timeout),
@@ -148,11 +152,11 @@ fn image(flags: &BTreeMap<String, String>) -> Result<Option<Image>, SetupError> 
 }
 
 /// `slave(1)@127.0.0.1:5051` is the actor `slave(1)`, whose routes begin with its name.
-fn executor_url(pid: &str) -> Result<String, SetupError> {
+fn agent_url(pid: &str) -> Result<String, SetupError> {
     let (actor, address) = pid
         .split_once('@')
         .ok_or_else(|| SetupError::Unreadable { name: "MESOS_SLAVE_PID", value: pid.to_owned() })?;
-    Ok(format!("http://{address}/{actor}/api/v1/executor"))
+    Ok(format!("http://{address}/{actor}/api/v1"))
 }
 
 fn duration(

@@ -68,7 +68,7 @@ fn start_in_image(
         .spawn()
 }
 
-fn ended(status: ExitStatus) -> Ended {
+pub(super) fn ended(status: ExitStatus) -> Ended {
     match (status.code(), status.signal()) {
         (Some(code), _) => Ended::Exited(code),
         (None, Some(signal)) => Ended::Signalled { signal, core_dumped: status.core_dumped() },

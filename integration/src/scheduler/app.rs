@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{backoff::Backoff, container::Container};
+use super::{backoff::Backoff, container::Container, executor::Executor};
 
 /// An app cannot be run as it is written.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +30,14 @@ pub enum AppError {
     CmdAndArgs {
         /// The app.
         id: AppId,
+    },
+    /// It does not go together with its executor.
+    #[error("app {id}: {why}")]
+    Executor {
+        /// The app.
+        id: AppId,
+        /// What does not.
+        why: &'static str,
     },
     /// A number makes no sense.
     #[error("app {id} asks for {name} = {value}; expected a number above zero")]
@@ -128,6 +136,13 @@ pub struct App {
     /// Image and volumes, for the Mesos containerizer.
     #[serde(default)]
     pub container: Option<Container>,
+    /// Who runs the task; by default Mesos's command executor. Apps whose executors have one id run in one, which must
+    /// be described the same way.
+    #[serde(default)]
+    pub executor: Option<Executor>,
+    /// The name of a task group: its apps are to be run together, and its executor is Mesos's default one.
+    #[serde(default)]
+    pub group: Option<String>,
     /// Which agents are good enough.
     #[serde(default)]
     pub constraints: Constraints,
@@ -211,6 +226,9 @@ impl App {
     /// The first thing that is wrong.
     pub fn validate(&self) -> Result<(), AppError> {
         let id = || self.id.clone();
+        if let Some(why) = self.executor_fault() {
+            return Err(AppError::Executor { id: id(), why });
+        }
         let has_image = self.container.as_ref().is_some_and(|container| container.image.is_some());
         if self.cmd.is_some() && !self.args.is_empty() {
             return Err(AppError::CmdAndArgs { id: id() });
@@ -234,6 +252,19 @@ impl App {
         Ok(())
     }
 
+    fn executor_fault(&self) -> Option<&'static str> {
+        match (&self.executor, &self.group) {
+            (Some(executor), Some(_)) if executor.cmd.is_some() => Some("a group's executor has no cmd"),
+            (None, Some(_)) => Some("a group needs an executor"),
+            (_, Some(_)) if self.restart != RestartPolicy::Never => Some("a group is not restarted"),
+            (Some(executor), None) if executor.cmd.is_none() => Some("its executor has no cmd"),
+            (Some(_), None) if self.cmd.is_none() || !self.env.is_empty() => {
+                Some("a task of an executor of its own has a cmd, and no environment")
+            }
+            _ => None,
+        }
+    }
+
     /// The `TaskInfo` that runs this app on an agent.
     pub(super) fn task_info(&self, task_id: &str, agent_id: &str, resources: &[Value]) -> Value {
         let mut task = json!({
@@ -241,10 +272,17 @@ impl App {
             "task_id": { "value": task_id },
             "agent_id": { "value": agent_id },
             "resources": resources,
-            "command": self.command_info(),
             "labels": { "labels": key_values(&self.labels) },
             "kill_policy": { "grace_period": { "nanoseconds": self.kill_grace_nanoseconds() } },
         });
+        // Mesos wants either a command or an executor, which `extvol-task-executor` has as its task's label.
+        if self.executor.is_some() && self.group.is_none() {
+            if let Some(labels) = task["labels"]["labels"].as_array_mut() {
+                labels.push(json!({ "key": "command", "value": self.cmd }));
+            }
+        } else {
+            task["command"] = self.command_info();
+        }
         if let Some(container) = &self.container {
             task["container"] = container.container_info();
         }
@@ -332,6 +370,10 @@ mod tests {
             r#"{"id": "a", "cmd": "x", "cpus": 0}"#,
             r#"{"id": "a", "cmd": "x", "kill_grace_seconds": -1}"#,
             r#"{"id": "a", "cmd": "x", "cmds": "misspelt"}"#,
+            r#"{"id": "a", "cmd": "x", "group": "g"}"#,
+            r#"{"id": "a", "cmd": "x", "group": "g", "executor": {"id": "e"}}"#,
+            r#"{"id": "a", "cmd": "x", "executor": {"id": "e"}}"#,
+            r#"{"id": "a", "cmd": "x", "env": {"A": "b"}, "executor": {"id": "e", "cmd": "y"}}"#,
         ] {
             assert!(App::from_json(text).is_err(), "{text}");
         }

@@ -6,19 +6,20 @@
 //! sought; should the lost one return, it is killed, as Marathon does.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant, SystemTime},
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     SchedulerConfig,
     app::{App, AppId},
     entry::{Active, Entry, Phase},
+    executor::Started,
     history::{TaskEvent, TaskState},
     offer::Offer,
-    protocol::{Caller, Event, TaskStatus},
+    protocol::{Caller, Event, Failure, Id, TaskStatus},
 };
 
 /// A kill may be lost with the agent's connection; it is repeated until the task has ended.
@@ -43,6 +44,12 @@ pub enum RunError {
     #[error("there is no app {id:?}")]
     NotThere {
         /// The app.
+        id: String,
+    },
+    /// No executor of this id runs.
+    #[error("no executor {id:?} runs")]
+    NoExecutor {
+        /// The executor.
         id: String,
     },
 }
@@ -76,6 +83,13 @@ struct Known {
     last_uuid: Option<String>,
 }
 
+/// What is launched by one offer together.
+struct Fit {
+    /// Each with its resources.
+    tasks: Vec<(AppId, Vec<Value>)>,
+    executor: Option<(String, Started)>,
+}
+
 pub(super) struct Core {
     config: SchedulerConfig,
     caller: Caller,
@@ -84,6 +98,7 @@ pub(super) struct Core {
     launches: u64,
     apps: BTreeMap<AppId, Entry>,
     tasks: BTreeMap<String, Known>,
+    executors: BTreeMap<String, Started>,
     subscribed: bool,
     suppressed: bool,
     reconcile_at: Option<Instant>,
@@ -101,6 +116,7 @@ impl Core {
             launches: 0,
             apps: BTreeMap::new(),
             tasks: BTreeMap::new(),
+            executors: BTreeMap::new(),
             subscribed: false,
             suppressed: false,
             reconcile_at: None,
@@ -127,15 +143,17 @@ impl Core {
         of_apps.chain(self.reconcile_at).chain(self.silent_at).min()
     }
 
-    /// Adds an app, to be started as soon as an offer fits.
-    pub(super) fn run(&mut self, now: Moment, app: App) -> Result<Vec<Output>, RunError> {
-        if let Some(entry) = self.apps.get(&app.id)
-            && !matches!(entry.phase, Phase::Ended)
-        {
-            return Err(RunError::AlreadyThere { id: app.id });
+    /// Adds apps, to be started as soon as an offer fits. Those of a task group come together.
+    pub(super) fn run(&mut self, now: Moment, apps: Vec<App>) -> Result<Vec<Output>, RunError> {
+        let there =
+            |app: &&App| self.apps.get(&app.id).is_some_and(|entry| !matches!(entry.phase, Phase::Ended));
+        if let Some(app) = apps.iter().find(there) {
+            return Err(RunError::AlreadyThere { id: app.id.clone() });
         }
-        let phase = Phase::Waiting { until: now.instant, revived: false };
-        self.apps.insert(app.id.clone(), Entry { app, phase, failures: 0 });
+        for app in apps {
+            let phase = Phase::Waiting { until: now.instant, revived: false };
+            self.apps.insert(app.id.clone(), Entry { app, phase, failures: 0 });
+        }
         let mut out = Vec::new();
         self.settle(now, &mut out);
         Ok(out)
@@ -154,6 +172,12 @@ impl Core {
         let mut out = Vec::new();
         self.settle(now, &mut out);
         Ok(out)
+    }
+
+    /// Has an executor end, with its tasks.
+    pub(super) fn shutdown(&mut self, id: &str) -> Result<Vec<Output>, RunError> {
+        let started = self.executors.get(id).ok_or_else(|| RunError::NoExecutor { id: id.to_owned() })?;
+        Ok(vec![Output::Call(self.caller.shutdown(id, &started.agent_id))])
     }
 
     /// Ends the framework and all of its tasks.
@@ -198,6 +222,11 @@ impl Core {
             }
             Event::Offers { offers } => self.offers(now, &offers.offers, &mut out),
             Event::Update { update } => self.update(now, update.status, &mut out),
+            Event::Failure { failure: Failure { agent_id, executor_id } } => {
+                let of = |known: &str, said: &Option<Id>| said.as_ref().is_none_or(|id| id.value == known);
+                self.executors
+                    .retain(|id, started| !(of(&started.agent_id, &agent_id) && of(id, &executor_id)));
+            }
             Event::Error { error } => out.push(Output::Rejected(error.message)),
             Event::Other => {}
         }
@@ -264,37 +293,35 @@ impl Core {
         let refuse = self.config.refuse.as_secs_f64();
         let mut declined = Vec::new();
         for mut offer in offers.iter().filter_map(Offer::read) {
-            let mut tasks = Vec::new();
-            let mut records = Vec::new();
-            for (app_id, entry) in &mut self.apps {
-                let Phase::Waiting { until, .. } = entry.phase else { continue };
-                if until > now.instant || self.tearing_down {
-                    continue;
+            let mut operations = Vec::new();
+            let mut launches = Vec::new();
+            let (mut tasks, mut groups) = (Vec::new(), BTreeSet::new());
+            for app_id in self.apps.keys().cloned().collect::<Vec<_>>() {
+                match self.apps.get(&app_id).and_then(|entry| entry.app.group.clone()) {
+                    None => {
+                        let Some(launch) = self.fit(now, &mut offer, &[app_id]) else { continue };
+                        tasks.extend(self.launch(now, &offer, launch, &mut launches).0);
+                    }
+                    Some(group) if groups.insert(group.clone()) => {
+                        let members =
+                            self.apps.values().filter(|entry| entry.app.group.as_ref() == Some(&group));
+                        let members: Vec<_> = members.map(|entry| entry.app.id.clone()).collect();
+                        let Some(launch) = self.fit(now, &mut offer, &members) else { continue };
+                        let (tasks, executor) = self.launch(now, &offer, launch, &mut launches);
+                        let launch = json!({ "executor": executor, "task_group": { "tasks": tasks } });
+                        operations.push(json!({ "type": "LAUNCH_GROUP", "launch_group": launch }));
+                    }
+                    Some(_) => {}
                 }
-                let Some(resources) = offer.take(&entry.app) else { continue };
-                self.launches += 1;
-                let task_id = format!("{}.{}.{}", app_id.in_task_id(), self.run_id, self.launches);
-                tasks.push(entry.app.task_info(&task_id, &offer.agent_id, &resources));
-                let known = Known {
-                    app_id: app_id.clone(),
-                    hostname: Some(offer.hostname.clone()),
-                    last: TaskState::Staging,
-                    last_uuid: None,
-                };
-                records.push(Output::Record(known.note(now, &task_id, &offer.agent_id)));
-                self.tasks.insert(task_id.clone(), known);
-                entry.phase = Phase::Active(Active {
-                    task_id,
-                    agent_id: offer.agent_id.clone(),
-                    running_since: None,
-                    kill_at: None,
-                });
             }
-            if tasks.is_empty() {
+            if !tasks.is_empty() {
+                operations.push(json!({ "type": "LAUNCH", "launch": { "task_infos": tasks } }));
+            }
+            if operations.is_empty() {
                 declined.push(offer.id);
             } else {
-                out.append(&mut records);
-                out.push(Output::Call(self.caller.accept(&offer.id, tasks, refuse)));
+                out.append(&mut launches);
+                out.push(Output::Call(self.caller.accept(&offer.id, &operations, refuse)));
             }
         }
         if !declined.is_empty() {
@@ -302,6 +329,72 @@ impl Core {
             let refuse = if waiting { refuse } else { REFUSE_UNWANTED_SECONDS };
             out.push(Output::Call(self.caller.decline(&declined, refuse)));
         }
+    }
+
+    /// Takes what these apps ask for out of an offer, with that of their executor if it does not run yet: for all of
+    /// them or for none.
+    fn fit(&self, now: Moment, offer: &mut Offer, apps: &[AppId]) -> Option<Fit> {
+        let mut left = offer.clone();
+        let (mut tasks, mut executor) = (Vec::new(), None);
+        for id in apps {
+            let entry = self.apps.get(id)?;
+            match entry.phase {
+                Phase::Waiting { until, .. } if until <= now.instant && !self.tearing_down => {}
+                _ => return None,
+            }
+            if let (Some(of), None) = (&entry.app.executor, &executor) {
+                let started = match self.executors.get(&of.id) {
+                    Some(started) if started.agent_id == offer.agent_id => started.clone(),
+                    Some(_) => return None,
+                    None => {
+                        let info = of.info(self.caller.framework_id.as_deref(), &left.take_executor(of)?);
+                        Started { agent_id: offer.agent_id.clone(), info }
+                    }
+                };
+                executor = Some((of.id.clone(), started));
+            }
+            tasks.push((id.clone(), left.take(&entry.app)?));
+        }
+        *offer = left;
+        Some(Fit { tasks, executor })
+    }
+
+    /// The tasks of apps that an offer fits, and their executor.
+    fn launch(
+        &mut self,
+        now: Moment,
+        offer: &Offer,
+        fit: Fit,
+        records: &mut Vec<Output>,
+    ) -> (Vec<Value>, Option<Value>) {
+        let mut tasks = Vec::new();
+        let executor = fit.executor.as_ref().map(|(_, started)| started.info.clone());
+        self.executors.extend(fit.executor);
+        for (app_id, resources) in fit.tasks {
+            let Some(entry) = self.apps.get_mut(&app_id) else { continue };
+            self.launches += 1;
+            let task_id = format!("{}.{}.{}", app_id.in_task_id(), self.run_id, self.launches);
+            let mut task = entry.app.task_info(&task_id, &offer.agent_id, &resources);
+            if let (Some(executor), None) = (&executor, &entry.app.group) {
+                task["executor"] = executor.clone();
+            }
+            tasks.push(task);
+            let known = Known {
+                app_id,
+                hostname: Some(offer.hostname.clone()),
+                last: TaskState::Staging,
+                last_uuid: None,
+            };
+            records.push(Output::Record(known.note(now, &task_id, &offer.agent_id)));
+            self.tasks.insert(task_id.clone(), known);
+            entry.phase = Phase::Active(Active {
+                task_id,
+                agent_id: offer.agent_id.clone(),
+                running_since: None,
+                kill_at: None,
+            });
+        }
+        (tasks, executor)
     }
 
     fn update(&mut self, now: Moment, status: TaskStatus, out: &mut Vec<Output>) {

@@ -1,7 +1,5 @@
 //! The scheduler's decisions, driven without a clock or a master.
 
-use serde_json::json;
-
 use super::*;
 
 struct Bench {
@@ -21,7 +19,7 @@ impl Bench {
     fn launched(more: &str) -> Self {
         let mut bench = Self::new();
         bench.event(0.0, subscribed());
-        bench.core.run(bench.moment(0.0), app("a", more)).unwrap();
+        bench.core.run(bench.moment(0.0), vec![app("a", more)]).unwrap();
         assert_eq!(bench.offer(0.0, "h1"), ["STAGING a.r.1", "ACCEPT", "SUPPRESS"]);
         bench
     }
@@ -85,6 +83,7 @@ fn offers(hostname: &str) -> Value {
         "resources": [
             { "name": "cpus", "type": "SCALAR", "scalar": { "value": 1.0 } },
             { "name": "mem", "type": "SCALAR", "scalar": { "value": 1000.0 } },
+            { "name": "disk", "type": "SCALAR", "scalar": { "value": 10.0 } },
         ],
     }]}})
 }
@@ -108,7 +107,7 @@ fn offers_are_suppressed_while_nothing_is_wanted_and_revived_for_a_new_app() {
     assert_eq!(bench.event(0.0, subscribed()), ["subscribed", "RECONCILE", "SUPPRESS"]);
     assert_eq!(bench.offer(0.0, "h1"), ["DECLINE"]);
     let now = bench.moment(1.0);
-    assert_eq!(told(&bench.core.run(now, app("a", "")).unwrap()), ["REVIVE"]);
+    assert_eq!(told(&bench.core.run(now, vec![app("a", "")]).unwrap()), ["REVIVE"]);
     assert_eq!(bench.offer(1.0, "h1"), ["STAGING a.r.1", "ACCEPT", "SUPPRESS"]);
 }
 
@@ -116,7 +115,7 @@ fn offers_are_suppressed_while_nothing_is_wanted_and_revived_for_a_new_app() {
 fn an_app_waits_for_the_host_that_it_names() {
     let mut bench = Bench::new();
     bench.event(0.0, subscribed());
-    bench.core.run(bench.moment(0.0), app("a", r#", "constraints": {"hostnames": ["h2"]}"#)).unwrap();
+    bench.core.run(bench.moment(0.0), vec![app("a", r#", "constraints": {"hostnames": ["h2"]}"#)]).unwrap();
     assert_eq!(bench.offer(0.0, "h1"), ["DECLINE"]);
     assert_eq!(bench.offer(1.0, "h2"), ["STAGING a.r.1", "ACCEPT", "SUPPRESS"]);
 }
@@ -125,7 +124,7 @@ fn an_app_waits_for_the_host_that_it_names() {
 fn one_offer_starts_several_apps() {
     let mut bench = Bench::new();
     for id in ["a", "b"] {
-        bench.core.run(bench.moment(0.0), app(id, "")).unwrap();
+        bench.core.run(bench.moment(0.0), vec![app(id, "")]).unwrap();
     }
     bench.event(0.0, subscribed());
     assert_eq!(bench.offer(0.0, "h1"), ["STAGING a.r.1", "STAGING b.r.2", "ACCEPT", "SUPPRESS"]);
@@ -200,12 +199,12 @@ fn a_stopped_app_is_killed_until_it_ends_and_then_forgotten() {
     let mut bench = Bench::running("");
     let now = bench.moment(1.0);
     assert_eq!(told(&bench.core.stop(now, "a").unwrap()), ["KILL"]);
-    assert!(matches!(bench.core.run(now, app("a", "")), Err(RunError::AlreadyThere { .. })));
+    assert!(matches!(bench.core.run(now, vec![app("a", "")]), Err(RunError::AlreadyThere { .. })));
     assert_eq!(bench.deadline(), 6.0);
     assert_eq!(bench.tick(6.0), ["KILL"]);
     assert_eq!(bench.update(6.0, "a.r.1", "KILLED"), ["ACKNOWLEDGE", "KILLED a.r.1"]);
     assert_eq!(bench.core.stop(now, "a").unwrap_err(), RunError::NotThere { id: "a".into() });
-    bench.core.run(now, app("a", "")).unwrap();
+    bench.core.run(now, vec![app("a", "")]).unwrap();
 }
 
 #[test]
@@ -252,4 +251,64 @@ fn an_error_of_the_master_ends_the_scheduler() {
     let mut bench = Bench::new();
     let error = json!({ "type": "ERROR", "error": { "message": "Framework has been removed" } });
     assert_eq!(bench.event(0.0, error), ["rejected: Framework has been removed"]);
+}
+
+/// What was accepted: of each operation the kind, its executor's agents and its tasks.
+fn accepted(outputs: &[Output]) -> Vec<Value> {
+    let operations = outputs.iter().filter_map(|output| match output {
+        Output::Call(call) => call["accept"]["operations"].as_array().cloned(),
+        _ => None,
+    });
+    operations.flatten().collect()
+}
+
+fn offer_of(core: &mut Core, now: Moment, agent: &str) -> Vec<Value> {
+    let mut offered = offers("h1");
+    offered["offers"]["offers"][0]["agent_id"]["value"] = json!(agent);
+    accepted(&core.event(now, serde_json::from_value(offered).unwrap()))
+}
+
+#[test]
+fn apps_of_one_executor_run_in_it_where_it_is_until_it_ends() {
+    let mut bench = Bench::new();
+    bench.event(0.0, subscribed());
+    let now = bench.moment(0.0);
+    let with = |id: &str| app(id, r#", "executor": {"id": "e", "cmd": "run", "labels": {"L": "v"}}"#);
+    bench.core.run(now, vec![with("a")]).unwrap();
+    let first = offer_of(&mut bench.core, now, "agent");
+    let task = &first[0]["launch"]["task_infos"][0];
+    assert_eq!((&task["executor"]["type"], task.get("command")), (&json!("CUSTOM"), None));
+    assert_eq!(task["labels"]["labels"], json!([{ "key": "command", "value": "x" }]));
+    bench.core.run(now, vec![with("b")]).unwrap();
+    assert_eq!(offer_of(&mut bench.core, now, "another"), [Value::Null; 0]);
+    let second = offer_of(&mut bench.core, now, "agent");
+    assert_eq!(second[0]["launch"]["task_infos"][0]["executor"], task["executor"]);
+    assert_eq!(told(&bench.core.shutdown("e").unwrap()), ["SHUTDOWN"]);
+    let failure = json!({ "agent_id": { "value": "agent" }, "executor_id": { "value": "e" } });
+    bench.event(1.0, json!({ "type": "FAILURE", "failure": failure }));
+    assert_eq!(bench.core.shutdown("e").unwrap_err(), RunError::NoExecutor { id: "e".into() });
+    bench.core.run(now, vec![with("c")]).unwrap();
+    assert_eq!(offer_of(&mut bench.core, now, "another").len(), 1);
+}
+
+#[test]
+fn a_group_is_launched_as_a_whole_or_not_at_all() {
+    let mut bench = Bench::new();
+    bench.event(0.0, subscribed());
+    let now = bench.moment(0.0);
+    let with = |id: &str, mem: u32| {
+        app(id, &format!(r#", "restart": "never", "mem": {mem}, "group": "g", "executor": {{"id": "e"}}"#))
+    };
+    bench.core.run(now, vec![with("a", 500), with("b", 500)]).unwrap();
+    assert_eq!(offer_of(&mut bench.core, now, "agent"), [Value::Null; 0], "the executor wants memory too");
+    for id in ["a", "b"] {
+        bench.core.stop(now, id).unwrap();
+    }
+    bench.core.run(now, vec![with("a", 400), with("b", 400), app("c", "")]).unwrap();
+    let operations = offer_of(&mut bench.core, now, "agent");
+    let group = &operations[0]["launch_group"];
+    assert_eq!((&group["executor"]["type"], &operations[1]["type"]), (&json!("DEFAULT"), &json!("LAUNCH")));
+    let tasks = group["task_group"]["tasks"].as_array().unwrap();
+    assert_eq!((tasks.len(), &tasks[1]["command"]["value"]), (2, &json!("x")));
+    assert!(tasks[0].get("executor").is_none());
 }

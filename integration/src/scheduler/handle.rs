@@ -187,8 +187,24 @@ impl Scheduler {
     /// # Errors
     /// The app is not valid, its id is taken, or the scheduler has ended.
     pub fn run(&self, app: App) -> Result<(), SchedulerError> {
-        app.validate()?;
-        self.ask(|answer| Command::Run(Box::new(app), answer))
+        self.run_together(vec![app])
+    }
+
+    /// Keeps apps running from now on that are told of at once, as those of a task group have to be.
+    ///
+    /// # Errors
+    /// As [`Scheduler::run`]; then none is run.
+    pub fn run_together(&self, apps: Vec<App>) -> Result<(), SchedulerError> {
+        apps.iter().try_for_each(App::validate)?;
+        self.ask(|answer| Command::Run(apps, answer))
+    }
+
+    /// Has an executor end that apps named; returns at once.
+    ///
+    /// # Errors
+    /// None of this id runs, or the scheduler has ended.
+    pub fn shutdown_executor(&self, id: &str) -> Result<(), SchedulerError> {
+        self.ask(|answer| Command::Shutdown(id.to_owned(), answer))
     }
 
     /// Kills the app's task, with its grace, and forgets the app once the task has ended; its history stays. Returns

@@ -1,7 +1,8 @@
 //! A small v1 HTTP scheduler that keeps named apps running: what Marathon does for users of Mesos, for demonstrations
 //! and tests. One instance of each app; a lost one is started again at once, a failing one with growing delays.
 //!
-//! It is not a product: no persistence of its own, no authentication, no groups, no health checks.
+//! It is not a product: no persistence of its own, no authentication, no health checks; task groups and executors
+//! of several tasks as tests need them.
 //!
 //! `core.rs` decides and is pure; `run.rs` is the loop that receives, asks it and does what it says; `master.rs` alone
 //! knows HTTP. [`Scheduler`] is a handle to that loop, which runs on a thread of its own: the thread is started by the
@@ -12,6 +13,7 @@ mod backoff;
 mod container;
 mod core;
 mod entry;
+mod executor;
 mod handle;
 mod history;
 mod master;
@@ -24,6 +26,7 @@ pub use self::{
     backoff::Backoff,
     container::{Container, DockerVolume, HostPath, Volume, VolumeMode},
     core::RunError,
+    executor::Executor,
     handle::{Scheduler, SchedulerError, WaitError},
     history::{TaskEvent, TaskState},
 };

@@ -1,8 +1,10 @@
 //! What an offer holds, and taking an app's share out of it.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
-use super::app::App;
+use super::{app::App, executor::Executor};
 
 /// One agent's offer, less what earlier apps took from it.
 #[derive(Debug, Clone)]
@@ -32,15 +34,29 @@ impl Offer {
     /// Takes what `app` asks for, as the task's resources; takes nothing if something is short or the agent does not
     /// suit.
     pub(super) fn take(&mut self, app: &App) -> Option<Vec<Value>> {
+        let scalars = [("cpus", app.cpus), ("mem", app.mem), ("disk", app.disk)];
         if !app.constraints.admit(&self.hostname) {
             return None;
         }
+        self.take_all(&scalars, &app.resources)
+    }
+
+    /// As [`Offer::take`], what an executor asks for itself.
+    pub(super) fn take_executor(&mut self, executor: &Executor) -> Option<Vec<Value>> {
+        self.take_all(&Executor::SCALARS, &executor.resources)
+    }
+
+    fn take_all(
+        &mut self,
+        scalars: &[(&str, f64)],
+        sets: &BTreeMap<String, Vec<String>>,
+    ) -> Option<Vec<Value>> {
         let mut left = self.resources.clone();
         let mut taken = Vec::new();
-        for (name, amount) in [("cpus", app.cpus), ("mem", app.mem), ("disk", app.disk)] {
-            take_scalar(&mut left, name, amount, &mut taken)?;
+        for (name, amount) in scalars {
+            take_scalar(&mut left, name, *amount, &mut taken)?;
         }
-        for (name, items) in &app.resources {
+        for (name, items) in sets {
             take_items(&mut left, name, items, &mut taken)?;
         }
         self.resources = left;

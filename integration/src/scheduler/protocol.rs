@@ -18,10 +18,13 @@ pub(super) enum Event {
     Update {
         update: Update,
     },
+    Failure {
+        failure: Failure,
+    },
     Error {
         error: ErrorEvent,
     },
-    /// `HEARTBEAT` and `RESCIND` (offers are answered at once, so none is ever kept), `FAILURE`, `MESSAGE`, inverse
+    /// `HEARTBEAT` and `RESCIND` (offers are answered at once, so none is ever kept), `MESSAGE`, inverse
     /// offers, and what a later Mesos may add.
     #[serde(other)]
     Other,
@@ -43,6 +46,15 @@ pub(super) struct Offers {
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Update {
     pub(super) status: TaskStatus,
+}
+
+/// An executor has ended, or without one an agent is lost.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Failure {
+    #[serde(default)]
+    pub(super) agent_id: Option<Id>,
+    #[serde(default)]
+    pub(super) executor_id: Option<Id>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -99,10 +111,10 @@ impl Caller {
         self.call("SUBSCRIBE", json!({ "framework_info": info }))
     }
 
-    pub(super) fn accept(&self, offer_id: &str, tasks: Vec<Value>, refuse_seconds: f64) -> Value {
+    pub(super) fn accept(&self, offer_id: &str, operations: &[Value], refuse_seconds: f64) -> Value {
         let body = json!({
             "offer_ids": [{ "value": offer_id }],
-            "operations": [{ "type": "LAUNCH", "launch": { "task_infos": tasks } }],
+            "operations": operations,
             "filters": { "refuse_seconds": refuse_seconds },
         });
         self.call("ACCEPT", body)
@@ -121,6 +133,11 @@ impl Caller {
 
     pub(super) fn kill(&self, task_id: &str, agent_id: Option<&str>) -> Value {
         self.call("KILL", task_and_agent(task_id, agent_id))
+    }
+
+    pub(super) fn shutdown(&self, executor_id: &str, agent_id: &str) -> Value {
+        let body = json!({ "executor_id": { "value": executor_id }, "agent_id": { "value": agent_id } });
+        self.call("SHUTDOWN", body)
     }
 
     /// No tasks: the master tells of all that it knows.

@@ -21,8 +21,10 @@ const SUBSCRIBE_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// What the handle asks for. Answers go to a thread that waits for them.
 pub(super) enum Command {
-    Run(Box<App>, Sender<Result<(), RunError>>),
+    Run(Vec<App>, Sender<Result<(), RunError>>),
     Stop(String, Sender<Result<(), RunError>>),
+    /// An executor.
+    Shutdown(String, Sender<Result<(), RunError>>),
     /// Answered when the master has accepted it; the loop ends then.
     Teardown(Sender<()>),
 }
@@ -95,8 +97,9 @@ impl Shell {
 
     fn command(&mut self, command: Command) -> Vec<Output> {
         let (result, answer) = match command {
-            Command::Run(app, answer) => (self.core.run(now(), *app), answer),
+            Command::Run(apps, answer) => (self.core.run(now(), apps), answer),
             Command::Stop(id, answer) => (self.core.stop(now(), &id), answer),
+            Command::Shutdown(id, answer) => (self.core.shutdown(&id), answer),
             Command::Teardown(answer) => {
                 self.torn_down = Some(answer);
                 return self.core.teardown();
