@@ -449,8 +449,8 @@ fn judge(state: &str, tasks: &str, declared: &Declared<'_>) -> Seen {
 }
 
 /// Of how many executors in the agent's state that could be said.
-pub(crate) fn judged(state: &str, declared: &Declared<'_>) -> Result<usize, String> {
-    judge(state, declared).map(|seen| seen.len())
+pub(crate) fn judged(state: &str, tasks: &str, declared: &Declared<'_>) -> Result<usize, String> {
+    judge(state, tasks, declared).map(|seen| seen.len())
 }
 
 fn judge_executor(executor: &Executor, declared: &Declared<'_>) -> Verdict {
