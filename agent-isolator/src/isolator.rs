@@ -443,7 +443,8 @@ mod tests {
             let volume =
                 VolumeId { driver: Driver::new("ebs").unwrap(), name: VolumeName::new("v").unwrap() };
             let container_path = path.map(str::to_owned);
-            let volume = TaskVolume { volume, container_path, read_only, create: None, remove: false, own: false };
+            let volume =
+                TaskVolume { volume, container_path, read_only, create: None, remove: false, own: false };
             check_places(&config, &[volume], &[declared.to_owned()], "/mnt/mesos/sandbox")
                 .err()
                 .unwrap_or_default()

@@ -71,6 +71,8 @@ pub struct KeeperParameters {
     pub state_directory: PathBuf,
     /// `cgroup_root`: the freezer cgroup of the agent's containers, its `--cgroups_root`; default `mesos`.
     pub cgroup_root: String,
+    /// `link_directory`: in it a link for each mounted volume is kept, by driver and name; none by default.
+    pub link_directory: Option<PathBuf>,
     /// `hosts_own` (comma list of paths): file systems that are never fenced, beside `/`, `/run` and the directories
     /// above; the agent's work directory, where it has a file system of its own.
     pub hosts_own: Vec<PathBuf>,
@@ -160,7 +162,10 @@ fn required(text: &str) -> Result<bool, &'static str> {
 }
 
 impl KeeperParameters {
-    fn take(parameters: &mut Parameters, mut given: BTreeMap<String, String>) -> Result<Self, ParameterError> {
+    fn take(
+        parameters: &mut Parameters,
+        mut given: BTreeMap<String, String>,
+    ) -> Result<Self, ParameterError> {
         let seconds = Duration::from_secs;
         let holder = |text: &str| Holder::new(text);
         let directory = |parameters: &mut Parameters, name, default: &str| {
@@ -209,6 +214,7 @@ impl KeeperParameters {
             run_directory: directory(parameters, "run_directory", "/run/extvol")?,
             state_directory: directory(parameters, "state_directory", "/var/lib/extvol")?,
             cgroup_root: parameters.optional("cgroup_root").unwrap_or_else(|| "mesos".into()),
+            link_directory: parameters.parsed("link_directory", absolute)?,
             hosts_own: parameters.parsed("hosts_own", directories)?.unwrap_or_default(),
             volume_rules: parameters.parsed("volume_rules", absolute)?,
             reset: parameters.parsed("reset", reset)?.flatten(),
@@ -345,7 +351,10 @@ mod tests {
             (&[("etcd_endpoints", "h:1"), ("holder", "a/b")], "`holder` has the value `a/b`"),
             (&[("etcd_endpoints", "h:1"), ("mount_roots", "a")], "which is not an absolute path"),
             (&[("etcd_endpoints", "h:1"), ("mount_roots", "/")], "below which everything is"),
-            (&[("etcd_endpoints", "h:1"), ("drivers", "a,A")], "`drivers` has the value `a,A`, which names A and a"),
+            (
+                &[("etcd_endpoints", "h:1"), ("drivers", "a,A")],
+                "`drivers` has the value `a,A`, which names A and a",
+            ),
             (&[("etcd_endpoints", "h:1"), ("prepare_timeout", "1")], "`prepare_timeout` has the value `1`"),
         ];
         for (pairs, expected) in table {

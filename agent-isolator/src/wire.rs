@@ -132,7 +132,10 @@ pub struct VolumeCall {
 impl fmt::Debug for VolumeCall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let create = quote::options(self.create.as_ref());
-        f.debug_struct("VolumeCall").field("volume", &self.volume).field("create", &create).finish_non_exhaustive()
+        f.debug_struct("VolumeCall")
+            .field("volume", &self.volume)
+            .field("create", &create)
+            .finish_non_exhaustive()
     }
 }
 

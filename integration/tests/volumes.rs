@@ -207,13 +207,17 @@ fn mesos_a_volume_held_elsewhere_is_refused_and_had_once_it_is_free() -> Result<
     let refused = trial.wait_ended("second", 0)?;
     assert_eq!(refused.state, TaskState::Failed);
     let held = trial.held("ebs/vol-1")?.expect("it is held");
-    let container = held.containers.first().expect("by a container").as_str();
+    let container = held.containers.first().expect("by a container");
+    let task = &held.tasks[container];
+    assert_eq!(task.task_id.as_deref(), Some(first.task_id.as_str()), "{task:?}");
+    assert_eq!(task.framework.as_deref(), Some(&*SchedulerConfig::default().name), "{task:?}");
+    let task = task.in_words().expect("Mesos said it");
     let message = refused.message.unwrap_or_default();
     assert_eq!(
         message,
         format!(
             "Failed to launch container: volume ebs/vol-1 is held by agent-1 (live, since {}, agent {}, container \
-             {container}); it is free when that container ends, or after `extvol revoke ebs/vol-1`; it was waited for 15 s",
+             {container}, which is {task}); it is free when that container ends, or after `extvol revoke ebs/vol-1`; it was waited for 15 s",
             held.since,
             first.agent_id.unwrap_or_default(),
         )

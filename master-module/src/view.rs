@@ -346,7 +346,8 @@ impl View {
         // The granting write cannot contain its own revision.
         let token = token.unwrap_or(Token(entry.mod_revision));
         let agent_id = agent_id.map(|id| self.interned(&holder, id));
-        let lease = Lease { stage, holder, epoch, token, agent_id, containers: Containers::new(containers, &tasks) };
+        let lease =
+            Lease { stage, holder, epoch, token, agent_id, containers: Containers::new(containers, &tasks) };
         self.hold(volume, Known { lease, written: entry.mod_revision }, seen, told);
     }
 

@@ -159,7 +159,14 @@ mod tests {
 
     fn volume(name: &str, path: &str) -> TaskVolume {
         let volume = VolumeId { driver: Driver::new("ebs").unwrap(), name: VolumeName::new(name).unwrap() };
-        TaskVolume { volume, container_path: Some(path.into()), read_only: false, create: None, remove: false, own: false }
+        TaskVolume {
+            volume,
+            container_path: Some(path.into()),
+            read_only: false,
+            create: None,
+            remove: false,
+            own: false,
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! mounts/      what those looks are; mount_table.rs: the kernel's tables
 //! volume_rules.rs who may use which volumes
 //! limits.rs    what tenants can have of it at once
+//! links.rs     a link for each mounted volume, by its name
 //! checkpoint.rs, alive.rs, log.rs, process.rs
 //! ```
 
@@ -23,6 +24,7 @@ pub mod driver;
 pub mod fence;
 pub mod flock;
 pub mod limits;
+mod links;
 pub mod log;
 pub mod means;
 pub(crate) mod mount_table;

@@ -264,7 +264,9 @@ impl Drivers {
             let is = |other: &&Driver| other.as_str().eq_ignore_ascii_case(plugin.as_str());
             let why = "a task that named it would take volumes away from hosts that live";
             if let Some(driver) = self.served.iter().chain(aliases.keys()).find(is) {
-                return Err(format!("has {driver} as a driver or alias and as the preempt_plugin of {of}: {why}"));
+                return Err(format!(
+                    "has {driver} as a driver or alias and as the preempt_plugin of {of}: {why}"
+                ));
             }
             if let Some(other) = plugins.insert(plugin.as_str().to_lowercase(), of) {
                 return Err(format!(
@@ -332,7 +334,9 @@ fn driver(name: &str) -> Result<Driver, String> {
 /// A plugin is found by a socket of its name, and a long name, such as `rexray/ebs:latest`, stands in none.
 fn has_socket(driver: &Driver) -> Result<(), String> {
     match driver.as_str().contains('/') {
-        true => Err(format!("holds {driver}, a plugin's long name; give it a short one, with this as an alias")),
+        true => {
+            Err(format!("holds {driver}, a plugin's long name; give it a short one, with this as an alias"))
+        }
         false => Ok(()),
     }
 }
@@ -461,13 +465,22 @@ mod tests {
             ("/dev/zero", "which is no file"),
             ("{\"ebs\": {}", "which does not describe drivers: EOF while parsing an object at line 1"),
             (r#"{"ebs": {}, "ebs": {}}"#, "\"ebs\" is described twice"),
-            (r#"{"ebs": {"alias": "a"}}"#, "unknown field `alias`, expected one of `aliases`, `preempt_plugin`"),
+            (
+                r#"{"ebs": {"alias": "a"}}"#,
+                "unknown field `alias`, expected one of `aliases`, `preempt_plugin`",
+            ),
             (r#"{"b": {"aliases": ["a"]}, "c": {"aliases": ["b"]}}"#, "makes b both an alias and what"),
             (r#"{"b": {"aliases": ["a"]}, "c": {"aliases": ["a"]}}"#, "says that a is b, and that it is c"),
             (r#"{"b/c": {"aliases": ["a"]}}"#, "a plugin's long name"),
-            (r#"{"a": {"names": "loose"}}"#, "unknown variant `loose`, expected one of `docker`, `path`, `any`"),
+            (
+                r#"{"a": {"names": "loose"}}"#,
+                "unknown variant `loose`, expected one of `docker`, `path`, `any`",
+            ),
             (r#"{"a": {"storage": "nfs"}}"#, "expected one of `attached`, `shared`, `directory`"),
-            (r#"{"ebs": {"preempt_plugin": "p"}, "p": {}}"#, "has p as a driver or alias and as the preempt_plugin"),
+            (
+                r#"{"ebs": {"preempt_plugin": "p"}, "p": {}}"#,
+                "has p as a driver or alias and as the preempt_plugin",
+            ),
             (r#"{"ebs": {"preempt_plugin": "ebs"}}"#, "has ebs as a driver or alias"),
             (r#"{"ebs": {"preempt_plugin": "EBS"}}"#, "has ebs as a driver or alias"),
             (r#"{"ebs": {"aliases": ["p"], "preempt_plugin": "p"}}"#, "has p as a driver or alias"),
@@ -483,7 +496,10 @@ mod tests {
             ),
             (r#"{"a": {"calls_max": 0}}"#, "has the calls_max 0 of a, which is not from 1 to 1000"),
             (r#"{"a": {"settle_time": "5"}}"#, "has the settle_time \"5\" of a, which "),
-            (r#"{"a": {"mount_timeout": "2hrs"}}"#, "has the mount_timeout \"2hrs\" of a, which is not from 1s to 3600s"),
+            (
+                r#"{"a": {"mount_timeout": "2hrs"}}"#,
+                "has the mount_timeout \"2hrs\" of a, which is not from 1s to 3600s",
+            ),
             (r#"{"a": {"unmount_timeout": "0secs"}}"#, "of a, which is not from 1s to 3600s"),
         ];
         for (text, expected) in table {

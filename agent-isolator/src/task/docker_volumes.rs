@@ -25,7 +25,14 @@ pub(super) fn read(declared: &Volume, docker: &DockerVolume) -> Result<TaskVolum
     };
     // `docker/volume` has the driver create what is missing.
     let create = Some(options(&volume, docker)?);
-    Ok(TaskVolume { volume, container_path: Some(container_path), read_only, create, remove: false, own: false })
+    Ok(TaskVolume {
+        volume,
+        container_path: Some(container_path),
+        read_only,
+        create,
+        remove: false,
+        own: false,
+    })
 }
 
 /// They may hold passwords: an error names a key at most.

@@ -228,7 +228,8 @@ mod tests {
 
     fn task(label_pairs: &[(&str, &str)], env_pairs: &[(&str, &str)]) -> ContainerConfig {
         let command = CommandInfo { environment: Some(environment(env_pairs)), ..Default::default() };
-        let task = TaskInfo { command: Some(command), labels: Some(labels(label_pairs)), ..TaskInfo::default() };
+        let task =
+            TaskInfo { command: Some(command), labels: Some(labels(label_pairs)), ..TaskInfo::default() };
         ContainerConfig { task_info: Some(task), ..Default::default() }
     }
 

@@ -28,7 +28,14 @@ pub(super) fn read(resources: &[Resource], drivers: &ResourceDrivers) -> Result<
             let container_path = Some(plain_path(&format!("resource {name}"), &path)?);
             // One may come in parts, of several roles.
             if !volumes.iter().any(|known| known.volume == volume) {
-                volumes.push(TaskVolume { volume, container_path, read_only: false, create: None, remove: false, own: false });
+                volumes.push(TaskVolume {
+                    volume,
+                    container_path,
+                    read_only: false,
+                    create: None,
+                    remove: false,
+                    own: false,
+                });
             }
         }
     }

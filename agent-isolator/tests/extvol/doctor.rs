@@ -296,7 +296,11 @@ fn etcd_a_keeper_that_runs_is_well_and_other_parameters_than_its_own_are_found()
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, text.replace("}", r#","drivers":{"ebs":{"aliases":["rexray"]}}}"#)).unwrap();
     let answer = run(&["--config", &config, "doctor"]);
-    assert_line(&answer, "FAIL", "refuses: the module's parameter `drivers` is `{\"ebs\":{\"aliases\":[\"rexray\"]}}`");
+    assert_line(
+        &answer,
+        "FAIL",
+        "refuses: the module's parameter `drivers` is `{\"ebs\":{\"aliases\":[\"rexray\"]}}`",
+    );
     assert_line(&answer, "FAIL", "differ from those that etcd has for all hosts");
     // It changes nothing.
     let before = installation.etcd.etcdctl(&["get", "", "--prefix", "-w", "json"]);

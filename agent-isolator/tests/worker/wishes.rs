@@ -35,7 +35,10 @@ fn root_a_volume_is_removed_where_the_host_lets_tasks_do_so() {
             let world = &world;
             let are_free = async || {
                 let free = async |name: &str| {
-                    world.stored(&format!("leases/ebs/{name}")).await.is_none_or(|(lease, _)| !lease.contains("epoch"))
+                    world
+                        .stored(&format!("leases/ebs/{name}"))
+                        .await
+                        .is_none_or(|(lease, _)| !lease.contains("epoch"))
                 };
                 free("a").await && free("b").await
             };
@@ -118,7 +121,10 @@ fn root_a_lease_says_for_whom_it_is_held_and_a_framework_has_no_more_than_its_sh
             assert!(lease.contains(expected), "{lease}");
             let prepare = world.prepare("c2", &["ebs/b"]);
             let why = world.answer(prepare).await.unwrap_err();
-            assert!(why.contains("framework f1 would have 2 volumes on this host, which lets one have 1"), "{why}");
+            assert!(
+                why.contains("framework f1 would have 2 volumes on this host, which lets one have 1"),
+                "{why}"
+            );
             // The same volume once more is no other one; and others have their own share.
             let prepare = world.prepare("c3", &["ebs/a"]);
             assert!(world.answer(prepare).await.is_ok());

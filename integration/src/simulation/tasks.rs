@@ -59,7 +59,14 @@ impl World<'_> {
 
     fn wanted(&self, task: usize) -> Vec<Wanted> {
         let volume = |number: &usize| self.volumes[*number].clone();
-        let wanted = |id: VolumeId| Wanted { volume: id.clone(), asked: id, create: None, read_only: false, remove: false, owner: None };
+        let wanted = |id: VolumeId| Wanted {
+            volume: id.clone(),
+            asked: id,
+            create: None,
+            read_only: false,
+            remove: false,
+            owner: None,
+        };
         self.tasks[task].volumes.iter().map(volume).map(wanted).collect()
     }
 

@@ -104,8 +104,14 @@ impl Model for Machine {
         for host in 0..2 {
             state.handle(host, Input::Tick);
             let (request, container) = (Request(0), user(host));
-            let none =
-                Input::Prepare { request, container, agent: "a".into(), agent_id: None, task: None, volumes: Vec::new() };
+            let none = Input::Prepare {
+                request,
+                container,
+                agent: "a".into(),
+                agent_id: None,
+                task: None,
+                volumes: Vec::new(),
+            };
             state.handle(host, none);
             state.handle(host, clean_up(user(host)));
             while !state.control[host].is_empty() || host == 0 && !state.wire.is_empty() {
@@ -274,11 +280,25 @@ impl Model for Machine {
             Action::Land(index) => s.land(index),
             Action::Prepare(host) => {
                 s.prepares[host] -= 1;
-                let volumes = vec![Wanted { volume: id(), asked: id(), create: None, read_only: false, remove: false, owner: None }];
+                let volumes = vec![Wanted {
+                    volume: id(),
+                    asked: id(),
+                    create: None,
+                    read_only: false,
+                    remove: false,
+                    owner: None,
+                }];
                 let (request, container) = (Request(1), user(host));
                 s.handle(
                     host,
-                    Input::Prepare { request, container, agent: "a".into(), agent_id: None, task: None, volumes },
+                    Input::Prepare {
+                        request,
+                        container,
+                        agent: "a".into(),
+                        agent_id: None,
+                        task: None,
+                        volumes,
+                    },
                 );
             }
             Action::End(host) => {

@@ -153,7 +153,14 @@ impl State {
         let it = user(host);
         match (answer, request.0) {
             (Ok(_), 1) => {
-                let wanted = [Wanted { volume: id(), asked: id(), create: None, read_only: false, remove: false, owner: None }];
+                let wanted = [Wanted {
+                    volume: id(),
+                    asked: id(),
+                    create: None,
+                    read_only: false,
+                    remove: false,
+                    owner: None,
+                }];
                 self.hosts[host].fork(&it, &wanted);
                 let (request, cgroup) = (Request(2), Some("c".into()));
                 self.handle(

@@ -209,7 +209,14 @@ mod tests {
 
     fn table() -> Table {
         let volume = VolumeId { driver: Driver::new("d").unwrap(), name: VolumeName::new("v").unwrap() };
-        let wanted = Wanted { volume: volume.clone(), asked: volume, create: None, read_only: false, remove: false, owner: None };
+        let wanted = Wanted {
+            volume: volume.clone(),
+            asked: volume,
+            create: None,
+            read_only: false,
+            remove: false,
+            owner: None,
+        };
         let phase = Phase::Mounting { token: Token(Revision(1)) };
         let containers = ["a", "b"].map(|name| {
             let id = ContainerId::new(name).unwrap();

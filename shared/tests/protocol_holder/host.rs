@@ -420,7 +420,14 @@ impl Host {
 
     pub(crate) fn prepare_read_only(&mut self, name: &str, of: &str) -> u64 {
         self.requests += 1;
-        let wanted = Wanted { volume: volume(of), asked: volume(of), create: None, read_only: true, remove: false, owner: None };
+        let wanted = Wanted {
+            volume: volume(of),
+            asked: volume(of),
+            create: None,
+            read_only: true,
+            remove: false,
+            owner: None,
+        };
         self.give(Input::Prepare {
             request: Request(self.requests),
             container: container(name),

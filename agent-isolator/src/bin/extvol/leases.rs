@@ -195,8 +195,18 @@ fn render(out: &mut dyn Write, output: Output, rows: &[Row]) -> Result<(), Failu
             ]
         })
         .collect();
-    let heads =
-        ["VOLUME", "STATE", "HOLDER", "EPOCH", "TOKEN", "SINCE", "CONTAINERS", "TASKS", "MOUNT-POINT", "NOTES"];
+    let heads = [
+        "VOLUME",
+        "STATE",
+        "HOLDER",
+        "EPOCH",
+        "TOKEN",
+        "SINCE",
+        "CONTAINERS",
+        "TASKS",
+        "MOUNT-POINT",
+        "NOTES",
+    ];
     Ok(table::print(out, heads, &cells)?)
 }
 

@@ -93,7 +93,8 @@ async fn carry_out(
         Action::Events { follow, limit } => events::run(out, output, &records, *follow, *limit).await,
         Action::Revoke { subject, yes } => revoke::run(out, &records, subject, *yes).await,
         Action::Free { volume, detached_from } => {
-            free::run(out, &records, volume, detached_from.as_ref(), parameters.settle_time(&volume.driver)).await
+            free::run(out, &records, volume, detached_from.as_ref(), parameters.settle_time(&volume.driver))
+                .await
         }
         Action::Storm { lift } => storm::run(out, output, &records, *lift).await,
         Action::Doctor { agent, plugins } => {

@@ -85,7 +85,8 @@ pub(super) fn identify(
     let rest = at.strip_prefix(&mount.mount_point).map_err(|error| later(error.to_string()))?;
     let path = mount.root.join(rest);
     let path = path.to_str().ok_or_else(|| by_driver("whose path is not UTF-8".to_owned()))?;
-    let files = rustix::fs::fstat(opened).map_err(|error| later(format!("which cannot be looked at: {error}")))?;
+    let files =
+        rustix::fs::fstat(opened).map_err(|error| later(format!("which cannot be looked at: {error}")))?;
     let mut mounted = volume(mount, path, &storage::number(files.st_dev), &call.mount_point);
     if let Some((other, _)) = call.others.same(&mounted, mount, table) {
         return Err(nothing(other_name_in_words(other)));
@@ -104,7 +105,10 @@ pub(super) fn identify(
     };
     let shown = mount_table::showing(Path::new(&pinned)).map_err(|error| unusable(error.to_string()))?;
     if shown.root != Path::new(path) {
-        return Err(unusable(format!("the keeper's own mount shows {} of the file system", shown.root.display())));
+        return Err(unusable(format!(
+            "the keeper's own mount shows {} of the file system",
+            shown.root.display()
+        )));
     }
     if !call.suid_dev {
         pin::set_nosuid_nodev(root, &shown).map_err(unusable)?;

@@ -110,11 +110,11 @@ pub fn identify(call: &MountCall, places: &Places) -> Result<MountedVolume, Refu
         return directory::identify(call, &place, &table, places);
     }
     if of_root.id == mount.id {
-        let why = "where nothing is mounted: that is the host's own file system";
+        let why = format!("where nothing is mounted; it is the host's own file system. {AS_DIRECTORIES}");
         return Err(match call.storage {
             // Nothing is attached, and an Unmount that no Mount made breaks the counts of some plugins: their next Mount does nothing.
             Storage::Shared => Refusal::new(format!("{said}, {why}"), Undo::Nothing),
-            Storage::Attached | Storage::Directory => by_driver(why.to_owned()),
+            Storage::Attached | Storage::Directory => by_driver(why),
         });
     }
     if places.hosts_own(&table).contains_key(&mount.device_number) {
@@ -218,12 +218,13 @@ fn outside(call: &MountCall, places: &Places, table: &[Mount], said: &str) -> Re
     refusal
 }
 
+/// What to do where a driver's volumes are directories.
+const AS_DIRECTORIES: &str = "Where that is how this driver's volumes are (buttervolume, convoy's vfs and local-persist make such), say \
+                              so with the storage `directory` in `drivers`";
+
 /// Says why a directory is no volume. `what` names what it is a directory of.
 fn directory_of_host(what: &str) -> String {
-    format!(
-        "which is a directory {what}, and no file system of its own: where that is how this driver's volumes are \
-         (buttervolume, convoy's vfs and local-persist make such), say so with the storage `directory` in `drivers`"
-    )
+    format!("which is a directory {what}, and no file system of its own. {AS_DIRECTORIES}")
 }
 
 /// Takes away what a Mount under a second name has mounted, and leaves what the first has. The driver is not asked: it may take

@@ -40,12 +40,12 @@ use serde::{Deserialize, Serialize};
 use shared::protocol::holder::MountedVolume;
 use shared::volume::VolumeId;
 
+pub(super) use self::directory::behind_pin;
+pub(super) use self::files::holds;
 pub use self::identify::{MountCall, Refusal, Undo, identify};
 pub use self::idle::{Proof, ProofCall, prove_idle};
 pub use self::look::{ailing, look};
 pub use self::pin::unpin;
-pub(super) use self::directory::behind_pin;
-pub(super) use self::files::holds;
 pub(super) use self::storage::{disk_sequence, in_sys};
 use super::mount_table::{self, Mount};
 use super::{alive, fence};

@@ -186,7 +186,8 @@ pub(super) async fn look(
     let Question { asked, mut known, files, mut names } = question;
     let files = tokio::time::timeout(LOOK_TIMEOUT, look_at_files(files, roots, rules)).await;
     let (roots, rules) = files.unwrap_or_else(|_| {
-        let hangs = "the mount roots, or the volume rules, could not be looked at in time: a file system hangs";
+        let hangs =
+            "the mount roots, or the volume rules, could not be looked at in time: a file system hangs";
         (Err(hangs.into()), None)
     });
     let mut faults = BTreeMap::new();
@@ -268,7 +269,8 @@ impl Names {
         self.unasked.retain(|_, until| Instant::now() < *until);
         let is_unknown = |asked: &&Asked| {
             let framework = asked.asker.as_ref().and_then(|asker| asker.framework.as_ref());
-            framework.is_some_and(|id| !self.known.contains_key(id)) && !self.unasked.contains_key(&asked.agent)
+            framework.is_some_and(|id| !self.known.contains_key(id))
+                && !self.unasked.contains_key(&asked.agent)
         };
         let unknown: Vec<_> = asked.iter().filter(is_unknown).cloned().collect();
         let faults = ask_agents(&unknown, known, NAME_TIMEOUT).await;
@@ -299,7 +301,9 @@ fn owner(user: &str) -> Result<Owner, Text> {
     match nix::unistd::User::from_name(user) {
         Ok(Some(found)) => Ok(Owner { uid: found.uid.as_raw(), gid: found.gid.as_raw() }),
         Ok(None) => Err(format!("label extvol.owner: this host knows no user {user:?}").into()),
-        Err(error) => Err(format!("label extvol.owner: the user {user:?} could not be looked up: {error}").into()),
+        Err(error) => {
+            Err(format!("label extvol.owner: the user {user:?} could not be looked up: {error}").into())
+        }
     }
 }
 
@@ -385,12 +389,7 @@ mod tests {
     }
 
     fn look() -> Look {
-        Look {
-            decided: BTreeMap::new(),
-            known: KnownFrameworks::new(),
-            names: Names::default(),
-            fault: None,
-        }
+        Look { decided: BTreeMap::new(), known: KnownFrameworks::new(), names: Names::default(), fault: None }
     }
 
     fn names<'a>(asked: impl IntoIterator<Item = &'a Asked>) -> Vec<&'a str> {

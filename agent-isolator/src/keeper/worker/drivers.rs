@@ -56,7 +56,9 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
     pub(super) fn queue_call(&mut self, call: Output) {
         let asked = match &call {
             Output::Mount { wanted, .. } => &wanted.asked,
-            Output::Settle { asked, .. } | Output::Unmount { asked, .. } | Output::Remove { asked, .. } => asked,
+            Output::Settle { asked, .. } | Output::Unmount { asked, .. } | Output::Remove { asked, .. } => {
+                asked
+            }
             _ => return,
         };
         let (driver, user) = self.parameters.drivers.canonical(asked).map_or_else(

@@ -31,10 +31,9 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                 }
             }
             Output::Reset => self.memory.reset(),
-            Output::Settle { .. }
-            | Output::Mount { .. }
-            | Output::Unmount { .. }
-            | Output::Remove { .. } => self.queue_call(output),
+            Output::Settle { .. } | Output::Mount { .. } | Output::Unmount { .. } | Output::Remove { .. } => {
+                self.queue_call(output)
+            }
             Output::Look { op, mounted, doubted } => {
                 let prober = self.prober.clone();
                 tokio::spawn(async move { tell(Input::Seen(op, prober.look(mounted, doubted).await)) });
@@ -130,10 +129,7 @@ pub(super) fn needs_table(output: &Output) -> bool {
     match output {
         Output::Reply(_, answer) => answer.is_ok(),
         Output::Commit { commit, .. } => !commit.puts.iter().all(|(key, _)| matches!(key, Key::Beat(_))),
-        Output::Settle { .. }
-        | Output::Mount { .. }
-        | Output::Unmount { .. }
-        | Output::Remove { .. } => true,
+        Output::Settle { .. } | Output::Mount { .. } | Output::Unmount { .. } | Output::Remove { .. } => true,
         Output::Read { .. }
         | Output::Extend(_)
         | Output::Reset

@@ -156,7 +156,9 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
     /// # Errors
     /// When the framework would have more volumes on this host than one may.
     fn leaves_others_room(&self, framework: Option<&str>, wanted: &[Wanted]) -> Result<(), Text> {
-        let Some((max, framework)) = self.parameters.framework_volumes_max.zip(framework) else { return Ok(()) };
+        let Some((max, framework)) = self.parameters.framework_volumes_max.zip(framework) else {
+            return Ok(());
+        };
         let of = |container: &&Container| {
             container.task.as_ref().and_then(|task| task.framework_id.as_deref()) == Some(framework)
         };

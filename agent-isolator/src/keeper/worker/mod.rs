@@ -25,7 +25,7 @@ use shared::clock::{Reading as Clocks, SuspendWatch, holder_now};
 use shared::exchange_io::Exchange;
 use shared::protocol::exchange::{Instance, Means, Outcome};
 use shared::protocol::holder::{
-    Container, Core, Input, Life, MountFault, MountedVolume, Output, Phase, Settings, Wanted,
+    Container, Core, Input, Life, MountFault, MountedVolume, Output, Phase, Settings, Volume, Wanted,
 };
 use shared::protocol::timing::LEAD;
 use shared::protocol::{Now, Op, Request, Text};
@@ -43,6 +43,7 @@ use super::deadman::DeadmanWatch;
 use super::driver::VolumeDriver;
 use super::fence::Policy;
 use super::limits::{DriverCalls, Turn};
+use super::links::Links;
 use super::means::{Found, MeansWatch};
 use super::mounts::{self, Before, Proof};
 use super::probe::Prober;
@@ -124,6 +125,7 @@ pub struct Worker<S, D> {
     queue: DriverCalls,
     admission: Admission,
     prober: Prober,
+    links: Option<Links>,
     calls: Calls,
     /// Volumes of an earlier life, as their drivers were asked, and under which leases: a call may have been made of which this one
     /// does not know.
@@ -201,6 +203,10 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         };
         let rows = core.volumes().values();
         let restored = rows.filter_map(|row| Some((row.wanted.asked.clone(), token(&row.phase)?))).collect();
+        let links = parameters.link_directory.clone().and_then(|directory| {
+            let kept = Links::keep(directory);
+            kept.inspect_err(|error| tracing::warn!("no links of volumes are kept: {error}")).ok()
+        });
         Ok(Self {
             core,
             checkpoint,
@@ -214,6 +220,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             queue: DriverCalls::new(parameters.driver_calls_max, parameters.calls_max_of()),
             admission: Admission::new(),
             prober: Prober::new(parameters.places(), parameters.policy().program),
+            links,
             calls: Calls::default(),
             restored,
             // That it was lost has to be known to the next one, too.
@@ -428,6 +435,11 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         match self.checkpoint.store(&self.core.table()) {
             Ok(()) => {
                 self.unstored = false;
+                if let Some(links) = &mut self.links {
+                    let at = |volume: &Volume| volume.mounted().map(|mounted| mounted.given().clone());
+                    let volumes = self.core.volumes().iter();
+                    links.set(volumes.filter_map(|(id, volume)| Some((id.clone(), at(volume)?))).collect());
+                }
                 if self.store_fault.take().is_some() {
                     tracing::info!("the table in {} is stored again", self.checkpoint.path().display());
                 }

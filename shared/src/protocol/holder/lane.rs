@@ -413,7 +413,8 @@ impl Core {
                 let (containers, tasks) = (BTreeSet::new(), BTreeMap::new());
                 // A revoke was of the epoch that is over: this one gives back all that it finds.
                 let (token, revoked) = (None, None);
-                let held = Held { epoch, token, containers, tasks, unsettled, calls, revoked, ..held.clone() };
+                let held =
+                    Held { epoch, token, containers, tasks, unsettled, calls, revoked, ..held.clone() };
                 older.push((id.clone(), Lease::Held(held)));
             }
         }

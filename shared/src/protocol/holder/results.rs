@@ -275,7 +275,8 @@ impl Core {
                 volume.unanswered(settled_at);
                 volume.enter(Phase::Detaching { token, mounted, step: Step::Announce });
                 if volume.retry(now, why.clone(), bounds) {
-                    let line = format!("volume {id} stays leased: the driver has not ended its Remove: {why}");
+                    let line =
+                        format!("volume {id} stays leased: the driver has not ended its Remove: {why}");
                     self.outputs.push_back(Output::Warn(line.into()));
                 }
                 return;
@@ -379,7 +380,8 @@ impl Core {
                     false => format!("volume {id} is idle, and its lease is released{driver}"),
                 });
                 // What was never used here, or is wanted elsewhere at a person's word, is nobody's to remove.
-                let removes = volume.wanted.remove && may_remove && volume.revoked.is_none() && mounted.is_some();
+                let removes =
+                    volume.wanted.remove && may_remove && volume.revoked.is_none() && mounted.is_some();
                 (if removes { Step::Condemn } else { Step::Release }, None)
             }
             Idleness::Mounted => (Step::Announce, Some(format!("the driver has not unmounted it{driver}"))),

@@ -118,7 +118,8 @@ impl MountedVolume {
             (None, None) => same_number && self.source == other.source,
             _ => same_number,
         };
-        let nested = self.directory.as_ref().zip(other.directory.as_ref()).is_some_and(|(a, b)| a.overlaps(b));
+        let nested =
+            self.directory.as_ref().zip(other.directory.as_ref()).is_some_and(|(a, b)| a.overlaps(b));
         same || nested || self.identity.is_some() && self.identity == other.identity
     }
 }

@@ -118,7 +118,8 @@ fn root_a_directory_leads_to_one_volume_alone() {
     let held = identify(&call(&world, "vol1", &at), &world.places).unwrap();
     world.others.mounted.push((super::disks::volume("vol1"), held));
     run("mount", &["--bind", at.join("deep").to_str().unwrap(), directory(&world, "vol3").to_str().unwrap()]);
-    let undo = refused(&world, &call(&world, "vol3", &world.root.join("vol3")), "it is the device of ebs/vol1");
+    let undo =
+        refused(&world, &call(&world, "vol3", &world.root.join("vol3")), "it is the device of ebs/vol1");
     assert_eq!(undo, Undo::Nothing);
     // A disk of its own is none.
     let disk = Disk::new();

@@ -171,7 +171,7 @@ fn root_directories_of_a_file_system_of_the_host_are_no_volumes() {
     // Of the disk that / is on.
     let bound = world.mount(world.outside.to_str().unwrap(), &world.root.join("local"), &["--bind"]);
     let refused =
-        refusal(world.identify("local", &bound), "directories of a host's file system are not served");
+        refusal(world.identify("local", &bound), "and no file system of its own. Where that is how");
     assert_eq!((refused.undo, refused.stray), (Undo::ByDriver(None), None));
     // Of a data disk of the host.
     let pool = world.mount(&disk.device, &world.outside.join("pool"), &[]);
