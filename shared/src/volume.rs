@@ -40,15 +40,17 @@ pub enum NameError {
         driver: String,
     },
     /// The driver's name has a slash: one plugin's socket can be found under several such names.
-    #[error("is a plugin's long name; give it a short one in driver_aliases, such as {driver}=ebs")]
+    #[error(
+        "is a plugin's long name; make it an alias of a short one in `drivers`, as `\"ebs\": {{\"aliases\": [\"{driver}\"]}}`"
+    )]
     LongDriver {
         /// The driver.
         driver: String,
     },
     /// The driver's names follow a rule that this one breaks.
     #[error(
-        "has {found:?} at a place where the names of the driver {driver} have none ({}); if they are otherwise, say so in \
-         the parameter `volume_names`, the same on all hosts",
+        "has {found:?} at a place where the names of the driver {driver} have none ({}); if they are otherwise, say so by \
+         its `names` in `drivers`, the same on all hosts",
         kind.rule()
     )]
     Kind {
@@ -309,7 +311,7 @@ pub struct HostNames {
 pub enum RulesFault {
     /// Two hosts could lease one volume under two names.
     #[error(
-        "driver_aliases, case_sensitive_drivers and volume_names here ({ours}) differ from those that etcd has for all hosts \
+        "aliases, case_sensitive and names of `drivers` here ({ours}) differ from those that etcd has for all hosts \
          ({theirs}); two hosts could lease one volume under two names"
     )]
     Names {
@@ -329,7 +331,7 @@ pub enum RulesFault {
     },
     /// Other hosts could serve it as a driver.
     #[error(
-        "the plugin {plugin} of this host's preempt_plugins is not among those that etcd has for all hosts ({known}): other \
+        "the preempt_plugin {plugin} of this host is not among those that etcd has for all hosts ({known}): other \
          hosts could serve it as a driver; add it to `preempting` in etcd's record `cluster` (docs/operating.md)"
     )]
     Unknown {

@@ -189,12 +189,8 @@ mod tests {
     use crate::records::Stored;
 
     fn drivers() -> Drivers {
-        let pairs = [
-            ("etcd_endpoints", "h:1"),
-            ("drivers", "ebs,nfs"),
-            ("driver_aliases", "rexray=ebs"),
-            ("case_sensitive_drivers", "nfs"),
-        ];
+        let drivers = r#"{"ebs": {"aliases": ["rexray"]}, "nfs": {"case_sensitive": true}}"#;
+        let pairs = [("etcd_endpoints", "h:1"), ("drivers", drivers)];
         let pairs: Vec<_> = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         KeeperParameters::read(&pairs).unwrap().drivers
     }
