@@ -181,6 +181,12 @@ impl KeeperParameters {
         };
         let timing = parameters.timing()?;
         let (drivers, described) = Drivers::take(parameters)?;
+        let volume_rules = parameters.parsed("volume_rules", absolute)?;
+        // Whoever names a volume could have it removed.
+        if let Some((driver, _)) = drivers.settings().find(|(_, of)| of.remove && volume_rules.is_none()) {
+            let why = format!("lets tasks remove volumes of {driver}: say who may, in the file of `volume_rules`");
+            return Err(invalid("drivers", described.as_deref().unwrap_or_default(), why));
+        }
         given.extend(described.map(|text| ("drivers".to_owned(), text)));
         Ok(Self {
             holder,
@@ -216,7 +222,7 @@ impl KeeperParameters {
             cgroup_root: parameters.optional("cgroup_root").unwrap_or_else(|| "mesos".into()),
             link_directory: parameters.parsed("link_directory", absolute)?,
             hosts_own: parameters.parsed("hosts_own", directories)?.unwrap_or_default(),
-            volume_rules: parameters.parsed("volume_rules", absolute)?,
+            volume_rules,
             reset: parameters.parsed("reset", reset)?.flatten(),
             watchdog: parameters.parsed("watchdog", absolute)?,
             given,

@@ -130,6 +130,10 @@ fn mesos_a_network_file_system_of_a_foreign_plugin_follows_its_task_and_no_host_
 
 #[test]
 fn mesos_directories_of_a_foreign_plugin_are_volumes_by_declaration_and_removed_on_request() -> Result<()> {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let rules = directory.path().join("rules.json");
+    let all = r#"{"rules": [{"name": "all", "allow": ["use", "create", "remove"], "volumes": ["**"]}]}"#;
+    std::fs::write(&rules, all).expect("it is written");
     let start = |drivers: &str| {
         let mut config = ClusterConfig::complete(2, &["ebs"])?;
         config.set_quick_times();
@@ -137,6 +141,7 @@ fn mesos_directories_of_a_foreign_plugin_are_volumes_by_declaration_and_removed_
         config.set_agent_parameter("drivers", drivers);
         let roots = "/var/lib/rexray/volumes,{dir}/buttervolume/pool/volumes";
         config.set_agent_parameter("mount_roots", roots);
+        config.set_agent_parameter("volume_rules", &rules.display().to_string());
         config.host_services.push(plugin("buttervolume"));
         Trial::with(config, SchedulerConfig::default())
     };

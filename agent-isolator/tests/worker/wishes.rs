@@ -14,10 +14,21 @@ use crate::world::{eventually, with_worker};
 fn root_a_volume_is_removed_where_the_host_lets_tasks_do_so() {
     alone("wishes::root_a_volume_is_removed_where_the_host_lets_tasks_do_so", |alone| {
         let drivers = r#"{"ebs": {"remove": true}, "fast": {}}"#;
-        with_worker(alone, &[("drivers", drivers)], async |mut world| {
+        let rules = alone.directory.join("rules.json");
+        fs::write(
+            &rules,
+            r#"{"rules": [{"name": "kept", "deny": ["remove"], "volumes": ["ebs/kept"]},
+                {"name": "all", "allow": ["use", "remove"], "volumes": ["**"]}]}"#,
+        )
+        .unwrap();
+        let given = [("drivers", drivers), ("volume_rules", rules.to_str().unwrap())];
+        with_worker(alone, &given, async |mut world| {
             world.disk("a");
             world.disk("b");
             world.remove = true;
+            let denied = world.prepare("c", &["ebs/kept"]);
+            let why = world.answer(denied).await.unwrap_err();
+            assert!(why.contains("may not remove volume ebs/kept: this host's volume rule \"kept\" denies it"), "{why}");
             let refused = world.prepare("c0", &["fast/b"]);
             let why = world.answer(refused).await.unwrap_err();
             assert!(why.contains("does not let tasks remove volumes of the driver fast"), "{why}");
