@@ -358,6 +358,10 @@ mod tests {
             (&[("etcd_endpoints", "h:1"), ("mount_roots", "a")], "which is not an absolute path"),
             (&[("etcd_endpoints", "h:1"), ("mount_roots", "/")], "below which everything is"),
             (
+                &[("etcd_endpoints", "h:1"), ("drivers", r#"{"a": {"remove": true}}"#)],
+                "which lets tasks remove volumes of a: say who may, in the file of `volume_rules`",
+            ),
+            (
                 &[("etcd_endpoints", "h:1"), ("drivers", "a,A")],
                 "`drivers` has the value `a,A`, which names A and a",
             ),

@@ -6,6 +6,7 @@ use std::os::unix::fs::symlink;
 use shared::protocol::holder::{Idleness, Sight};
 
 use super::super::*;
+use crate::parameters::Storage;
 use super::disks::{Disk, Waiting, World, run};
 
 fn refusal(answer: Result<MountedVolume, Refusal>, words: &str) -> Refusal {
@@ -44,6 +45,18 @@ fn root_a_volume_whose_driver_answers_the_mount_itself_has_no_pin_and_may_keep_s
     assert_eq!((mounted.pin.as_ref(), mounted.given()), (None, &mounted.mount_point));
     let options = mount_table::showing(&world.root.join("vol1")).unwrap().options;
     assert!(!options.contains("nosuid") && !options.contains("nodev"), "{options}");
+}
+
+/// sshfs and easyfuse answer so when they take it for mounted, and an Unmount more would have them do it again.
+#[test]
+fn root_a_mount_that_mounted_nothing_is_undone_only_where_something_may_be_attached() {
+    let world = World::new();
+    fs::create_dir(world.root.join("vol1")).unwrap();
+    let call = world.call("vol1", &world.root.join("vol1"));
+    for (storage, undo) in [(Storage::Attached, Undo::ByDriver(None)), (Storage::Shared, Undo::Nothing)] {
+        let refused = identify(&MountCall { storage, ..call.clone() }, &world.places);
+        assert_eq!(refusal(refused, "where nothing is mounted").undo, undo);
+    }
 }
 
 #[test]
