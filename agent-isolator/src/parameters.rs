@@ -184,7 +184,8 @@ impl KeeperParameters {
         let volume_rules = parameters.parsed("volume_rules", absolute)?;
         // Whoever names a volume could have it removed.
         if let Some((driver, _)) = drivers.settings().find(|(_, of)| of.remove && volume_rules.is_none()) {
-            let why = format!("lets tasks remove volumes of {driver}: say who may, in the file of `volume_rules`");
+            let why =
+                format!("lets tasks remove volumes of {driver}: say who may, in the file of `volume_rules`");
             return Err(invalid("drivers", described.as_deref().unwrap_or_default(), why));
         }
         given.extend(described.map(|text| ("drivers".to_owned(), text)));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use integration::cluster::{Cluster, ClusterConfig};
 use integration::scheduler::{App, SchedulerConfig, TaskState};
-use integration::trial::{Result, Trial, TrialError, app_with, once};
+use integration::trial::{Result, SOON, Trial, TrialError, app_with, once};
 use serde_json::{Value, json};
 
 #[path = "support/image.rs"]
@@ -214,6 +214,7 @@ fn mesos_a_set_resource_names_volumes_without_a_label() -> Result<()> {
     let mut config = ClusterConfig::complete(2, &["ebs"])?;
     config.resources.push_str(";ebsvolumes:{vol-1,vol-2,missing}");
     config.set_agent_parameter("resources", "ebsvolumes:ebs");
+    config.set_agent_parameter("link_directory", "/run/foo/rexray");
     let trial = Trial::with(config, SchedulerConfig::default())?;
     for name in ["vol-1", "vol-2"] {
         trial.create_volume(name)?;
@@ -227,9 +228,22 @@ fn mesos_a_set_resource_names_volumes_without_a_label() -> Result<()> {
     };
     let both = "mountpoint ebsvolumes/vol-1 && mountpoint ebsvolumes/vol-2 && touch ebsvolumes/vol-1/file && sleep 1000";
     trial.run(with("both", both, &["vol-1", "vol-2"], json!({}))?)?;
-    trial.wait_lease("ebs/vol-2", "is attached", |lease| lease.and_then(|lease| lease.held()).is_some())?;
+    trial.wait_lease("ebs/vol-2", "is attached", |lease| {
+        lease.is_some_and(|lease| lease.state() == "attached")
+    })?;
+    // The host has them by name as well, for as long as they are mounted.
+    let link = "/run/foo/rexray/ebs/vol-1";
+    let host = trial.cluster.host(0);
+    trial.cluster.wait_for("the volume's link", SOON, || {
+        let found = host.exec(&["test", "-e", &format!("{link}/file")]).map_err(|error| error.to_string())?;
+        if found.success() { Ok(()) } else { Err("not there".to_owned()) }
+    })?;
     trial.stop("both")?;
     nothing_is_left(&trial, &["ebs/vol-1", "ebs/vol-2"])?;
+    trial.cluster.wait_for("the link's end", SOON, || {
+        let found = host.exec(&["readlink", link]).map_err(|error| error.to_string())?;
+        if found.success() { Err("it is there".to_owned()) } else { Ok(()) }
+    })?;
     // A label says where it is to be seen, and need not name the driver again.
     let label = json!({ "extvol.name": "vol-1", "extvol.container_path": "data", "extvol.mode": "ro" });
     finishes(&trial, with("placed", "test -f data/file && ! touch data/other", &["vol-1"], label)?)?;
@@ -237,4 +251,33 @@ fn mesos_a_set_resource_names_volumes_without_a_label() -> Result<()> {
         trial.run_to_end(with("missing", "true", &["missing"], json!({}))?)?.message.unwrap_or_default();
     assert!(message.contains("volume ebs/missing could not be mounted"), "{message}");
     nothing_is_left(&trial, &["ebs/vol-1", "ebs/missing"])
+}
+
+#[test]
+fn mesos_a_new_volume_is_its_users_where_the_task_asks_for_that() -> Result<()> {
+    let trial = Trial::start()?;
+    let with = |id: &str, volume: &str, owner: &[(&str, &str)], cmd: &str| -> Result<App> {
+        let mut labels = serde_json::Map::new();
+        for (key, value) in
+            [("name", volume), ("driver", "ebs"), ("container_path", "data")].iter().chain(owner)
+        {
+            labels.insert(format!("extvol.{key}"), json!(value));
+        }
+        labels.insert("extvol.options".into(), json!("sizeMiB=32"));
+        let job = json!({
+            "id": id, "cmd": cmd, "user": "nobody", "restart": "never", "labels": labels,
+            "constraints": { "hostnames": ["agent-1"] },
+        });
+        Ok(App::from_json(&job.to_string())?)
+    };
+    finishes(
+        &trial,
+        with("owner", "own", &[("owner", "task")], "id -un | grep -x nobody && touch data/file")?,
+    )?;
+    trial.wait_free("ebs/own")?;
+    // It stays so, also for a task that does not ask.
+    finishes(&trial, with("later", "own", &[], "touch data/more")?)?;
+    trial.wait_free("ebs/own")?;
+    finishes(&trial, with("guest", "roots", &[], "! touch data/file")?)?;
+    nothing_is_left(&trial, &["ebs/own", "ebs/roots"])
 }

@@ -28,7 +28,10 @@ fn root_a_volume_is_removed_where_the_host_lets_tasks_do_so() {
             world.remove = true;
             let denied = world.prepare("c", &["ebs/kept"]);
             let why = world.answer(denied).await.unwrap_err();
-            assert!(why.contains("may not remove volume ebs/kept: this host's volume rule \"kept\" denies it"), "{why}");
+            assert!(
+                why.contains("may not remove volume ebs/kept: this host's volume rule \"kept\" denies it"),
+                "{why}"
+            );
             let refused = world.prepare("c0", &["fast/b"]);
             let why = world.answer(refused).await.unwrap_err();
             assert!(why.contains("does not let tasks remove volumes of the driver fast"), "{why}");

@@ -6,8 +6,8 @@ use std::os::unix::fs::symlink;
 use shared::protocol::holder::{Idleness, Sight};
 
 use super::super::*;
-use crate::parameters::Storage;
 use super::disks::{Disk, Waiting, World, run};
+use crate::parameters::Storage;
 
 fn refusal(answer: Result<MountedVolume, Refusal>, words: &str) -> Refusal {
     let refusal = answer.unwrap_err();
