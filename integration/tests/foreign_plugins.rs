@@ -116,15 +116,14 @@ fn mesos_a_network_file_system_of_a_foreign_plugin_follows_its_task_and_no_host_
     assert_eq!(written(), before, "nobody writes any more");
     trial.wait_free("easyfuse/remote")?;
 
-    // The plugin says that it has mounted, and the mount is gone: a database is no proof.
-    trial.run(job("again", "agent-1", "sleep 1000", &volume)?)?;
+    // The plugin says that it has mounted, and the mount is gone: a database is no proof. Who comes finds it out.
+    trial.run(job("first", "agent-1", "sleep 1000", &volume)?)?;
     trial.cluster.host(0).run(&["umount", "-l", "/var/lib/rexray/volumes/remote"])?;
-    let ended = trial.wait_ended("again", 0)?;
-    assert!(
-        ended.message.clone().unwrap_or_default().contains("behind the keeper's back"),
-        "{:?}",
-        ended.message
-    );
+    let refused = trial.run_to_end(job("second", "agent-1", "true", &volume)?)?;
+    let message = refused.message.unwrap_or_default();
+    assert!(message.contains("unmounted behind the keeper's back"), "{message}");
+    trial.wait_ended("first", 0)?;
+    trial.wait_free("easyfuse/remote")?;
     trial.nothing_is_left()
 }
 

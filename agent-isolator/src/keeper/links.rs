@@ -28,9 +28,11 @@ impl Links {
     ///
     /// # Errors
     /// When no thread can be started.
-    pub(super) fn keep(directory: PathBuf) -> io::Result<Self> {
+    pub(super) fn keep(directory: PathBuf, roots: Vec<PathBuf>) -> io::Result<Self> {
         let (wanted, receiver) = channel();
-        std::thread::Builder::new().name("extvol-links".into()).spawn(move || keep(&directory, &receiver))?;
+        std::thread::Builder::new()
+            .name("extvol-links".into())
+            .spawn(move || keep(&directory, &roots, &receiver))?;
         Ok(Self { last: None, wanted })
     }
 
@@ -44,14 +46,14 @@ impl Links {
     }
 }
 
-fn keep(directory: &Path, wanted: &Receiver<Mounted>) {
+fn keep(directory: &Path, roots: &[PathBuf], wanted: &Receiver<Mounted>) {
     let mut said = None;
     while let Ok(mut mounted) = wanted.recv() {
         // Only the last counts.
         while let Ok(later) = wanted.try_recv() {
             mounted = later;
         }
-        let fault = make(directory, &mounted).err().map(|error| error.to_string());
+        let fault = make(directory, roots, &mounted).err().map(|error| error.to_string());
         if let Some(why) = fault.as_ref().filter(|why| said.as_ref() != Some(*why)) {
             tracing::warn!(
                 "the links of volumes in {} are not as they should be: {why}",
@@ -69,7 +71,7 @@ fn part(name: &str) -> Option<String> {
 }
 
 /// Makes the directory's links these.
-fn make(directory: &Path, mounted: &Mounted) -> io::Result<()> {
+fn make(directory: &Path, roots: &[PathBuf], mounted: &Mounted) -> io::Result<()> {
     let place = |id: &VolumeId| Some(directory.join(part(id.driver.as_str())?).join(part(id.name.as_str())?));
     let wanted: BTreeMap<_, _> = mounted.iter().filter_map(|(id, at)| Some((place(id)?, at))).collect();
     let mut first = Ok(());
@@ -79,7 +81,7 @@ fn make(directory: &Path, mounted: &Mounted) -> io::Result<()> {
             first = Err(io::Error::new(error.kind(), format!("{}: {error}", quote::line(&path))));
         }
     };
-    let there = links(directory)?;
+    let there = links(directory, roots)?;
     for path in there.iter().filter(|path| !wanted.contains_key(*path)) {
         note(fs::remove_file(path), path);
     }
@@ -87,13 +89,15 @@ fn make(directory: &Path, mounted: &Mounted) -> io::Result<()> {
         if fs::read_link(&path).is_ok_and(|to| to == Path::new(&**at)) {
             continue;
         }
-        note(link(&path, Path::new(&**at)), &path);
+        note(link(&path, Path::new(&**at), roots), &path);
     }
     first
 }
 
-/// Only links: whatever else lies there is somebody's.
-fn links(directory: &Path) -> io::Result<BTreeSet<PathBuf>> {
+/// Only links to below the roots: whatever else lies there is somebody's.
+fn links(directory: &Path, roots: &[PathBuf]) -> io::Result<BTreeSet<PathBuf>> {
+    let is_own =
+        |path: &Path| fs::read_link(path).is_ok_and(|to| roots.iter().any(|root| to.starts_with(root)));
     let entries = |directory: &Path| match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         entries => entries?.collect::<io::Result<Vec<_>>>(),
@@ -105,7 +109,8 @@ fn links(directory: &Path) -> io::Result<BTreeSet<PathBuf>> {
             found.extend(
                 links
                     .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()))
-                    .map(|entry| entry.path()),
+                    .map(|entry| entry.path())
+                    .filter(|path| is_own(path)),
             );
         }
     }
@@ -113,14 +118,12 @@ fn links(directory: &Path) -> io::Result<BTreeSet<PathBuf>> {
 }
 
 /// In one step, so that nobody finds a half of it. A file in the way stays.
-fn link(path: &Path, to: &Path) -> io::Result<()> {
+fn link(path: &Path, to: &Path, roots: &[PathBuf]) -> io::Result<()> {
     let directory = path.parent().unwrap_or(path);
     fs::create_dir_all(directory)?;
-    if fs::symlink_metadata(path).is_ok_and(|found| !found.is_symlink()) {
-        return Err(io::Error::new(
-            io::ErrorKind::AlreadyExists,
-            "something that is no link is in its place",
-        ));
+    let is_own = |to: PathBuf| roots.iter().any(|root| to.starts_with(root));
+    if fs::symlink_metadata(path).is_ok() && !fs::read_link(path).is_ok_and(is_own) {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "something else is in its place"));
     }
     let new = directory.join(".extvol-new");
     match fs::remove_file(&new) {
@@ -151,6 +154,8 @@ mod tests {
         let host = tempfile::tempdir().unwrap();
         let directory = host.path().join("foo/rexray");
         let to = |path: &str| fs::read_link(directory.join(path)).ok();
+        let roots = ["/m".into()];
+        let make = |directory: &Path, mounted: &Mounted| make(directory, &roots, mounted);
         make(&directory, &mounted(&[("ebs", "vol-1", "/m/1"), ("rbd", "pool/image", "/m/2")])).unwrap();
         assert_eq!(to("ebs/vol-1"), Some("/m/1".into()));
         assert_eq!(to("rbd/pool%2Fimage"), Some("/m/2".into()));
@@ -158,12 +163,14 @@ mod tests {
         make(&directory, &mounted(&[("ebs", "vol-1", "/m/other"), ("ebs", "vol-2", "/m/3")])).unwrap();
         assert_eq!((to("ebs/vol-1"), to("ebs/vol-2")), (Some("/m/other".into()), Some("/m/3".into())));
         assert_eq!(to("rbd/pool%2Fimage"), None);
-        assert_eq!(links(&directory).unwrap().len(), 2);
+        assert_eq!(links(&directory, &roots).unwrap().len(), 2);
         // A link of somebody's in the place of the directory, or a file, is not followed and not removed.
         symlink(host.path(), directory.join("linked")).unwrap();
+        symlink("/bin/true", directory.join("ebs/editor")).unwrap();
         fs::write(directory.join("ebs/vol-3"), "mine").unwrap();
         let error = make(&directory, &mounted(&[("ebs", "vol-3", "/m/3")])).unwrap_err();
-        assert!(error.to_string().contains("ebs/vol-3: something that is no link"), "{error}");
+        assert!(error.to_string().contains("ebs/vol-3: something else"), "{error}");
+        assert_eq!(to("ebs/editor"), Some("/bin/true".into()));
         assert_eq!(fs::read(directory.join("ebs/vol-3")).unwrap(), b"mine");
         assert!(to("ebs/vol-1").is_none() && to("linked").is_some());
     }
@@ -171,7 +178,7 @@ mod tests {
     #[test]
     fn the_thread_keeps_what_was_set_last() {
         let host = tempfile::tempdir().unwrap();
-        let mut links = Links::keep(host.path().to_owned()).unwrap();
+        let mut links = Links::keep(host.path().to_owned(), vec!["/m".into()]).unwrap();
         for at in ["/m/1", "/m/2", "/m/3"] {
             links.set(mounted(&[("ebs", "v", at)]));
         }

@@ -212,11 +212,8 @@ mod tests {
     }
 
     fn watch(shared: &Arc<SharedMemory>, more: &[(&str, &str)]) -> MeansWatch {
-        let pairs: Vec<_> = [("etcd_endpoints", "h:1"), ("drivers", "ebs")]
-            .iter()
-            .chain(more)
-            .map(|(n, v)| ((*n).into(), (*v).into()))
-            .collect();
+        let pairs: Vec<_> =
+            [("etcd_endpoints", "h:1")].iter().chain(more).map(|(n, v)| ((*n).into(), (*v).into())).collect();
         MeansWatch::new(&KeeperParameters::read(&pairs).unwrap(), Arc::clone(shared))
     }
 

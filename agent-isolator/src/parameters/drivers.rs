@@ -145,11 +145,30 @@ impl Descriptions {
             found
         } else if text.trim_start().starts_with('{') {
             text.to_owned()
+        } else if text.ends_with(".json") {
+            return Err("looks like the path of a file, and is not an absolute one".into());
         } else {
             let names = text.split(',').filter(|name| !name.is_empty());
             return Ok(Self(names.map(|name| (name.to_owned(), Description::default())).collect()));
         };
         serde_json::from_str(&json).map_err(|error| format!("does not describe drivers: {error}"))
+    }
+}
+
+/// Longer, it would not fit among a process's arguments.
+const TEXT_BYTES_MAX: usize = 64 << 10;
+
+impl Descriptions {
+    /// The same text, however it was told.
+    fn in_one_form(&self) -> Result<String, String> {
+        if self.0.values().all(is_default) {
+            return Ok(self.0.keys().cloned().collect::<Vec<_>>().join(","));
+        }
+        let text = serde_json::to_string(self).map_err(|error| error.to_string())?;
+        match text.len() {
+            0..=TEXT_BYTES_MAX => Ok(text),
+            more => Err(format!("says {more} bytes of drivers, more than {TEXT_BYTES_MAX}")),
+        }
     }
 }
 
@@ -160,7 +179,7 @@ impl Drivers {
         let given = parameters.parsed("drivers", |text| {
             let mut all = Descriptions::read(text)?;
             all.0.values_mut().for_each(|one| one.aliases.sort());
-            let text = serde_json::to_string(&all).map_err(|error| error.to_string())?;
+            let text = all.in_one_form()?;
             Ok::<_, String>((Self::described(&all)?, text))
         })?;
         match given {
@@ -419,7 +438,7 @@ mod tests {
             let mut parameters = Parameters::new(&[("drivers".to_owned(), text.to_owned())]).unwrap();
             Drivers::take(&mut parameters).unwrap().1.unwrap()
         };
-        assert_eq!(form("ebs,nfs"), r#"{"ebs":{},"nfs":{}}"#);
+        assert_eq!(form("nfs,ebs"), "ebs,nfs");
         assert_eq!(form("nfs,ebs,"), form(r#"{"nfs": {}, "ebs": {"storage": "attached"}}"#));
         let described = r#"{"ebs":{"aliases":["a","b"],"storage":"shared","settle_time":"1mins"}}"#;
         assert_eq!(form(described), described);
@@ -462,6 +481,7 @@ mod tests {
             ("rexray/ebs:latest", "a plugin's long name; give it a short one"),
             ("ebs,EBS", "names EBS and ebs, which differ by case alone"),
             ("/no/such/file", "which cannot be read: No such file"),
+            ("drivers.json", "which looks like the path of a file"),
             ("/dev/zero", "which is no file"),
             ("{\"ebs\": {}", "which does not describe drivers: EOF while parsing an object at line 1"),
             (r#"{"ebs": {}, "ebs": {}}"#, "\"ebs\" is described twice"),

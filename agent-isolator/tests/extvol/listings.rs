@@ -22,10 +22,10 @@ async fn etcd_leases_of_both_releases_are_listed() {
     assert_eq!((table.code, table.error.as_str()), (0, ""));
     let expected = format!(
         "\
-VOLUME    STATE      HOLDER        EPOCH  TOKEN  SINCE                 CONTAINERS  MOUNT-POINT  NOTES
-ebs/free  free       (last old-1)  -      -      2025-06-07T08:09:10Z  -           -            -
-ebs/new   attaching  new-1         3      {granted_at}      2026-01-02T03:04:05Z  c1          -            unsettled
-ebs/old   attached   old-1         2      5      2025-01-02T03:04:05Z  c7          /m/old       -
+VOLUME    STATE      HOLDER        EPOCH  TOKEN  SINCE                 CONTAINERS  TASKS  MOUNT-POINT  NOTES
+ebs/free  free       (last old-1)  -      -      2025-06-07T08:09:10Z  -           -      -            -
+ebs/new   attaching  new-1         3      {granted_at}      2026-01-02T03:04:05Z  c1          -      -            unsettled
+ebs/old   attached   old-1         2      5      2025-01-02T03:04:05Z  c7          -      /m/old       -
 "
     );
     assert_eq!(table.out, expected);

@@ -483,6 +483,11 @@ impl Host {
         self.calls.remove(name).unwrap_or_else(|| panic!("nothing is under way for {name}")).0
     }
 
+    /// Of the call that is under way for a volume.
+    pub(crate) fn op(&self, name: &str) -> Op {
+        self.calls[name].0
+    }
+
     pub(crate) fn mounts(&mut self, name: &str, result: Result<MountedVolume, MountFault>) {
         let op = self.answered(name);
         self.give(Input::Mounted(op, result));

@@ -1,7 +1,7 @@
 //! Removal of a volume that its task asked for.
 
-use shared::protocol::exchange::Stage;
-use shared::protocol::holder::{Idleness, MountFault, UnmountFault};
+use shared::protocol::exchange::{Key, Stage};
+use shared::protocol::holder::{Idleness, Input, MountFault, Sight, UnmountFault};
 
 use crate::host::{AGENT, Host, ME, PAUSE, SETTLE, Step, acquire, place, record, release};
 
@@ -10,6 +10,7 @@ fn using() -> Host {
     let mut host = Host::new();
     host.removes = true;
     host.prepared("c1", &["a"]);
+    host.isolate("c1");
     host
 }
 
@@ -61,6 +62,7 @@ fn who_uses_it_with_that_wish_has_it_removed_and_the_last_who_uses_it_sees_it_go
     host.prepared("c1", &["a"]);
     host.removes = true;
     host.prepared("c2", &["a"]);
+    host.isolate("c2");
     host.cleanup("c2");
     let steps = host.until_quiet();
     assert!(!steps.iter().any(|step| is_remove(step) || matches!(step, Step::Unmount(_))), "{steps:#?}");
@@ -96,6 +98,66 @@ fn what_was_never_mounted_here_and_what_was_revoked_is_not_removed() {
     let steps = host.until_quiet();
     host.cleanup("c1");
     let steps = [steps, host.until_quiet()].concat();
+    assert!(!steps.iter().any(is_remove), "{steps:#?}");
+}
+
+#[test]
+fn what_nobody_used_is_not_removed() {
+    // Prepared and never started; beside a volume that cannot be had; by one who joined and never started.
+    let mut host = Host::new();
+    host.removes = true;
+    host.prepared("c1", &["a"]);
+    host.cleanup("c1");
+    assert!(!host.until_quiet().iter().any(is_remove) && host.is_bare());
+
+    host.prepare("c2", &["a", "b"]);
+    host.steps();
+    host.mounts("a", Ok(crate::host::mount("a")));
+    host.mounts("b", Err(MountFault::Refused("no such volume".into())));
+    assert!(!host.until_quiet().iter().any(is_remove) && host.is_bare());
+
+    host.removes = false;
+    host.prepared("c3", &["a"]);
+    host.isolate("c3");
+    host.removes = true;
+    host.prepared("c4", &["a"]);
+    host.cleanup("c4");
+    host.cleanup("c3");
+    assert!(!host.until_quiet().iter().any(is_remove) && host.is_bare());
+}
+
+#[test]
+fn what_failed_under_its_task_is_kept() {
+    let mut host = using();
+    host.give(Input::Suspect { volume: crate::host::volume("a") });
+    host.steps();
+    host.sees("a", Sight::Broken("read-only".into()));
+    host.cleanup("c1");
+    assert!(!host.until_quiet().iter().any(is_remove) && host.is_bare());
+}
+
+#[test]
+fn a_revoke_between_the_proof_and_the_call_comes_in_time() {
+    let mut host = condemned();
+    assert!(host.steps().iter().any(is_remove));
+    let op = host.op("a");
+    host.etcd.revoke_session(ME, "keep it");
+    host.give(Input::Changed(Key::Session(crate::etcd::holder(ME))));
+    host.steps();
+    assert!(!host.core.may_call_driver(host.now, op), "it waited for its turn");
+
+    let mut host = using();
+    host.cleanup("c1");
+    host.steps();
+    host.unmounts("a", Ok(()));
+    host.steps();
+    host.held_back = Some(|step| matches!(step, Step::Record(..)));
+    host.finds("a", Idleness::Proved);
+    host.etcd.revoke_session(ME, "keep it");
+    host.give(Input::Changed(Key::Session(crate::etcd::holder(ME))));
+    host.hold_back_only(None);
+    host.let_through();
+    let steps = host.until_quiet();
     assert!(!steps.iter().any(is_remove), "{steps:#?}");
 }
 

@@ -162,7 +162,7 @@ mod tests {
         }
         let error = of_json(&modules("org_another", "x")).unwrap_err();
         assert!(error.contains("no module org_extvol_VolumeIsolator or"), "{error}");
-        assert!(of_json(&json!({ "etcd_endpoints": 1 })).unwrap_err().contains("as strings"));
+        assert!(of_json(&json!({ "etcd_endpoints": 1 })).unwrap_err().contains("is no string"));
     }
 
     #[test]

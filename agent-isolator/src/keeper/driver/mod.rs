@@ -489,8 +489,11 @@ impl VolumeDriver for DockerPlugins {
 
     async fn remove(&self, asked: &VolumeId) -> Result<(), UnmountFault> {
         let body = json!({ "Name": asked.name });
-        let answer = self.call(&asked.driver, "Remove", &body, self.mount_timeout(&asked.driver)).await;
-        answer.map(drop).map_err(unmount_fault)
+        match self.call(&asked.driver, "Remove", &body, self.mount_timeout(&asked.driver)).await {
+            // An earlier call without an answer was done.
+            Err(DriverError::Refused { text, .. }) if says_missing(&text) => Ok(()),
+            answer => answer.map(drop).map_err(unmount_fault),
+        }
     }
 }
 

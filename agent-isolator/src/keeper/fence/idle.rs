@@ -144,7 +144,11 @@ impl Volume<'_> {
                 *mount.device_number == *self.mounted.device_number && !is_of(self.mounted)(mount)
             };
             let is_unheld = || table.iter().any(is_anothers) || self.open_files().is_empty();
-            if self.device.is_none() && is_unseen && is_unheld() {
+            let is_gone = || match mounts::lives(self.mounted, &table) {
+                Some(lives) => !lives,
+                None => is_unheld(),
+            };
+            if self.device.is_none() && is_unseen && is_gone() {
                 return Ok(Ok(()));
             }
             // While the host's mount is there, theirs may be copies that go with it.
@@ -193,7 +197,9 @@ impl Volume<'_> {
             let root = PathBuf::from(format!("/proc/{}/root", stranger.id.pid));
             self.shut = shut_down_by(&root.join(point.strip_prefix("/").unwrap_or(point)), self.mounted);
         }
-        for (_, file) in self.open_files() {
+        // Of a directory there is nothing to shut down.
+        let files = if self.mounted.directory.is_some() { Vec::new() } else { self.open_files() };
+        for (_, file) in files {
             if self.shut {
                 return;
             }
@@ -216,7 +222,8 @@ impl Volume<'_> {
         };
         // Of a directory nothing is shut down by them: that they are there is enough.
         if self.mounted.directory.is_some() {
-            let holds = |pid: &u32| *pid != std::process::id() && mounts::holds(*pid, self.mounted).is_some();
+            let mut scan = mounts::Scan::new(self.mounted, self.limits.cgroup_root.as_deref());
+            let holds = |pid: &u32| *pid != std::process::id() && scan.holds(*pid).is_some();
             return process::pids().into_iter().filter(holds).map(|pid| (pid, PathBuf::new())).collect();
         }
         let of_process = |pid: u32| {

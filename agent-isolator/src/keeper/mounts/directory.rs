@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use shared::protocol::holder::{Directory, MountedVolume, READ_ONLY, other_name_in_words};
 
 use super::identify::{MountCall, Refusal, Undo, give};
-use super::{Mount, PINS, Places, check_shared, mount_table, of, pin, storage};
+use super::{Mount, PINS, check_shared, mount_table, of, pin, storage};
 
 /// Where a driver says that the volume is.
 pub(super) struct Place<'a> {
@@ -59,7 +59,6 @@ pub(super) fn identify(
     call: &MountCall,
     place: &Place<'_>,
     table: &[Mount],
-    places: &Places,
 ) -> Result<MountedVolume, Refusal> {
     let said = format!("the driver answered the mount point {:?}", call.mount_point);
     let by_driver = |why: String| Refusal::new(format!("{said}, {why}"), Undo::ByDriver(None));
@@ -71,15 +70,13 @@ pub(super) fn identify(
         let why = format!("which is not below {}", root.join(call.asked.as_str()).display());
         return Err(by_driver(why));
     }
-    let is_own = mount.id != of_root.id;
-    if is_own && !places.hosts_own(table).contains_key(&mount.device_number) {
+    // A bind of whatever directory of the host would be one that the name does not tell.
+    if mount.id != of_root.id {
         return Err(by_driver(format!(
-            "where the file system {} is mounted: take the storage `directory` from this driver in `drivers`",
+            "where {} is mounted: such a volume is no directory below the root; take the storage `directory` from this \
+             driver in `drivers`",
             mount.source
         )));
-    }
-    if is_own && call.before.as_ref().is_some_and(|before| before.has(mount)) {
-        return Err(nothing(format!("{} was mounted there before the driver was asked", mount.source)));
     }
     let at = root.join(below);
     let rest = at.strip_prefix(&mount.mount_point).map_err(|error| later(error.to_string()))?;

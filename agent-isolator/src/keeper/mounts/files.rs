@@ -2,64 +2,250 @@
 //! mount table shows it, and writes go on.
 //!
 //! What no process shows is not found: a file that is under way in a socket's queue or belongs to an `io_uring` alone, a loop device or swap on
-//! a file of it, what a kernel's NFS server exports, and what a FUSE daemon has not yet written to its storage.
+//! a file of it, what a kernel's NFS server exports, and what a FUSE daemon has not yet written to its storage. Of a FUSE file system the
+//! kernel tells whether it lives at all, whoever holds it.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, FileType, Statx, StatxFlags, statx};
 use shared::protocol::holder::{Directory, MountedVolume};
 
-use super::is_of;
-use crate::keeper::mount_table;
-use crate::keeper::process;
+use super::{is_of, storage};
+use crate::keeper::mount_table::{self, Mount};
+use crate::keeper::{alive, process};
 
-/// How a process holds the file system; none when it does not.
-pub(in crate::keeper) fn holds(pid: u32, mounted: &MountedVolume) -> Option<String> {
-    let process = PathBuf::from(format!("/proc/{pid}"));
-    // Threads may have files and directories of their own.
-    let threads = fs::read_dir(process.join("task")).into_iter().flatten().flatten();
-    let by_thread = |thread: &Path| {
-        let named = ["cwd", "root", "exe"].map(|name| (name, thread.join(name)));
-        let files = fs::read_dir(thread.join("fd")).into_iter().flatten().flatten();
-        let files = files.map(|file| ("open file", file.path()));
-        named.into_iter().chain(files).find(|(_, path)| is_on(path, pid, mounted)).map(|(what, _)| what)
-    };
-    let what = threads.map(|thread| thread.path()).find_map(|thread| by_thread(&thread));
-    what.or_else(|| maps(&process, pid, mounted).then_some("map")).map(|what| match what {
-        "cwd" => "its working directory".to_owned(),
-        "root" => "its root directory".to_owned(),
-        "exe" => "its program".to_owned(),
-        "map" => "a mapped file".to_owned(),
-        _ => "an open file".to_owned(),
-    })
+/// Where the kernel lists the FUSE file systems that live, by the minor of their numbers.
+const FUSE: &str = "/sys/fs/fuse/connections";
+
+/// `FUSE_SUPER_MAGIC`'s control file system, in statfs(2).
+const FUSE_CONTROL: u64 = 0x6573_5543;
+
+/// How a process holds a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::keeper) struct Hold {
+    how: &'static str,
+    /// Whether it is known to be this volume that it holds. What cannot be told keeps the volume from being idle, and nobody is killed
+    /// for it.
+    pub(in crate::keeper) sure: bool,
 }
 
-/// Whether what a link of /proc leads to is on the file system. Nothing is opened, and no server is asked.
-fn is_on(link: &Path, pid: u32, mounted: &MountedVolume) -> bool {
-    let flags = AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
-    // It has ended, was closed, or is a kernel thread's.
-    let Ok(found) = statx(CWD, link, flags, StatxFlags::TYPE | StatxFlags::MNT_ID) else { return false };
-    if let Some(directory) = &mounted.directory {
-        let number = format!("{}:{}", found.stx_dev_major, found.stx_dev_minor);
-        return *number == *directory.files && is_in(link, pid, found.stx_mnt_id, directory);
+impl Hold {
+    /// In words.
+    pub(in crate::keeper) fn in_words(self) -> &'static str {
+        self.how
     }
-    if format!("{}:{}", found.stx_dev_major, found.stx_dev_minor) != *mounted.device_number {
+}
+
+/// By id.
+type Mounts = HashMap<u64, Mount>;
+
+/// One look at processes. What it reads of a mount namespace it reads once: a host has thousands of files open, and tables of thousands
+/// of mounts.
+pub(in crate::keeper) struct Scan<'a> {
+    mounted: &'a MountedVolume,
+    cgroup_root: Option<&'a str>,
+    own: Mounts,
+    tables: BTreeMap<PathBuf, Mounts>,
+    /// The namespaces that somebody lives in, by the kernel's names of them.
+    inhabited: BTreeSet<PathBuf>,
+    /// The number of what is memory alone, and in no mount table: memfd, shared memory.
+    memory: Option<String>,
+    /// The number of namespaces' own files.
+    namespaces: Option<String>,
+}
+
+impl<'a> Scan<'a> {
+    /// `cgroup_root`: the freezer cgroup below which the agent's containers are.
+    pub(in crate::keeper) fn new(mounted: &'a MountedVolume, cgroup_root: Option<&'a str>) -> Self {
+        let memory = rustix::fs::memfd_create("extvol", rustix::fs::MemfdFlags::CLOEXEC);
+        let memory = memory.and_then(rustix::fs::fstat).ok();
+        let namespaces = rustix::fs::stat("/proc/self/ns/mnt").ok();
+        Self {
+            mounted,
+            cgroup_root,
+            own: by_id(mount_table::own().unwrap_or_default()),
+            tables: BTreeMap::new(),
+            inhabited: process::pids().into_iter().filter_map(namespace).collect(),
+            memory: memory.map(|found| storage::number(found.st_dev)),
+            namespaces: namespaces.map(|found| storage::number(found.st_dev)),
+        }
+    }
+
+    /// How a process holds the volume; none when it does not.
+    pub(in crate::keeper) fn holds(&mut self, pid: u32) -> Option<Hold> {
+        let process = PathBuf::from(format!("/proc/{pid}"));
+        let threads = fs::read_dir(process.join("task")).into_iter().flatten().flatten();
+        let mut untold = None;
+        let mut note = |hold: Option<Hold>| match hold {
+            Some(hold) if hold.sure => Some(hold),
+            other => {
+                untold = untold.or(other);
+                None
+            }
+        };
+        for thread in threads.map(|thread| thread.path()) {
+            let id = thread.file_name().and_then(|id| id.to_str()?.parse().ok()).unwrap_or(pid);
+            // Threads may have files and directories of their own; nearly all have their process's.
+            if id == pid
+                && let Some(hold) = note(self.at(&thread.join("exe"), pid, "its program", &|| false))
+            {
+                return Some(hold);
+            }
+            if id == pid || !shares(pid, id, FS) {
+                for (name, how) in [("cwd", "its working directory"), ("root", "its root directory")] {
+                    if let Some(hold) = note(self.at(&thread.join(name), pid, how, &|| true)) {
+                        return Some(hold);
+                    }
+                }
+            }
+            if id != pid && shares(pid, id, FILES) {
+                continue;
+            }
+            for file in fs::read_dir(thread.join("fd")).into_iter().flatten().flatten() {
+                let info = thread.join("fdinfo").join(file.file_name());
+                if let Some(hold) = note(self.at(&file.path(), pid, "an open file", &|| may_write(&info))) {
+                    return Some(hold);
+                }
+            }
+        }
+        if let Some(hold) = note(self.maps(&process, pid)) {
+            return Some(hold);
+        }
+        untold
+    }
+
+    /// By what a link of /proc leads to. Nothing is opened, and no server is asked. `writes`: whether something can be changed by it.
+    fn at(&mut self, link: &Path, pid: u32, how: &'static str, writes: &dyn Fn() -> bool) -> Option<Hold> {
+        let flags = AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+        // It has ended, was closed, or is a kernel thread's.
+        let found = statx(CWD, link, flags, StatxFlags::TYPE | StatxFlags::MNT_ID).ok()?;
+        let sure = |is: bool| is.then_some(Hold { how, sure: true });
+        let kind = FileType::from_raw_mode(found.stx_mode.into());
+        let number = number(&found);
+        if self.namespaces.as_ref() == Some(&number) {
+            let is_empty = self.leads_to_an_empty_namespace(link);
+            return is_empty.then_some(Hold { how: "a mount namespace that nobody lives in", sure: false });
+        }
+        let Some(directory) = self.mounted.directory.clone() else {
+            if *number != *self.mounted.device_number {
+                return None;
+            }
+            // Several mounts of one server may share a number: what is on another one, which is still mounted, is not this volume's.
+            let mounted = self.mounted;
+            return sure(self.mount(pid, found.stx_mnt_id).is_none_or(|mount| is_of(mounted)(mount)));
+        };
+        if !matches!(kind, FileType::RegularFile | FileType::Directory) {
+            return None;
+        }
+        match self.mount(pid, found.stx_mnt_id) {
+            Some(mount) => sure(is_in(link, mount, &directory)),
+            None => {
+                let changes = || kind == FileType::Directory || writes();
+                let untold = self.may_be_of(&found, &number, pid, &directory) && changes();
+                untold.then_some(Hold { how, sure: false })
+            }
+        }
+    }
+
+    /// Whether a file on a mount that no table shows may be in the directory: of a file system of its number; or, of a container, of
+    /// whatever has no device, for a subvolume in a subvolume, and a file system over it, have numbers of their own.
+    fn may_be_of(&self, found: &Statx, number: &str, pid: u32, directory: &Directory) -> bool {
+        let is_its = *number == *directory.files || *number == *directory.file_system;
+        let is_contained = || self.cgroup_root.is_some_and(|root| alive::is_below(pid, root));
+        self.memory.as_deref() != Some(number) && (is_its || found.stx_dev_major == 0 && is_contained())
+    }
+
+    fn leads_to_an_empty_namespace(&self, link: &Path) -> bool {
+        let to = fs::read_link(link).unwrap_or_default();
+        to.to_str().is_some_and(|to| to.starts_with("mnt:[")) && !self.inhabited.contains(&to)
+    }
+
+    /// A mount by its id, which is its own in the whole kernel: of the process's namespace, or of this one, of which an agent's containers
+    /// have files.
+    fn mount(&mut self, pid: u32, id: u64) -> Option<&Mount> {
+        let key = namespace(pid).unwrap_or_else(|| pid.to_string().into());
+        let table = self.tables.entry(key).or_insert_with(|| {
+            by_id(mount_table::parse(&fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default()))
+        });
+        table.get(&id).or_else(|| self.own.get(&id))
+    }
+
+    /// By a file that is mapped: a map outlives its descriptor.
+    fn maps(&mut self, process: &Path, pid: u32) -> Option<Hold> {
+        const HOW: &str = "a mapped file";
+        let read = || fs::read_to_string(process.join("maps")).unwrap_or_default();
+        let maps = read();
+        let mut untold = None;
+        for line in maps.lines() {
+            let Some(map) = Map::parse(line).filter(|map| map.inode != "0") else { continue };
+            let file = process.join("map_files").join(&map.name);
+            // What is only read there, as programs and libraries are, changes nothing.
+            match self.at(&file, pid, HOW, &|| map.writes) {
+                Some(hold) if hold.sure => return Some(hold),
+                Some(hold) => untold = Some(hold),
+                // Unmapped meanwhile, or it could not be looked at.
+                None if self.is_numbered(&map)
+                    && !file.exists()
+                    && read().lines().any(|again| again == line) =>
+                {
+                    untold = Some(Hold { how: HOW, sure: false });
+                }
+                None => {}
+            }
+        }
+        untold
+    }
+
+    /// Whether a map is, by its number, of the volume's own file system.
+    fn is_numbered(&self, map: &Map<'_>) -> bool {
+        self.mounted.directory.is_none() && *map.number == *self.mounted.device_number
+    }
+}
+
+/// A line of `maps`.
+struct Map<'a> {
+    /// Its name in `map_files`, where the kernel writes no leading zeros.
+    name: String,
+    writes: bool,
+    number: String,
+    inode: &'a str,
+}
+
+impl<'a> Map<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let mut fields = line.split_ascii_whitespace();
+        let (start, end) = fields.next()?.split_once('-')?;
+        let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+        let (rights, _offset) = (fields.next()?, fields.next()?);
+        let (major, minor) = fields.next()?.split_once(':')?;
+        Some(Self {
+            name: format!("{:x}-{:x}", hex(start)?, hex(end)?),
+            writes: rights.contains('w') && rights.ends_with('s'),
+            number: format!("{}:{}", hex(major)?, hex(minor)?),
+            inode: fields.next()?,
+        })
+    }
+}
+
+fn by_id(table: Vec<Mount>) -> Mounts {
+    table.into_iter().map(|mount| (mount.id, mount)).collect()
+}
+
+fn namespace(pid: u32) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()
+}
+
+fn number(found: &Statx) -> String {
+    format!("{}:{}", found.stx_dev_major, found.stx_dev_minor)
+}
+
+/// Whether what a link of /proc leads to, by this mount, is in the directory.
+fn is_in(link: &Path, mount: &Mount, directory: &Directory) -> bool {
+    if *mount.device_number != *directory.file_system {
         return false;
     }
-    // Several mounts of one server may share a number: what is on another one, which is still mounted, is not this volume's.
-    let table = fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
-    let mount = mount_table::parse(&table).into_iter().find(|mount| mount.id == found.stx_mnt_id);
-    mount.is_none_or(|mount| is_of(mounted)(&mount))
-}
-
-/// Whether what a link of /proc leads to, by this mount, is in the directory. Of a mount that is in no table it cannot be told, and
-/// is taken so.
-fn is_in(link: &Path, pid: u32, mount: u64, directory: &Directory) -> bool {
-    let by = |table: &[u8]| mount_table::parse(table).into_iter().find(|found| found.id == mount);
-    let read = |whose: &str| fs::read(format!("/proc/{whose}/mountinfo")).unwrap_or_default();
-    // An agent's containers have files of its own mount namespace.
-    let Some(mount) = by(&read(&pid.to_string())).or_else(|| by(&read("self"))) else { return true };
     if directory.holds(&mount.device_number, &mount.root) {
         return true;
     }
@@ -68,40 +254,59 @@ fn is_in(link: &Path, pid: u32, mount: u64, directory: &Directory) -> bool {
     below.is_ok_and(|path| directory.holds(&mount.device_number, &path))
 }
 
-/// Whether a file of it is mapped: a map outlives its descriptor.
-fn maps(process: &Path, pid: u32, mounted: &MountedVolume) -> bool {
-    let maps = fs::read_to_string(process.join("maps")).unwrap_or_default();
-    maps.lines().any(|line| {
-        let mut fields = line.split_ascii_whitespace();
-        let range = fields.next().unwrap_or_default();
-        let number = fields.nth(2).and_then(|number| {
-            let (major, minor) = number.split_once(':')?;
-            Some((u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?))
-        });
-        let is_its = number.is_some_and(|(major, minor)| {
-            let number = format!("{major}:{minor}");
-            match &mounted.directory {
-                // Which of the two the kernel writes there depends on the file system.
-                Some(Directory { file_system, files, .. }) => *number == **file_system || *number == **files,
-                None => number == *mounted.device_number,
-            }
-        });
-        // The kernel writes the range without leading zeros in the one, and as here in the other.
-        let file = process.join("map_files").join(range);
-        is_its && (is_on(&file, pid, mounted) || !file.exists())
-    })
+/// Whether a descriptor is open for writing, or only stands for a place; what cannot be told is taken so.
+fn may_write(info: &Path) -> bool {
+    const ACCESS: u32 = 0o3;
+    const PATH: u32 = 0o1000_0000;
+    let info = fs::read_to_string(info).unwrap_or_default();
+    let flags =
+        info.lines().find_map(|line| u32::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok());
+    flags.is_none_or(|flags| flags & ACCESS != 0 || flags & PATH != 0)
 }
 
-/// A process that holds the file system, in words.
-pub(super) fn holder(mounted: &MountedVolume) -> Option<String> {
+/// `KCMP_FILES`, `KCMP_FS`.
+const FILES: i32 = 2;
+const FS: i32 = 3;
+
+/// Whether a thread has its process's descriptors, or its directories; what the kernel does not tell is taken for no.
+fn shares(pid: u32, thread: u32, what: i32) -> bool {
+    if pid == thread {
+        return true;
+    }
+    #[expect(unsafe_code, reason = "a call that rustix does not have")]
+    // SAFETY: kcmp(2) takes five numbers and no pointer, and changes nothing.
+    let compared = unsafe { libc::syscall(libc::SYS_kcmp, pid, thread, what, 0, 0) };
+    compared == 0
+}
+
+/// A process that holds the volume, in words.
+pub(super) fn holder(mounted: &MountedVolume, cgroup_root: Option<&str>) -> Option<String> {
     let own = std::process::id();
     // A process that was made by one that has ended since may have been missed: the second look finds it.
     for _ in 0..2 {
+        let mut scan = Scan::new(mounted, cgroup_root);
         for pid in process::pids().into_iter().filter(|pid| *pid != own) {
-            if let Some(how) = holds(pid, mounted) {
-                return Some(format!("{}, by {how},", super::idle::in_words(pid)));
+            if let Some(hold) = scan.holds(pid) {
+                return Some(format!("{}, by {},", super::idle::in_words(pid), hold.in_words()));
             }
         }
     }
     None
+}
+
+/// Whether a FUSE file system lives, whoever holds it: by a mount that no process's table shows, a descriptor in a socket's queue. None
+/// where the kernel does not tell, or of another kind.
+pub(in crate::keeper) fn lives(mounted: &MountedVolume, table: &[Mount]) -> Option<bool> {
+    if !mounted.file_system.starts_with("fuse") || mounted.device.is_some() {
+        return None;
+    }
+    let shown = rustix::fs::statfs(FUSE).ok()?;
+    if u64::try_from(shown.f_type).ok()? != FUSE_CONTROL {
+        return None;
+    }
+    // Another one has its number by now.
+    let is_anothers =
+        |mount: &Mount| *mount.device_number == *mounted.device_number && !is_of(mounted)(mount);
+    let (_, minor) = mounted.device_number.split_once(':')?;
+    Some(!table.iter().any(is_anothers) && Path::new(FUSE).join(minor).exists())
 }

@@ -107,7 +107,7 @@ pub fn identify(call: &MountCall, places: &Places) -> Result<MountedVolume, Refu
     }
     if call.storage == Storage::Directory {
         let place = directory::Place { root: &root, below: &below, opened: &opened, mount, of_root };
-        return directory::identify(call, &place, &table, places);
+        return directory::identify(call, &place, &table);
     }
     if of_root.id == mount.id {
         let why = format!("where nothing is mounted; it is the host's own file system. {AS_DIRECTORIES}");

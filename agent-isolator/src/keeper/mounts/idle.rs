@@ -247,20 +247,32 @@ fn prove_unheld(mounted: &MountedVolume, table: &[Mount], places: &Places) -> Id
     }
     // Who is found is the answer, and this look has an end, however many namespaces tasks make. Only that nobody holds it needs
     // them all.
+    let lives = files::lives(mounted, table);
+    if lives == Some(false) {
+        return Idleness::Proved;
+    }
+    let cgroup_root = places.cgroup_root.as_deref();
     let pins = fence::who_pins(mounted, places.cgroup_root.as_deref()).map(|(pins, _)| pins);
     let pins = pins.unwrap_or_default();
     let held = match pins.first() {
         Some(pin) => Some(seen_by(pin.pid, &pin.mount_point)),
         None => match mount_table::elsewhere(|_, mount, _| is_of(mounted)(mount)) {
             Ok(Some(Witness { pid, mount_point, .. })) => Some(seen_by(pid, &mount_point)),
-            Ok(None) => files::holder(mounted),
+            Ok(None) => files::holder(mounted, cgroup_root),
             Err(error) => return Idleness::Unknown(format!("the mount tables: {error}").into()),
         },
     };
-    let Some(held) = held else { return Idleness::Proved };
+    let held = match held {
+        None if lives == Some(true) => {
+            let why = "its FUSE connection lives, though no process shows it (/sys/fs/fuse/connections)";
+            return Idleness::Pinned(why.into());
+        }
+        None => return Idleness::Proved,
+        Some(held) => held,
+    };
     let mut why = format!("{held} still holds it");
-    let mut tables = Tables::default();
-    let mut has = |pid: u32| tables.have(pid, mounted) || files::holds(pid, mounted).is_some();
+    let (mut tables, mut scan) = (Tables::default(), files::Scan::new(mounted, cgroup_root));
+    let mut has = |pid: u32| tables.have(pid, mounted) || scan.holds(pid).is_some_and(|hold| hold.sure);
     if pins.iter().any(|pin| pin.cgroup.is_some())
         || process::pids().into_iter().any(|pid| places.is_contained(pid) && has(pid))
     {
@@ -294,9 +306,10 @@ impl Tables {
 /// everybody. While the host's mount is there all containers have copies, which go with it: then only files count.
 fn end_pinning(mounted: &MountedVolume, idleness: &Idleness, places: &Places) -> Vec<String> {
     let mut tables = Tables::default();
+    let mut scan = files::Scan::new(mounted, places.cgroup_root.as_deref());
     let mut pins = |pid: u32| match idleness {
-        Idleness::Pinned(_) => tables.have(pid, mounted) || files::holds(pid, mounted).is_some(),
-        Idleness::Mounted => files::holds(pid, mounted).is_some(),
+        Idleness::Pinned(_) => tables.have(pid, mounted) || scan.holds(pid).is_some_and(|hold| hold.sure),
+        Idleness::Mounted => scan.holds(pid).is_some_and(|hold| hold.sure),
         _ => false,
     };
     let mut killed = Vec::new();

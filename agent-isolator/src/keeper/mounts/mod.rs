@@ -41,7 +41,7 @@ use shared::protocol::holder::MountedVolume;
 use shared::volume::VolumeId;
 
 pub(super) use self::directory::behind_pin;
-pub(super) use self::files::holds;
+pub(super) use self::files::{Scan, lives};
 pub use self::identify::{MountCall, Refusal, Undo, identify};
 pub use self::idle::{Proof, ProofCall, prove_idle};
 pub use self::look::{ailing, look};

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use shared::protocol::Text;
 use shared::protocol::holder::{Owner, Wanted};
-use shared::quote;
 use shared::record::Task;
 use shared::volume::ContainerId;
 use tokio::sync::Semaphore;
@@ -35,7 +34,7 @@ const KNOWN: Duration = Duration::from_secs(60);
 /// Of frameworks that nothing has to be known of, the names are asked for so long, and after a failure not again for [`FRESH`].
 const NAME_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The longest text of a framework that a lease shows, in characters.
+/// The longest text of a framework that a lease shows, in bytes.
 const TEXT_MAX: usize = 128;
 
 /// So many frameworks' names are remembered.
@@ -157,7 +156,7 @@ impl Admission {
     pub(super) fn task(&self, asker: Option<&Asker>) -> Option<Task> {
         let Asker { framework, role, executor, task_id, task_name, .. } = asker?;
         let named = framework.as_ref().and_then(|id| self.names.known.get(id));
-        let text = |text: &String| Text::from(quote::cut(text, TEXT_MAX).as_ref());
+        let text = |text: &String| Text::from(&text[..text.floor_char_boundary(TEXT_MAX)]);
         let role = role.as_ref().or_else(|| named.and_then(|(_, role)| role.as_ref()));
         Some(Task {
             framework_id: framework.as_ref().map(text),
@@ -197,6 +196,7 @@ pub(super) async fn look(
         names.ask(&asked, &mut known).await;
     }
     names.take(&known);
+    let owners = Owners::look_up(&asked).await;
     blocking(move || {
         let decide = |asked: Asked| {
             let key = asked.key();
@@ -206,7 +206,7 @@ pub(super) async fn look(
                 Some(Err(why)) => Err(why.as_str().into()),
                 Some(Ok(rules)) => admit(asked, rules, &drivers, &known, &faults),
             });
-            (key, admitted.and_then(|volumes| with_owners(volumes, user.as_deref())))
+            (key, admitted.and_then(|volumes| owners.give(volumes, user.as_deref())))
         };
         let unread = rules.as_ref().and_then(|rules| rules.as_ref().err());
         let fault = roots.as_ref().err().or(unread).map(|why| why.as_str().into());
@@ -282,19 +282,52 @@ impl Names {
         for (_, frameworks) in known.values() {
             for (id, framework) in frameworks {
                 if self.known.len() < NAMES_MAX || self.known.contains_key(id) {
-                    self.known.insert(id.clone(), framework.named());
+                    let (name, role) = framework.named();
+                    let cut = |text: String| text[..text.floor_char_boundary(TEXT_MAX)].to_owned();
+                    self.known.insert(id.clone(), (cut(name), role.map(cut)));
                 }
             }
         }
     }
 }
 
-/// Looks up whose a new volume is to be.
-fn with_owners(mut volumes: Vec<Wanted>, user: Option<&str>) -> Result<Vec<Wanted>, Text> {
-    for wanted in volumes.iter_mut().filter(|wanted| wanted.owner.is_some()) {
-        wanted.owner = user.map(owner).transpose()?;
+/// Whose new volumes are to be, by user. The host may ask a directory service, which may hang: that is waited for by those who want an
+/// owner, and not for long; one thread asks.
+struct Owners(BTreeMap<String, Result<Owner, Text>>);
+
+/// One lookup at a time, in the whole process.
+static LOOKUPS: Semaphore = Semaphore::const_new(1);
+
+impl Owners {
+    async fn look_up(asked: &[Asked]) -> Self {
+        let wants = |asked: &&Asked| asked.volumes.iter().any(|wanted| wanted.owner.is_some());
+        let user = |asked: &Asked| asked.asker.as_ref()?.user.clone();
+        let users: BTreeSet<_> = asked.iter().filter(wants).filter_map(user).collect();
+        let late: Text = "label extvol.owner: the task's user could not be looked up in time".into();
+        let unknown = users.iter().map(|user| (user.clone(), Err(late.clone()))).collect();
+        if users.is_empty() {
+            return Self(unknown);
+        }
+        let look_up = async {
+            // Never closed.
+            let turn = LOOKUPS.acquire().await;
+            let found = blocking(move || {
+                let found = users.into_iter().map(|user| (user.clone(), owner(&user))).collect();
+                drop(turn);
+                found
+            });
+            Self(found.await)
+        };
+        tokio::time::timeout(LOOK_TIMEOUT, look_up).await.unwrap_or(Self(unknown))
     }
-    Ok(volumes)
+
+    fn give(&self, mut volumes: Vec<Wanted>, user: Option<&str>) -> Result<Vec<Wanted>, Text> {
+        for wanted in volumes.iter_mut().filter(|wanted| wanted.owner.is_some()) {
+            let owner = user.and_then(|user| self.0.get(user)).cloned();
+            wanted.owner = owner.transpose()?;
+        }
+        Ok(volumes)
+    }
 }
 
 fn owner(user: &str) -> Result<Owner, Text> {

@@ -204,7 +204,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         let rows = core.volumes().values();
         let restored = rows.filter_map(|row| Some((row.wanted.asked.clone(), token(&row.phase)?))).collect();
         let links = parameters.link_directory.clone().and_then(|directory| {
-            let kept = Links::keep(directory);
+            let kept = Links::keep(directory, parameters.mount_roots.clone());
             kept.inspect_err(|error| tracing::warn!("no links of volumes are kept: {error}")).ok()
         });
         Ok(Self {

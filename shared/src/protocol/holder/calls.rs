@@ -101,6 +101,11 @@ impl Core {
         }
         container.pid = Some(pid);
         container.cgroup = cgroup;
+        for wanted in container.volumes.iter().filter(|wanted| wanted.remove) {
+            if let Some(volume) = self.volumes.get_mut(&wanted.volume) {
+                volume.removes = true;
+            }
+        }
         self.unisolated.remove(id);
         self.table_changed = true;
         Ok(())
@@ -253,7 +258,6 @@ impl Core {
                 }
                 Some(volume) if volume.may_be_joined() => {
                     if volume.users.insert(id.clone()) {
-                        volume.wanted.remove |= wanted.remove;
                         (volume.recorded, volume.seen) = (false, false);
                         self.table_changed = true;
                     }

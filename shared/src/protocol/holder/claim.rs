@@ -128,13 +128,19 @@ fn given_back(volume: &VolumeId, held: &Held) -> Claim {
     Claim::Held { owner: held.holder.clone(), why: why.into() }
 }
 
+/// So many containers are named in a sentence.
+const NAMED: usize = 5;
+
 /// The sentence for a task whose volume is held elsewhere: who, since when, what frees it.
 fn held_elsewhere(volume: &VolumeId, held: &Held, how: &str) -> Claim {
     let named = |id: &ContainerId| match held.tasks.get(id).and_then(Task::in_words) {
         Some(task) => format!("{id}, which is {task}"),
         None => id.to_string(),
     };
-    let containers = held.containers.iter().map(named).collect::<Vec<_>>().join(", ");
+    let mut containers = held.containers.iter().take(NAMED).map(named).collect::<Vec<_>>().join(", ");
+    if let Some(more) = held.containers.len().checked_sub(NAMED).filter(|more| *more > 0) {
+        containers = format!("{containers} and {more} more");
+    }
     let (users, frees) = match held.containers.len() {
         0 => ("no container".to_owned(), "when that host has unmounted it"),
         1 => (format!("container {containers}"), "when that container ends"),

@@ -21,6 +21,9 @@ use crate::store::Revision;
 use crate::transaction::VOLUMES_MAX;
 use crate::volume::{ContainerId, Holder, VolumeId};
 
+/// Of so many containers a lease says for whom they run.
+const TASKS_TOLD: usize = 5;
+
 /// What is wanted of the leases.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(in crate::protocol) enum Job {
@@ -184,10 +187,10 @@ impl Core {
         Some(Held { stage, containers, tasks, mount_point, unsettled, calls, owed, ..held.clone() })
     }
 
-    /// For whom containers run.
+    /// For whom containers run: of the first few, for a lease is written again with each that comes or goes.
     fn tasks(&self, containers: &BTreeSet<ContainerId>) -> BTreeMap<ContainerId, Task> {
         let task = |id: &ContainerId| Some((id.clone(), self.containers.get(id)?.task.clone()?));
-        containers.iter().filter_map(task).collect()
+        containers.iter().take(TASKS_TOLD).filter_map(task).collect()
     }
 
     /// Who still owes the volume when this host releases it: whoever did before, if it was not mounted here; or this

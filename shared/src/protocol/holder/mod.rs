@@ -281,7 +281,13 @@ impl Core {
     pub fn may_call_driver(&self, now: Now, op: Op) -> bool {
         self.is_open()
             && self.fence_at().map_or_else(|| self.never_fences(), |at| now < at)
-            && self.volumes.values().any(|volume| volume.awaits == Some(op))
+            && self.volumes.values().any(|volume| volume.awaits == Some(op) && self.may_still(volume))
+    }
+
+    /// A removal that waited for its turn is not made once a person has revoked what it is about.
+    fn may_still(&self, volume: &Volume) -> bool {
+        let removes = matches!(volume.phase, Phase::Detaching { step: Step::Remove, .. });
+        !removes || volume.revoked.is_none() && !self.is_revoking()
     }
 
     /// The volumes and who uses them, for people and tests.

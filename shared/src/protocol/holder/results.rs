@@ -198,6 +198,7 @@ impl Core {
 
     /// The lease was rewritten, and so confirmed.
     pub(super) fn recorded(&mut self, op: Op) {
+        let is_revoking = self.is_revoking();
         let Some((_, volume)) = self.by_op(op) else { return };
         match volume.phase.clone() {
             Phase::Mounting { .. } => volume.confirmed = true,
@@ -206,7 +207,10 @@ impl Core {
                 self.table_changed = true;
             }
             Phase::Detaching { token, mounted, step: Step::Condemn } => {
-                volume.enter(Phase::Detaching { token, mounted, step: Step::Remove });
+                // Meanwhile a person may have spoken.
+                let is_revoked = is_revoking || volume.revoked.is_some();
+                let step = if is_revoked { Step::Release } else { Step::Remove };
+                volume.enter(Phase::Detaching { token, mounted, step });
                 self.table_changed = true;
             }
             _ => volume.settle(),
@@ -379,9 +383,8 @@ impl Core {
                     ),
                     false => format!("volume {id} is idle, and its lease is released{driver}"),
                 });
-                // What was never used here, or is wanted elsewhere at a person's word, is nobody's to remove.
-                let removes =
-                    volume.wanted.remove && may_remove && volume.revoked.is_none() && mounted.is_some();
+                // What is wanted elsewhere at a person's word, or has failed, is nobody's to remove.
+                let removes = volume.removes && may_remove && volume.revoked.is_none() && !volume.gone;
                 (if removes { Step::Condemn } else { Step::Release }, None)
             }
             Idleness::Mounted => (Step::Announce, Some(format!("the driver has not unmounted it{driver}"))),

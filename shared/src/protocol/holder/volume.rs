@@ -79,6 +79,8 @@ pub struct Notes {
     pub(super) doubts: BTreeMap<ContainerId, Text>,
     /// Whether what the driver mounts under this name is another volume's: it is not asked to unmount it.
     pub(super) not_its_own: bool,
+    /// Whether a container that was let go asked for its removal.
+    pub(super) removes: bool,
 }
 
 /// A volume that this host has, gets or gives up.
@@ -111,6 +113,8 @@ pub struct Volume {
     asked: bool,
     pub(super) doubts: BTreeMap<ContainerId, Text>,
     pub(super) not_its_own: bool,
+    /// Whether a container that was let go asked for its removal: what nobody used is nobody's to remove.
+    pub(super) removes: bool,
     /// A driver call of this life has not ended.
     calling: bool,
     /// Until when a driver call that had no answer may still happen: the driver is not asked to unmount before, and the
@@ -150,6 +154,7 @@ impl Volume {
             asked: notes.asked,
             doubts: notes.doubts,
             not_its_own: notes.not_its_own,
+            removes: notes.removes,
             calling: false,
             settled_at: None,
             unsettled_before: notes.unsettled,
@@ -204,8 +209,8 @@ impl Volume {
 
     pub(super) fn notes(&self) -> Notes {
         let unsettled = self.calling || self.settled_at.is_some() || self.unsettled_before;
-        let (doubts, not_its_own) = (self.doubts.clone(), self.not_its_own);
-        Notes { asked: self.asked, unsettled, doubts, not_its_own }
+        let (doubts, not_its_own, removes) = (self.doubts.clone(), self.not_its_own, self.removes);
+        Notes { asked: self.asked, unsettled, doubts, not_its_own, removes }
     }
 
     /// Enters a phase or step: whatever failed before counts no more.

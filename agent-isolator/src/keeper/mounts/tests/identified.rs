@@ -189,7 +189,7 @@ fn root_directories_of_a_file_system_of_the_host_are_no_volumes() {
     // Of a data disk of the host.
     let pool = world.mount(&disk.device, &world.outside.join("pool"), &[]);
     let bound = world.mount(pool.to_str().unwrap(), &world.root.join("convoy"), &["--bind"]);
-    refusal(world.identify("convoy", &bound), "outside/pool: directories of a host's file system");
+    refusal(world.identify("convoy", &bound), "outside/pool, and no file system of its own.");
     // Both binds are undone, and what they are of stays.
     assert_eq!(world.prove("convoy", None), Idleness::Proved);
     assert!(!world.is_mounted(&world.root.join("convoy")) && !world.is_mounted(&world.root.join("local")));

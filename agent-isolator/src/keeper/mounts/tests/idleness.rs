@@ -88,7 +88,8 @@ fn root_each_way_to_hold_a_file_system_without_a_device_is_named() {
     let world = World::new();
     let data = world.tmpfs("v");
     let mounted = world.identify("v", &data).unwrap();
-    let holds = |waiting: &Waiting| holds(waiting.0.id(), &mounted);
+    let holds =
+        |waiting: &Waiting| Scan::new(&mounted, None).holds(waiting.0.id()).map(files::Hold::in_words);
     let at = data.display();
     assert_eq!(holds(&Waiting::shell(&format!("exec 3>{at}/file"))).unwrap(), "an open file");
     assert_eq!(holds(&Waiting::shell(&format!("cd {at}"))).unwrap(), "its working directory");
@@ -112,7 +113,7 @@ fn root_of_several_mounts_of_one_server_each_is_held_by_its_own_files() {
     let other = world.identify("other", &data).unwrap();
     let mounted = MountedVolume { source: "server:/volume".into(), ..other };
     let open = Waiting::shell(&format!("exec 3>{}/file", data.display()));
-    assert_eq!(holds(open.0.id(), &mounted), None);
+    assert_eq!(Scan::new(&mounted, None).holds(open.0.id()), None);
     assert_eq!(world.prove("v", Some(&mounted)), Idleness::Proved);
 }
 
