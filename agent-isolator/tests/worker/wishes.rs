@@ -35,15 +35,22 @@ fn root_a_volume_is_removed_where_the_host_lets_tasks_do_so() {
             let refused = world.prepare("c0", &["fast/b"]);
             let why = world.answer(refused).await.unwrap_err();
             assert!(why.contains("does not let tasks remove volumes of the driver fast"), "{why}");
+            let mut used = Vec::new();
             for container in ["c1", "c2"] {
                 let prepare = world.prepare(container, &["ebs/a"]);
                 assert!(matches!(world.answer(prepare).await, Ok(Answer::Prepared { .. })));
+                let process = world.process(container);
+                let isolate = world.isolate(container, process.id());
+                assert_eq!(world.answer(isolate).await, Ok(Answer::Done));
+                used.push(process);
             }
+            drop(used.remove(0));
             world.cleanup("c1");
             world.remove = false;
             let prepare = world.prepare("c3", &["ebs/b"]);
             assert!(world.answer(prepare).await.is_ok());
             assert_eq!(world.driver.calls(), ["mount ebs/a", "mount ebs/b"], "c2 still has it");
+            used.clear();
             world.cleanup("c2");
             world.cleanup("c3");
             let world = &world;

@@ -6,7 +6,6 @@ use super::lane::Job;
 use super::{Answer, Container, Core, Output, Phase, Settings, Volume, Waiting, Wanted};
 use crate::protocol::exchange::Agent;
 use crate::protocol::{Now, Request, Text};
-use crate::record::Task;
 use crate::volume::ContainerId;
 
 /// Why a task that asked to write does not get a volume.
@@ -14,23 +13,14 @@ pub const READ_ONLY: &str = "its driver has mounted it read-only here, and the t
                              have the driver mount it writable";
 
 impl Core {
-    pub(super) fn prepare(
-        &mut self,
-        now: Now,
-        request: Request,
-        container: ContainerId,
-        agent: Text,
-        agent_id: Option<Text>,
-        task: Option<Task>,
-        volumes: Vec<Wanted>,
-    ) {
+    pub(super) fn prepare(&mut self, now: Now, request: Request, container: ContainerId, asked: Container) {
         if let Some(known) = self.containers.get(&container) {
-            let refusal = if !known.is_of(&agent) {
+            let refusal = if !known.is_of(&asked.agent) {
                 format!(
                     "another agent on this host, at {}, has volumes for a container {container}",
                     known.agent
                 )
-            } else if known.volumes != volumes {
+            } else if known.volumes != asked.volumes {
                 format!("container {container} was prepared before, with other volumes")
             } else {
                 // The same call again, from a connection that has replaced a lost one: who waits is new,
@@ -42,8 +32,8 @@ impl Core {
             };
             return self.outputs.push_back(Output::Reply(request, Err(refusal.into())));
         }
-        self.serve(Agent { id: agent_id.clone(), address: agent.clone() });
-        self.containers.insert(container.clone(), Container::new(agent, agent_id, task, volumes));
+        self.serve(Agent { id: asked.agent_id.clone(), address: asked.agent.clone() });
+        self.containers.insert(container.clone(), asked);
         let waiting = self.waiting(now, request);
         self.waiting.insert(container, waiting);
         self.table_changed = true;

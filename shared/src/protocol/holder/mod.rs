@@ -337,7 +337,7 @@ impl Core {
     pub fn handle(&mut self, now: Now, input: Input) {
         match input {
             Input::Prepare { request, container, agent, agent_id, task, volumes } => {
-                self.prepare(now, request, container, agent, agent_id, task, volumes);
+                self.prepare(now, request, container, Container::new(agent, agent_id, task, volumes));
             }
             Input::Isolate { request, agent, container, pid, cgroup } => {
                 let answer = self.isolate(&agent, &container, pid, cgroup);
