@@ -153,3 +153,34 @@ fn root_a_btrfs_subvolume_is_told_by_its_path_though_its_files_have_a_number_of_
     let _other = Waiting::shell(&format!("cd {}", world.root.join("vol2").display()));
     assert_eq!(world.prove("vol1", Some(&volume)), Idleness::Proved);
 }
+
+#[test]
+fn root_programs_of_the_same_file_system_and_of_containers_with_images_hold_no_directory() {
+    let world = World::new();
+    let volume = mounted(&world, "vol1");
+    // At a fixed address, whose range the kernel writes in two ways: Debian's own Python is such a program.
+    let fixed = "print('ready', flush=True); input()";
+    let _fixed = Waiting::start(Command::new("/usr/bin/python3").args(["-c", fixed]));
+    // Its program is on a root that was left behind, in no table any more.
+    let image =
+        "mount --bind / /mnt && cd /mnt && pivot_root . mnt && umount -l /mnt && echo ready && read end";
+    let _image =
+        Waiting::start(Command::new("unshare").args(["-m", "--propagation", "private", "sh", "-c", image]));
+    assert_eq!(world.prove("vol1", Some(&volume)), Idleness::Proved);
+}
+
+/// A file on a mount that is in no table may be the directory's: it is not idle, and nobody is killed for it.
+#[test]
+fn root_what_cannot_be_told_keeps_a_directory_from_being_idle_and_ends_nobody() {
+    let world = World::new();
+    let volume = mounted(&world, "vol1");
+    let left =
+        format!("mount --bind {} /mnt && exec 3>>/mnt/beside && umount -l /mnt", world.outside.display());
+    let mut holder = contained(&left);
+    let call = ProofCall { end: true, ..world.proof("vol1", Some(&volume)) };
+    let places = Places { cgroup_root: Some("/".into()), ..world.places.clone() };
+    let proof = prove_idle(&call, &places);
+    assert!(matches!(proof.idleness, Idleness::Pinned(_)), "{:?}", proof.idleness);
+    assert_eq!(proof.killed, Vec::<String>::new());
+    assert!(holder.runs());
+}

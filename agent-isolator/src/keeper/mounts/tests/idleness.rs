@@ -280,3 +280,77 @@ fn root_a_task_that_sits_in_a_volume_which_it_does_not_use_is_ended_and_one_that
     world.umount(&mounted);
     assert_eq!(world.prove("v", Some(&mounted)), Idleness::ProvedAttached);
 }
+
+#[test]
+fn root_a_mount_namespace_that_a_descriptor_alone_keeps_may_have_a_volume_without_a_device() {
+    let world = World::new();
+    let data = world.tmpfs("v");
+    let mounted = world.identify("v", &data).unwrap();
+    let mut inside = Waiting::start(Command::new("unshare").args([
+        "-m",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        "echo ready && read end",
+    ]));
+    let keeper = Waiting::shell(&format!("exec 3</proc/{}/ns/mnt", inside.0.id()));
+    assert!(inside.runs());
+    drop(inside);
+    world.umount(&mounted);
+    match world.prove("v", Some(&mounted)) {
+        Idleness::Pinned(why) => assert!(why.contains("by a mount namespace that nobody lives in"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    drop(keeper);
+    assert_eq!(world.prove("v", Some(&mounted)), Idleness::Proved);
+}
+
+/// The kernel's list of FUSE connections, which is not mounted on every machine.
+struct Connections(bool);
+
+impl Connections {
+    fn mounted() -> Self {
+        let is_there = run("stat", &["-f", "-c", "%t", "/sys/fs/fuse/connections"]) == "65735543";
+        if !is_there {
+            run("mount", &["-t", "fusectl", "none", "/sys/fs/fuse/connections"]);
+        }
+        Self(!is_there)
+    }
+}
+
+impl Drop for Connections {
+    fn drop(&mut self) {
+        if self.0 {
+            run("umount", &["/sys/fs/fuse/connections"]);
+        }
+    }
+}
+
+#[test]
+fn root_a_fuse_file_system_that_lives_is_not_idle_though_no_process_shows_it() {
+    use rustix::fs::{Mode, OFlags};
+    use rustix::mount::{MountFlags, OpenTreeFlags, open_tree};
+    use std::os::fd::AsRawFd;
+    let (world, _connections) = (World::new(), Connections::mounted());
+    let at = world.root.join("remote");
+    fs::create_dir(&at).unwrap();
+    let server = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
+    let options = std::ffi::CString::new(options).unwrap();
+    rustix::mount::mount("extvol-test", &at, "fuse", MountFlags::empty(), options.as_c_str()).unwrap();
+    let table = mount_table::own().unwrap();
+    let mount = table.iter().find(|mount| mount.mount_point == at).unwrap();
+    let mounted = of(mount, at.to_str().unwrap());
+    // A copy that is mounted nowhere: what a descriptor in a socket's queue is, too.
+    let copy =
+        open_tree(rustix::fs::CWD, &at, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
+            .unwrap();
+    unmount(&at, UnmountFlags::DETACH).unwrap();
+    match world.prove("remote", Some(&mounted)) {
+        Idleness::Pinned(why) => assert!(why.contains("its FUSE connection lives"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    drop(copy);
+    assert_eq!(world.prove("remote", Some(&mounted)), Idleness::Proved);
+}
