@@ -48,6 +48,9 @@ pub(in crate::keeper) struct Scan<'a> {
     cgroup_root: Option<&'a str>,
     own: Mounts,
     tables: BTreeMap<PathBuf, Mounts>,
+    /// Those of all namespaces that somebody lives in: a process may have files of one that is neither its own nor this one. Of mounts
+    /// of other file systems only the ids. Read when it is needed.
+    all: Option<HashMap<u64, Option<Mount>>>,
     /// The namespaces that somebody lives in, by the kernel's names of them.
     inhabited: BTreeSet<PathBuf>,
     /// The number of what is memory alone, and in no mount table: memfd, shared memory.
@@ -67,6 +70,7 @@ impl<'a> Scan<'a> {
             cgroup_root,
             own: by_id(mount_table::own().unwrap_or_default()),
             tables: BTreeMap::new(),
+            all: None,
             inhabited: process::pids().into_iter().filter_map(namespace).collect(),
             memory: memory.map(|found| storage::number(found.st_dev)),
             namespaces: namespaces.map(|found| storage::number(found.st_dev)),
@@ -134,13 +138,17 @@ impl<'a> Scan<'a> {
             }
             // Several mounts of one server may share a number: what is on another one, which is still mounted, is not this volume's.
             let mounted = self.mounted;
-            return sure(self.mount(pid, found.stx_mnt_id).is_none_or(|mount| is_of(mounted)(mount)));
+            return sure(match self.mount(pid, found.stx_mnt_id) {
+                Some(Shown::Mount(mount)) => is_of(mounted)(mount),
+                Some(Shown::Other) | None => true,
+            });
         };
         if !matches!(kind, FileType::RegularFile | FileType::Directory) {
             return None;
         }
         match self.mount(pid, found.stx_mnt_id) {
-            Some(mount) => sure(is_in(link, mount, &directory)),
+            Some(Shown::Mount(mount)) => sure(is_in(link, mount, &directory)),
+            Some(Shown::Other) => None,
             None => {
                 let changes = || kind == FileType::Directory || writes();
                 let untold = self.may_be_of(&found, &number, pid, &directory) && changes();
@@ -162,14 +170,21 @@ impl<'a> Scan<'a> {
         to.to_str().is_some_and(|to| to.starts_with("mnt:[")) && !self.inhabited.contains(&to)
     }
 
-    /// A mount by its id, which is its own in the whole kernel: of the process's namespace, or of this one, of which an agent's containers
-    /// have files.
-    fn mount(&mut self, pid: u32, id: u64) -> Option<&Mount> {
+    /// A mount by its id, which is its own in the whole kernel: of the process's namespace, of this one, of which an agent's containers
+    /// have files, or of any other.
+    fn mount(&mut self, pid: u32, id: u64) -> Option<Shown<'_>> {
         let key = namespace(pid).unwrap_or_else(|| pid.to_string().into());
         let table = self.tables.entry(key).or_insert_with(|| {
             by_id(mount_table::parse(&fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default()))
         });
-        table.get(&id).or_else(|| self.own.get(&id))
+        if table.contains_key(&id) || self.own.contains_key(&id) {
+            return table.get(&id).or_else(|| self.own.get(&id)).map(Shown::Mount);
+        }
+        let file_system = self.mounted.directory.as_ref().map(|directory| &directory.file_system);
+        let all = self
+            .all
+            .get_or_insert_with(|| all(|mount| Some(&*mount.device_number) == file_system.map(|f| &**f)));
+        all.get(&id).map(|mount| mount.as_ref().map_or(Shown::Other, Shown::Mount))
     }
 
     /// By a file that is mapped: a map outlives its descriptor.
@@ -227,6 +242,22 @@ impl<'a> Map<'a> {
             inode: fields.next()?,
         })
     }
+}
+
+/// A mount that a table shows.
+enum Shown<'a> {
+    Mount(&'a Mount),
+    /// Of a file system that is not looked for.
+    Other,
+}
+
+/// The mounts of all namespaces, by id; of those that are not `wanted` the ids alone.
+fn all(wanted: impl Fn(&Mount) -> bool) -> HashMap<u64, Option<Mount>> {
+    let by_namespace: BTreeMap<_, _> =
+        process::pids().into_iter().filter_map(|pid| Some((namespace(pid)?, pid))).collect();
+    let tables = by_namespace.into_values().filter_map(|pid| fs::read(format!("/proc/{pid}/mountinfo")).ok());
+    let mounts = tables.flat_map(|table| mount_table::parse(&table));
+    mounts.map(|mount| (mount.id, Some(mount).filter(|mount| wanted(mount)))).collect()
 }
 
 fn by_id(table: Vec<Mount>) -> Mounts {

@@ -157,15 +157,16 @@ fn root_a_btrfs_subvolume_is_told_by_its_path_though_its_files_have_a_number_of_
 #[test]
 fn root_programs_of_the_same_file_system_and_of_containers_with_images_hold_no_directory() {
     let world = World::new();
-    let volume = mounted(&world, "vol1");
     // At a fixed address, whose range the kernel writes in two ways: Debian's own Python is such a program.
     let fixed = "print('ready', flush=True); input()";
     let _fixed = Waiting::start(Command::new("/usr/bin/python3").args(["-c", fixed]));
     // Its program is on a root that was left behind, in no table any more.
     let image =
-        "mount --bind / /mnt && cd /mnt && pivot_root . mnt && umount -l /mnt && echo ready && read end";
+        "mount --rbind / /mnt && cd /mnt && pivot_root . mnt && umount -l /mnt && echo ready && read end";
     let _image =
         Waiting::start(Command::new("unshare").args(["-m", "--propagation", "private", "sh", "-c", image]));
+    // In no namespace of theirs is it mounted.
+    let volume = mounted(&world, "vol1");
     assert_eq!(world.prove("vol1", Some(&volume)), Idleness::Proved);
 }
 
