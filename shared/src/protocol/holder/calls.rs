@@ -89,13 +89,13 @@ impl Core {
                 format!("container {id} cannot start: {} volume {}", not_told(), untold.volume).into()
             );
         }
-        container.pid = Some(pid);
-        container.cgroup = cgroup;
         for wanted in container.volumes.iter().filter(|wanted| wanted.remove) {
             if let Some(volume) = self.volumes.get_mut(&wanted.volume) {
                 volume.removes = true;
             }
         }
+        container.pid = Some(pid);
+        container.cgroup = cgroup;
         self.unisolated.remove(id);
         self.table_changed = true;
         Ok(())
