@@ -145,6 +145,8 @@ fn a_revoke_between_the_proof_and_the_call_comes_in_time() {
     host.give(Input::Changed(Key::Session(crate::etcd::holder(ME))));
     host.steps();
     assert!(!host.core.may_call_driver(host.now, op), "it waited for its turn");
+    host.removed("a", Err(UnmountFault::Refused("revoked".into())));
+    assert!(host.steps().contains(&release("a")));
 
     let mut host = using();
     host.cleanup("c1");
@@ -158,7 +160,7 @@ fn a_revoke_between_the_proof_and_the_call_comes_in_time() {
     host.hold_back_only(None);
     host.let_through();
     let steps = host.until_quiet();
-    assert!(!steps.iter().any(is_remove), "{steps:#?}");
+    assert!(!steps.iter().any(is_remove) && host.is_bare(), "{steps:#?}");
 }
 
 #[test]

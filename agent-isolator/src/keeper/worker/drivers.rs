@@ -89,7 +89,13 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             return;
         };
         if !self.may_call(op) {
-            return self.queue.ended(&turn);
+            self.queue.ended(&turn);
+            // A person may have revoked it while it waited: then it is released, and not waited for.
+            if matches!(call, Output::Remove { .. }) {
+                let revoked = "it was revoked before the driver was asked".into();
+                self.core.handle(holder_now(), Input::Removed(op, Err(UnmountFault::Refused(revoked))));
+            }
+            return;
         }
         let looks_first = match &call {
             // Of a row of an earlier life the take-away may have been made before.
