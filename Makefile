@@ -22,7 +22,7 @@ help:
 	@echo "make check         formats, lints, documentation, C++ under two compilers"
 	@echo "make simulate      RUNS=20000 simulated schedules of the protocol core, from SEED=1"
 	@echo "make model         all orders of events of a small cluster; make model-large tries larger ones (NAME: some)"
-	@echo "make mutants       seeded mistakes in copies of the core must be found; writes docs/mutants.md"
+	@echo "make mutants       NAMES= seeded mistakes in copies of the core, all or these, must be found; writes docs/mutants.md"
 	@echo "make fuzz          every parser of foreign bytes, SECONDS=60 for all of them; the first time it compiles for some minutes"
 	@echo "make build         target/extvol/libextvol.so and target/release/extvol-keeper; the image of demo-etl"
 	@echo "make sanitize      the same library with sanitizers, target/extvol-sanitized, which the tests run"
@@ -69,7 +69,7 @@ model-large:
 	@EXTVOL_MODEL_LARGE="$(NAME)" cargo test --quiet --release -p integration --test model -- --nocapture within_larger
 
 mutants:
-	@cargo run --quiet --release -p integration --bin extvol-mutants
+	@cargo run --quiet --release -p integration --bin extvol-mutants -- $(NAMES)
 
 fuzz:
 	@integration/fuzz/run $(SECONDS)

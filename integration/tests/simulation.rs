@@ -10,6 +10,7 @@ fn twenty_thousand_schedules_keep_the_promise() {
     assert_eq!(sum.failed, None, "make simulate RUNS=1 SEED=<this seed> shows why");
     // They are about something: volumes are mounted, taken over and fenced in them.
     assert!(sum.mounts > 20_000 && sum.takeovers > 200 && sum.fences > 1_000, "{sum:?}");
+    assert!(sum.removals > 2_000, "{sum:?}");
 }
 
 #[test]

@@ -20,11 +20,12 @@ fn main() -> ExitCode {
     let seconds = sum.took.as_secs_f64();
     println!(
         "{} schedules from seed {seed} in {seconds:.1} s on {threads} processors: {:.0} a second, {} events; \
-         {} mounts, {} unsettled take-overs, {} fences",
+         {} mounts, {} removals, {} unsettled take-overs, {} fences",
         sum.runs,
         sum.runs as f64 / seconds,
         sum.events,
         sum.mounts,
+        sum.removals,
         sum.takeovers,
         sum.fences
     );

@@ -20,6 +20,8 @@ pub(super) struct Alone {
     pub(super) effects: Vec<Effect>,
     /// What it told, and nobody has to answer.
     pub(super) told: Vec<Effect>,
+    /// Whether its containers have their volumes removed.
+    pub(super) removes: bool,
 }
 
 impl Alone {
@@ -35,7 +37,7 @@ impl Alone {
         let mut host = Host::new(now, settings);
         let mut effects = Vec::new();
         host.handle(now, Input::Tick, &mut effects);
-        Self { etcd: Etcd::new(), host, now, effects, told: Vec::new() }
+        Self { etcd: Etcd::new(), host, now, effects, told: Vec::new(), removes: false }
     }
 
     pub(super) fn prepare(&mut self, request: u64, name: &str, volumes: &[usize]) {
@@ -44,7 +46,7 @@ impl Alone {
             asked: volume(*number),
             create: None,
             read_only: false,
-            remove: false,
+            remove: self.removes,
             owner: None,
         };
         let (request, container, agent): (_, _, Text) = (Request(request), container(name), "a".into());

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use shared::protocol::Request;
 use shared::protocol::exchange::{
     ClusterId, Commit, Held, Key, Lease, Proof, Record, Session, SessionState, Stage,
 };
 use shared::protocol::fence::{Act, Fence};
-use shared::protocol::holder::{Input, MountFault, Phase, Settings};
+use shared::protocol::holder::{Idleness, Input, MountFault, Phase, Settings};
+use shared::protocol::{Request, Text};
 use shared::store::Revision;
 
 use super::alone::Alone;
@@ -27,6 +27,7 @@ pub(super) fn check() -> Result<(), &'static str> {
     told_wants()?;
     calls_of_the_last_host()?;
     never_started()?;
+    removal()?;
     kill_first()
 }
 
@@ -181,6 +182,30 @@ fn never_started() -> Result<(), &'static str> {
         return Err("scenario: a container that was never started kept its volume after a revoke");
     }
     Ok(())
+}
+
+/// A volume is removed under a lease that was confirmed after its device was proved idle.
+fn removal() -> Result<(), &'static str> {
+    let mut story = Alone::new(settings(&Plan::of(1), 0));
+    story.removes = true;
+    story.prepare(1, "c", &[0]);
+    story.all();
+    let (request, agent, cgroup) = (Request(2), Text::from("a"), Some("c".into()));
+    story.tell(Input::Isolate { request, agent: agent.clone(), container: container("c"), pid: 1, cgroup });
+    story.tell(Input::Cleanup { request: Request(3), agent, container: container("c") });
+    let Some(Effect::Unmount(op, _)) = story.next(|effect| matches!(effect, Effect::Unmount(..))) else {
+        return Err("scenario: a container ended, and its volume was not unmounted");
+    };
+    story.host.mounts.clear();
+    story.tell(Input::Unmounted(op, Ok(())));
+    let Some(Effect::Prove(op, _)) = story.next(|effect| matches!(effect, Effect::Prove(..))) else {
+        return Err("scenario: a volume was unmounted, and not proved idle");
+    };
+    story.tell(Input::Idle(op, Idleness::Proved));
+    match story.next(|effect| matches!(effect, Effect::Commit(..) | Effect::Remove(..))) {
+        Some(Effect::Commit(..)) => Ok(()),
+        _ => Err("scenario: a volume was removed under a lease that nothing had confirmed"),
+    }
 }
 
 /// A fence shuts file systems down before it kills, and takes no mount away before every container is dead.

@@ -20,6 +20,31 @@ const PATIENCE: Micros = 1_000 * MS;
 /// By when a call has happened: the settle time of the simulated installation is 3 s.
 const LATEST: Micros = 2_800 * MS;
 
+/// What a driver is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    Mount,
+    Unmount,
+    /// The volume is deleted, with what is in it.
+    Remove,
+}
+
+impl What {
+    fn failed(self, op: Op, fault: UnmountFault) -> Input {
+        match (self, fault) {
+            (Self::Mount, UnmountFault::Refused(why)) => Input::Mounted(op, Err(MountFault::Refused(why))),
+            (Self::Mount, UnmountFault::Unreachable(why)) => {
+                Input::Mounted(op, Err(MountFault::Unreachable(why)))
+            }
+            (Self::Mount, UnmountFault::Unresolved(why)) => {
+                Input::Mounted(op, Err(MountFault::Unresolved(why)))
+            }
+            (Self::Unmount, fault) => Input::Unmounted(op, Err(fault)),
+            (Self::Remove, fault) => Input::Removed(op, Err(fault)),
+        }
+    }
+}
+
 /// A driver call under way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Call {
@@ -27,7 +52,7 @@ pub(super) struct Call {
     pub(super) life: u32,
     pub(super) boot: u32,
     pub(super) volume: VolumeId,
-    pub(super) mount: bool,
+    pub(super) what: What,
     /// Whether the caller has given up.
     given_up: bool,
     refused: bool,
@@ -36,7 +61,7 @@ pub(super) struct Call {
 }
 
 impl World<'_> {
-    pub(super) fn call(&mut self, host: usize, op: Op, volume: &VolumeId, mount: bool) {
+    pub(super) fn call(&mut self, host: usize, op: Op, volume: &VolumeId, what: What) {
         let now = self.now;
         let mut dice = self.dice(3, host as u64, op.0.wrapping_add(now << 8));
         let node = &mut self.nodes[host];
@@ -50,23 +75,15 @@ impl World<'_> {
         let unusable = dice.permille(10);
         let (life, boot) = (node.life, node.boot);
         if dice.permille(15) {
-            let input = if mount {
-                Input::Mounted(op, Err(MountFault::Unreachable("connection refused".into())))
-            } else {
-                Input::Unmounted(op, Err(UnmountFault::Unreachable("connection refused".into())))
-            };
+            let input = what.failed(op, UnmountFault::Unreachable("connection refused".into()));
             return self.after(MS, Event::CallAnswered { host, life, input });
         }
         if given_up {
-            let input = if mount {
-                Input::Mounted(op, Err(MountFault::Unresolved("no answer".into())))
-            } else {
-                Input::Unmounted(op, Err(UnmountFault::Unresolved("no answer".into())))
-            };
+            let input = what.failed(op, UnmountFault::Unresolved("no answer".into()));
             self.after(PATIENCE, Event::CallAnswered { host, life, input });
         }
         let volume = volume.clone();
-        let call = Call { op, life, boot, volume, mount, given_up, refused, unusable, blocked: false };
+        let call = Call { op, life, boot, volume, what, given_up, refused, unusable, blocked: false };
         self.log(|| format!("h{host} calls the driver: {call:?}"));
         self.calls.push((host, call.clone()));
         self.at(lands, Event::Land { host, call });
@@ -88,14 +105,25 @@ impl World<'_> {
             *other != host && node.host.mounts.get(&volume).is_some_and(|mount| !mount.blocked)
         };
         let elsewhere = self.nodes.iter().enumerate().find(has).map(|(other, _)| other);
-        let paused = |other: usize| self.nodes[host].lost > 0 || call.mount && self.nodes[other].lost > 0;
+        let paused = |other: usize| {
+            self.nodes[host].lost > 0 || call.what == What::Mount && self.nodes[other].lost > 0
+        };
         let stopped = elsewhere.is_some_and(paused);
         let refused = call.refused || call.blocked || stopped;
         self.log(|| format!("h{host} driver call happens (here: {here}, refused: {refused}): {call:?}"));
         let mut failed = None;
         if refused {
             failed = Some("the storage refuses");
-        } else if call.mount {
+        } else if call.what == What::Remove {
+            let in_use = |node: &super::run::Node| node.powered && node.host.can_write(&volume);
+            if let Some(of) = self.nodes.iter().position(in_use) {
+                return self.violated(Violation::RemovedInUse { volume, by: host, of });
+            }
+            match self.attached.get(&volume) {
+                Some(_) => failed = Some("the volume is attached"),
+                None => self.report.removals += 1,
+            }
+        } else if call.what == What::Mount {
             let attached = self.attached.get(&volume).copied();
             let before = self.nodes[host].host.mounts.get(&volume).copied();
             if here {
@@ -139,16 +167,16 @@ impl World<'_> {
             return;
         }
         let (op, life) = (call.op, call.life);
-        let input = match (call.mount, failed) {
-            (true, None) if call.unusable => {
+        let input = match (call.what, failed) {
+            (what, Some(why)) => what.failed(op, UnmountFault::Refused(why.into())),
+            (What::Mount, None) if call.unusable => {
                 let mounted = Some(Box::new(mounted(&volume)));
                 let why = "it is mounted below no mount root".into();
                 Input::Mounted(op, Err(MountFault::Unusable { why, mounted }))
             }
-            (true, None) => Input::Mounted(op, Ok(mounted(&volume))),
-            (true, Some(why)) => Input::Mounted(op, Err(MountFault::Refused(why.into()))),
-            (false, None) => Input::Unmounted(op, Ok(())),
-            (false, Some(why)) => Input::Unmounted(op, Err(UnmountFault::Refused(why.into()))),
+            (What::Mount, None) => Input::Mounted(op, Ok(mounted(&volume))),
+            (What::Unmount, None) => Input::Unmounted(op, Ok(())),
+            (What::Remove, None) => Input::Removed(op, Ok(())),
         };
         self.after(MS, Event::CallAnswered { host, life, input });
     }

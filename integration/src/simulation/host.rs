@@ -35,6 +35,8 @@ pub enum Effect {
     Mount(Op, VolumeId),
     /// A driver call.
     Unmount(Op, VolumeId),
+    /// A driver call.
+    Remove(Op, VolumeId),
     /// A call to the storage.
     Settle(Op, VolumeId),
     /// A look at mount tables and device.
@@ -180,8 +182,11 @@ impl Host {
                     effects.push(Effect::Unmount(op, asked));
                 }
             }
-            // No task of a plan asks for it.
-            Output::Remove { .. } => {}
+            Output::Remove { op, asked, .. } => {
+                if self.may_call(now, op) {
+                    effects.push(Effect::Remove(op, asked));
+                }
+            }
             Output::ProveIdle { op, asked, .. } => effects.push(Effect::Prove(op, asked)),
             Output::Look { op, mounted, .. } => effects.push(Effect::Look(op, mounted_volume(&mounted))),
             Output::MakeSafe { op } => self.start_fence(now, Runner::Worker, op, effects),
@@ -194,7 +199,7 @@ impl Host {
             }
             Output::Kill { container } => effects.push(Effect::Kill(container)),
             Output::Limit { container, .. } => effects.push(Effect::Limit(container)),
-            Output::Warn(_) => {}
+            Output::Warn(_) | Output::Note(_) => {}
         }
         true
     }

@@ -14,7 +14,7 @@ use shared::protocol::{Now, Op, Text};
 use shared::record::Token;
 use shared::volume::{ContainerId, Driver, Holder, VolumeId, VolumeName};
 
-use super::driver::Call;
+use super::driver::{Call, What};
 use super::etcd::Etcd;
 use super::host::{Effect, Host, Runner};
 use super::plan::{Dice, Fault, MS, Micros, Plan};
@@ -28,6 +28,8 @@ pub enum Violation {
     TwoWriters { volume: VolumeId, hosts: Vec<usize> },
     /// A driver call of a host took the volume away from another that has it.
     LateUnmount { volume: VolumeId, by: usize, from: usize },
+    /// A host had a volume deleted that another, or itself, can write.
+    RemovedInUse { volume: VolumeId, by: usize, of: usize },
     /// A container runs on the empty directory beneath a mount.
     WithoutVolume { container: ContainerId, volume: VolumeId },
     /// A lease was taken of a host that lives and is about to give the volume back, where nobody else can mount it.
@@ -59,6 +61,8 @@ pub struct Report {
     pub events: u64,
     /// How often a volume was mounted.
     pub mounts: u64,
+    /// How often a volume was deleted.
+    pub removals: u64,
     /// How often a lease was taken from a dead session.
     pub takeovers: u64,
     /// How often a host was fenced.
@@ -393,6 +397,7 @@ impl<'p> World<'p> {
                 violation: None,
                 events: 0,
                 mounts: 0,
+                removals: 0,
                 takeovers: 0,
                 fences: 0,
                 log: Vec::new(),
@@ -581,8 +586,9 @@ impl<'p> World<'p> {
                     self.log(|| format!("h{host} commits #{} {}", op.0, brief(&commit.puts)));
                     self.ask(Client::Host(host), op, Ask::Commit(commit));
                 }
-                Effect::Mount(op, volume) => self.call(host, op, &volume, true),
-                Effect::Unmount(op, volume) => self.call(host, op, &volume, false),
+                Effect::Mount(op, volume) => self.call(host, op, &volume, What::Mount),
+                Effect::Unmount(op, volume) => self.call(host, op, &volume, What::Unmount),
+                Effect::Remove(op, volume) => self.call(host, op, &volume, What::Remove),
                 Effect::Settle(op, volume) => self.settle(host, op, &volume),
                 Effect::Prove(op, volume) => {
                     let pause = self.dice(11, host as u64, op.0).range(MS, 20 * MS);

@@ -18,6 +18,8 @@ pub struct Summary {
     pub mounts: u64,
     /// Leases taken over in them whose earlier holder's calls or I/O might still have landed.
     pub takeovers: u64,
+    /// Removals.
+    pub removals: u64,
     /// Fences by a deadman in them.
     pub fences: u64,
     /// How long it took.
@@ -45,6 +47,7 @@ pub fn search(first: u64, runs: u64, threads: usize) -> Summary {
             sum.events += report.events;
             sum.mounts += report.mounts;
             sum.takeovers += report.takeovers;
+            sum.removals += report.removals;
             sum.fences += report.fences;
             if report.violation.is_some() {
                 sum.failed = Some(seed);
@@ -66,6 +69,7 @@ pub fn search(first: u64, runs: u64, threads: usize) -> Summary {
         total.events += sum.events;
         total.mounts += sum.mounts;
         total.takeovers += sum.takeovers;
+        total.removals += sum.removals;
         total.fences += sum.fences;
         total.failed = [total.failed, sum.failed].into_iter().flatten().min();
     }

@@ -59,12 +59,13 @@ impl World<'_> {
 
     fn wanted(&self, task: usize) -> Vec<Wanted> {
         let volume = |number: &usize| self.volumes[*number].clone();
+        let remove = self.dice(16, task as u64, 0).permille(250);
         let wanted = |id: VolumeId| Wanted {
             volume: id.clone(),
             asked: id,
             create: None,
             read_only: false,
-            remove: false,
+            remove,
             owner: None,
         };
         self.tasks[task].volumes.iter().map(volume).map(wanted).collect()

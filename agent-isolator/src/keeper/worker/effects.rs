@@ -78,6 +78,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
                 self.limit(container, message);
             }
             Output::Warn(text) => tracing::warn!("{text}"),
+            Output::Note(text) => tracing::info!("{text}"),
         }
     }
 
@@ -139,6 +140,7 @@ pub(super) fn needs_table(output: &Output) -> bool {
         | Output::Fence { .. }
         | Output::Kill { .. }
         | Output::Limit { .. }
-        | Output::Warn(_) => false,
+        | Output::Warn(_)
+        | Output::Note(_) => false,
     }
 }

@@ -15,10 +15,11 @@ use std::path::Path;
 use super::list::{MUTANTS, Mutant};
 
 /// What of `shared` the core needs.
-const SHARED: [&str; 8] = [
+const SHARED: [&str; 9] = [
     "event.rs",
     "keys.rs",
     "parameters.rs",
+    "quote.rs",
     "record.rs",
     "store.rs",
     "transaction.rs",
@@ -28,7 +29,7 @@ const SHARED: [&str; 8] = [
 
 const MAIN: &str = r#"#![allow(warnings)]
 mod shared {
-    pub mod event; pub mod keys; pub mod parameters; pub mod record; pub mod store; pub mod transaction; pub mod volume;
+    pub mod event; pub mod keys; pub mod parameters; pub mod quote; pub mod record; pub mod store; pub mod transaction; pub mod volume;
     pub mod protocol;
 }
 mod simulation;

@@ -425,4 +425,25 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "if !container.is_isolated() {",
         "if !container.is_isolated() && container.killed {",
     ),
+    mutant(
+        "removed_on_the_drivers_word",
+        "a volume is removed once its driver says that it is unmounted",
+        "holder/results.rs",
+        "        volume.enter(Phase::Detaching { token, mounted, step: Step::Prove });\n",
+        "        let step = if volume.removes { Step::Condemn } else { Step::Prove };\n        volume.enter(Phase::Detaching { token, mounted, step });\n",
+    ),
+    mutant(
+        "released_under_a_removal",
+        "a Remove without an answer is taken for refused",
+        "holder/results.rs",
+        "                volume.enter(Phase::Detaching { token, mounted, step: Step::Announce });\n                if volume.retry(now, why.clone(), bounds) {\n                    let line =\n                        format!(\"volume {id} stays leased: the driver has not ended its Remove",
+        "                volume.enter(Phase::Detaching { token, mounted, step: Step::Release });\n                volume.settled_at = None;\n                if volume.retry(now, why.clone(), bounds) {\n                    let line =\n                        format!(\"volume {id} stays leased: the driver has not ended its Remove",
+    ),
+    mutant(
+        "removal_not_confirmed",
+        "a volume is removed without its lease having been confirmed",
+        "holder/results.rs",
+        "(if removes { Step::Condemn } else { Step::Release }, None)",
+        "(if removes { Step::Remove } else { Step::Release }, None)",
+    ),
 ];

@@ -1,5 +1,6 @@
 //! Builds a copy of the protocol core that can make each of the seeded mistakes, and lets scenarios, simulation and model
-//! find them: `extvol-mutants [NAME...]`, from the workspace's root. Writes what found them into docs/mutants.md.
+//! find them: `extvol-mutants [NAME...]`, from the workspace's root. Writes what found them into docs/mutants.md. The unchanged core is
+//! tried with all of them, and not with some.
 //!
 //! ```text
 //! list.rs     the mistakes
@@ -76,9 +77,14 @@ fn run(chosen: &BTreeSet<String>) -> io::Result<Vec<&'static str>> {
     if !built.success() {
         return Err(io::Error::other("the copy does not build"));
     }
+    let is_known = |name: &&String| MUTANTS.iter().any(|mutant| mutant.name == **name);
+    if let Some(name) = chosen.iter().find(|name| !is_known(name)) {
+        return Err(io::Error::other(format!("there is no mistake {name:?}")));
+    }
     let wanted = |number: &usize| chosen.is_empty() || chosen.contains(MUTANTS[*number].name);
-    // Last the unchanged core, which goes through everything.
-    let waiting = (0..MUTANTS.len()).filter(wanted).map(Some).chain([None]).collect();
+    // Of all, last the unchanged core, which goes through everything.
+    let unchanged = chosen.is_empty().then_some(None);
+    let waiting = (0..MUTANTS.len()).filter(wanted).map(Some).chain(unchanged).collect();
     let trial = Mutex::new(Trial { waiting, rows: rows()?, survivors: Vec::new(), failed: None });
     thread::scope(|scope| {
         for _ in 0..2 {

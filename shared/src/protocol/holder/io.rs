@@ -304,6 +304,8 @@ pub enum Output {
     },
     /// Something an operator should read.
     Warn(Text),
+    /// Something to tell a person, and nothing is wrong.
+    Note(Text),
 }
 
 /// The good answer to a call.

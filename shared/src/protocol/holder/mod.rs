@@ -475,7 +475,9 @@ impl Core {
                 *answer = Err(message.clone());
             }
         }
-        self.outputs.retain(|o| matches!(o, Output::Reply(..) | Output::Limit { .. } | Output::Warn(_)));
+        self.outputs.retain(|o| {
+            matches!(o, Output::Reply(..) | Output::Limit { .. } | Output::Warn(_) | Output::Note(_))
+        });
         for (container, waiting) in std::mem::take(&mut self.waiting) {
             self.outputs.push_back(Output::Reply(waiting.request, Err(message.clone())));
             self.containers.remove(&container);

@@ -266,13 +266,14 @@ impl Core {
         let Some((id, volume)) = self.by_op(op) else { return };
         let Phase::Detaching { token, mounted, step: Step::Remove } = volume.phase.clone() else { return };
         volume.answered();
-        let line = match result {
+        let told = match result {
             Ok(()) => {
                 volume.attached = false;
-                format!("volume {id} was removed, as its task had asked")
+                Output::Note(format!("volume {id} was removed, as its task had asked").into())
             }
             Err(UnmountFault::Refused(why) | UnmountFault::Unreachable(why)) => {
-                format!("volume {id} was not removed, though its task had asked for that: {why}")
+                let line = format!("volume {id} was not removed, though its task had asked for that: {why}");
+                Output::Warn(line.into())
             }
             // It may be removed later, under whoever has it then, or another of its name.
             Err(UnmountFault::Unresolved(why)) => {
@@ -288,7 +289,7 @@ impl Core {
         };
         volume.settle();
         volume.enter(Phase::Detaching { token, mounted, step: Step::Release });
-        self.outputs.push_back(Output::Warn(line.into()));
+        self.outputs.push_back(told);
     }
 
     pub(super) fn looked(&mut self, now: Now, op: Op, sight: Sight) {
