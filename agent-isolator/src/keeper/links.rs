@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use shared::protocol::Text;
 use shared::quote;
@@ -20,7 +20,41 @@ type Mounted = BTreeMap<VolumeId, Text>;
 /// The links of a host.
 pub(super) struct Links {
     last: Option<Mounted>,
-    wanted: Sender<Mounted>,
+    wanted: Arc<Wanted>,
+}
+
+/// What the links are to be, if that is news; or that nobody will say so any more. However long a file system hangs, one is kept.
+#[derive(Default)]
+struct Wanted {
+    next: Mutex<Next>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Next {
+    mounted: Option<Mounted>,
+    ended: bool,
+}
+
+impl Wanted {
+    fn tell(&self, change: impl FnOnce(&mut Next)) {
+        change(&mut self.next.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_one();
+    }
+
+    /// The latest; none at the end.
+    fn next(&self) -> Option<Mounted> {
+        let next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let nothing = |next: &mut Next| next.mounted.is_none() && !next.ended;
+        let mut next = self.changed.wait_while(next, nothing).unwrap_or_else(PoisonError::into_inner);
+        next.mounted.take()
+    }
+}
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        self.wanted.tell(|next| next.ended = true);
+    }
 }
 
 impl Links {
@@ -29,10 +63,11 @@ impl Links {
     /// # Errors
     /// When no thread can be started.
     pub(super) fn keep(directory: PathBuf, roots: Vec<PathBuf>) -> io::Result<Self> {
-        let (wanted, receiver) = channel();
+        let wanted = Arc::new(Wanted::default());
+        let told = Arc::clone(&wanted);
         std::thread::Builder::new()
             .name("extvol-links".into())
-            .spawn(move || keep(&directory, &roots, &receiver))?;
+            .spawn(move || keep(&directory, &roots, &told))?;
         Ok(Self { last: None, wanted })
     }
 
@@ -40,19 +75,14 @@ impl Links {
     pub(super) fn set(&mut self, mounted: Mounted) {
         if self.last.as_ref() != Some(&mounted) {
             self.last = Some(mounted.clone());
-            // The thread ends with this alone.
-            let _sent = self.wanted.send(mounted);
+            self.wanted.tell(|next| next.mounted = Some(mounted));
         }
     }
 }
 
-fn keep(directory: &Path, roots: &[PathBuf], wanted: &Receiver<Mounted>) {
+fn keep(directory: &Path, roots: &[PathBuf], wanted: &Wanted) {
     let mut said = None;
-    while let Ok(mut mounted) = wanted.recv() {
-        // Only the last counts.
-        while let Ok(later) = wanted.try_recv() {
-            mounted = later;
-        }
+    while let Some(mounted) = wanted.next() {
         let fault = make(directory, roots, &mounted).err().map(|error| error.to_string());
         if let Some(why) = fault.as_ref().filter(|why| said.as_ref() != Some(*why)) {
             tracing::warn!(

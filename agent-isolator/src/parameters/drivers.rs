@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::de::{MapAccess, Visitor};
@@ -50,6 +50,8 @@ pub enum Storage {
 pub struct DriverSettings {
     /// `storage`: what its volumes are.
     pub storage: Storage,
+    /// `directories`: where its plugin keeps the directories that it binds to where it answers, by the volumes' names.
+    pub directories: Option<PathBuf>,
     /// `suid_dev`: set-user-id programs and device files work on its volumes; else they are mounted `nosuid,nodev`.
     pub suid_dev: bool,
     /// `calls_max`: how many of its calls are under way at once; else as the parameter `driver_calls_max` has it.
@@ -75,6 +77,8 @@ struct Description {
     preempt_plugin: Option<String>,
     #[serde(skip_serializing_if = "is_default")]
     storage: Storage,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    directories: Option<PathBuf>,
     #[serde(skip_serializing_if = "is_default")]
     names: NameKind,
     #[serde(skip_serializing_if = "is_default")]
@@ -244,11 +248,20 @@ impl Drivers {
                 false => Err(wrong(format!("is not from {:?} to {:?}", bounds.start(), bounds.end()))),
             }
         };
+        if let Some(path) = &description.directories {
+            let wrong = |why| Err(format!("has the directories {:?} of {name}, which {why}", path.display()));
+            match description.storage {
+                Storage::Directory if !path.is_absolute() => return wrong("is not an absolute path"),
+                Storage::Directory => {}
+                Storage::Attached | Storage::Shared => return wrong("needs the storage `directory`"),
+            }
+        }
         if let Some(count) = description.calls_max.filter(|count| !(1..=1000).contains(count)) {
             return Err(format!("has the calls_max {count} of {name}, which is not from 1 to 1000"));
         }
         let settings = DriverSettings {
             storage: description.storage,
+            directories: description.directories.clone(),
             suid_dev: description.suid_dev,
             calls_max: description.calls_max,
             settle_time: time("settle_time", &description.settle_time, 0)?,
@@ -394,7 +407,8 @@ mod tests {
                     "settle_time": "5mins", "mount_timeout": "90secs", "unmount_timeout": "30secs", "remove": true},
             "scaleio": {"aliases": ["sio"], "preempt_plugin": "sio-preempt", "case_sensitive": true, "names": "path"},
             "nfs": {"storage": "shared", "suid_dev": true},
-            "local": {"storage": "directory"}
+            "local": {"storage": "directory"},
+            "vfs": {"storage": "directory", "directories": "/var/lib/vfs/vol"}
         }"#;
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("drivers.json");
@@ -402,7 +416,7 @@ mod tests {
         let inline = read(&[("drivers", text)]).unwrap();
         let read = read(&[("drivers", file.to_str().unwrap())]).unwrap();
         assert_eq!(read, inline);
-        assert_eq!(read.listed(), "ebs, local, nfs, scaleio");
+        assert_eq!(read.listed(), "ebs, local, nfs, scaleio, vfs");
         for served in ["rexray", "ebs", "rexray/ebs:latest", "sio", "scaleio"] {
             assert!(read.serves(&name(served)), "{served}");
         }
@@ -495,6 +509,14 @@ mod tests {
             (
                 r#"{"a": {"names": "loose"}}"#,
                 "unknown variant `loose`, expected one of `docker`, `path`, `any`",
+            ),
+            (
+                r#"{"a": {"directories": "/a"}}"#,
+                "has the directories \"/a\" of a, which needs the storage `directory`",
+            ),
+            (
+                r#"{"a": {"storage": "directory", "directories": "a/b"}}"#,
+                "has the directories \"a/b\" of a, which is not an absolute path",
             ),
             (r#"{"a": {"storage": "nfs"}}"#, "expected one of `attached`, `shared`, `directory`"),
             (

@@ -7,7 +7,7 @@ use shared::protocol::exchange::{
     ClusterId, Commit, Held, Key, Lease, Proof, Record, Session, SessionState, Stage,
 };
 use shared::protocol::fence::{Act, Fence};
-use shared::protocol::holder::{Idleness, Input, MountFault, Phase, Settings};
+use shared::protocol::holder::{Idleness, Input, MountFault, Phase, Settings, UnmountFault};
 use shared::protocol::{Request, Text};
 use shared::store::Revision;
 
@@ -28,6 +28,7 @@ pub(super) fn check() -> Result<(), &'static str> {
     calls_of_the_last_host()?;
     never_started()?;
     removal()?;
+    owes_its_mount()?;
     kill_first()
 }
 
@@ -182,6 +183,36 @@ fn never_started() -> Result<(), &'static str> {
         return Err("scenario: a container that was never started kept its volume after a revoke");
     }
     Ok(())
+}
+
+/// Nobody knows what became of a Mount, and its Unmount is refused: the volume may be attached here, whatever the mount tables say.
+fn owes_its_mount() -> Result<(), &'static str> {
+    let mut story = Alone::asked();
+    let Some(op) = story.next_mount() else { return Err("scenario: no Mount was asked for") };
+    story.tell(Input::Mounted(op, Err(MountFault::Unresolved("no answer".into()))));
+    story.tell(Input::Cleanup { request: Request(2), agent: "a".into(), container: container("c") });
+    for _ in 0..300 {
+        story.now += Duration::from_millis(100);
+        story.tell(Input::Tick);
+        while let Some(effect) = story.effects.first().cloned() {
+            let refused = || "resource not found".into();
+            let input = match effect {
+                Effect::Mount(op, _) => Input::Mounted(op, Err(MountFault::Refused(refused()))),
+                Effect::Unmount(op, _) => Input::Unmounted(op, Err(UnmountFault::Refused(refused()))),
+                Effect::Prove(op, _) => Input::Idle(op, Idleness::Proved),
+                _ => {
+                    story.one();
+                    continue;
+                }
+            };
+            story.effects.remove(0);
+            story.tell(input);
+        }
+    }
+    match story.etcd.entries.get(&Key::Lease(volume(0))) {
+        Some((Record::Lease(Lease::Free { owed: Some(_), .. }), _)) => Ok(()),
+        _ => Err("scenario: a host whose Mount came to no known end owes nothing"),
+    }
 }
 
 /// A volume is removed under a lease that was confirmed after its device was proved idle.

@@ -5,13 +5,15 @@
 //! anything in it open; fenced, when besides those who used it are dead. The latter has no bound in time, so that a host with such a
 //! volume is never taken for fenced because it is silent.
 
+use std::fs;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use shared::protocol::holder::{Directory, MountedVolume, READ_ONLY, other_name_in_words};
 
 use super::identify::{MountCall, Refusal, Undo, give};
-use super::{Mount, PINS, check_shared, mount_table, of, pin, storage};
+use super::{Mount, PINS, check_shared, close_root, mount_table, of, pin, storage};
 
 /// Where a driver says that the volume is.
 pub(super) struct Place<'a> {
@@ -51,6 +53,24 @@ pub(in crate::keeper) fn behind_pin(mount: &Mount, roots: &[PathBuf]) -> Option<
     Some(volume(mount, path, &mount.device_number, mount.mount_point.to_str()?))
 }
 
+/// Whether a mount is the bind of the directory of this name among a plugin's.
+fn bound(call: &MountCall, directories: &Path, mount: &Mount) -> Result<(), String> {
+    let its = directories.display();
+    let unknown = |error: io::Error| format!("and {its} cannot be looked at: {error}");
+    // Else a task that sees the host's directories would find all volumes there.
+    if close_root(directories).map_err(|why| format!("but {why}"))? {
+        tracing::info!("the directory {its} belongs to root alone now (mode 0700)");
+    }
+    let shown = mount_table::showing(directories).map_err(unknown)?;
+    let path = fs::canonicalize(directories).map_err(unknown)?;
+    let rest = path.strip_prefix(&shown.mount_point).map_err(|error| unknown(io::Error::other(error)))?;
+    let named = shown.root.join(rest).join(call.asked.as_str());
+    match mount.device_number == shown.device_number && mount.root == named {
+        true => Ok(()),
+        false => Err(format!("where something else is bound than {its}/{}", call.asked)),
+    }
+}
+
 /// Judges the directory that the driver answered, and makes a mount of it.
 ///
 /// # Errors
@@ -72,11 +92,17 @@ pub(super) fn identify(
     }
     // A bind of whatever directory of the host would be one that the name does not tell.
     if mount.id != of_root.id {
-        return Err(by_driver(format!(
-            "where {} is mounted: such a volume is no directory below the root; take the storage `directory` from this \
-             driver in `drivers`",
-            mount.source
-        )));
+        match &call.directories {
+            None => {
+                return Err(by_driver(format!(
+                    "where {} is mounted: such a volume is no directory below the root; take the storage `directory` \
+                     from this driver in `drivers`, or, if the plugin binds directories, name in `directories` where it \
+                     keeps them",
+                    mount.source
+                )));
+            }
+            Some(directories) => bound(call, directories, mount).map_err(&by_driver)?,
+        }
     }
     let at = root.join(below);
     let rest = at.strip_prefix(&mount.mount_point).map_err(|error| later(error.to_string()))?;

@@ -48,6 +48,8 @@ pub(in crate::keeper) struct Scan<'a> {
     cgroup_root: Option<&'a str>,
     own: Mounts,
     tables: BTreeMap<PathBuf, Mounts>,
+    /// That of the process which is looked at, once it was asked for.
+    namespace: Option<PathBuf>,
     /// Those of all namespaces that somebody lives in: a process may have files of one that is neither its own nor this one. Of mounts
     /// of other file systems only the ids. Read when it is needed.
     all: Option<HashMap<u64, Option<Mount>>>,
@@ -70,6 +72,7 @@ impl<'a> Scan<'a> {
             cgroup_root,
             own: by_id(mount_table::own().unwrap_or_default()),
             tables: BTreeMap::new(),
+            namespace: None,
             all: None,
             inhabited: process::pids().into_iter().filter_map(namespace).collect(),
             memory: memory.map(|found| storage::number(found.st_dev)),
@@ -80,6 +83,7 @@ impl<'a> Scan<'a> {
     /// How a process holds the volume; none when it does not.
     pub(in crate::keeper) fn holds(&mut self, pid: u32) -> Option<Hold> {
         let process = PathBuf::from(format!("/proc/{pid}"));
+        self.namespace = None;
         let threads = fs::read_dir(process.join("task")).into_iter().flatten().flatten();
         let mut untold = None;
         let mut note = |hold: Option<Hold>| match hold {
@@ -173,10 +177,13 @@ impl<'a> Scan<'a> {
     /// A mount by its id, which is its own in the whole kernel: of the process's namespace, of this one, of which an agent's containers
     /// have files, or of any other.
     fn mount(&mut self, pid: u32, id: u64) -> Option<Shown<'_>> {
-        let key = namespace(pid).unwrap_or_else(|| pid.to_string().into());
-        let table = self.tables.entry(key).or_insert_with(|| {
-            by_id(mount_table::parse(&fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default()))
-        });
+        let key =
+            self.namespace.get_or_insert_with(|| namespace(pid).unwrap_or_else(|| pid.to_string().into()));
+        if !self.tables.contains_key(key) {
+            let read = fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+            self.tables.insert(key.clone(), by_id(mount_table::parse(&read)));
+        }
+        let table = self.tables.get(key)?;
         if table.contains_key(&id) || self.own.contains_key(&id) {
             return table.get(&id).or_else(|| self.own.get(&id)).map(Shown::Mount);
         }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
@@ -30,6 +30,8 @@ pub struct MountCall {
     pub mount_point: String,
     /// What the driver's volumes are.
     pub storage: Storage,
+    /// Where its driver keeps the directories that it binds to where it answers.
+    pub directories: Option<PathBuf>,
     /// Whether the container may only read.
     pub read_only: bool,
     /// Whether the mount is left as the driver made it: set-user-id programs and device files work on it.

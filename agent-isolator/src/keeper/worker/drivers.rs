@@ -29,6 +29,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             before: self.calls.of(&wanted.asked).before,
             suid_dev: settings.suid_dev,
             storage: settings.storage,
+            directories: settings.directories,
             owner: wanted.owner,
             asked: wanted.asked.name.clone(),
             read_only: wanted.read_only,

@@ -1,6 +1,7 @@
 //! Volumes that are directories.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
@@ -168,6 +169,46 @@ fn root_programs_of_the_same_file_system_and_of_containers_with_images_hold_no_d
     // In no namespace of theirs is it mounted.
     let volume = mounted(&world, "vol1");
     assert_eq!(world.prove("vol1", Some(&volume)), Idleness::Proved);
+}
+
+/// csi-vfs, RexRay's vfs, keeps directories in one place and binds them to another.
+#[test]
+fn root_a_directory_that_its_plugin_binds_is_the_one_of_its_name() {
+    let world = World::new();
+    let kept = world.outside.join("vol");
+    fs::create_dir_all(kept.join("vol1")).unwrap();
+    fs::create_dir_all(kept.join("vol2")).unwrap();
+    fs::write(kept.join("vol1/file"), "kept").unwrap();
+    let bind = |from: &Path, name: &str| {
+        let at = world.root.join(name);
+        fs::create_dir_all(&at).unwrap();
+        run("mount", &["--bind", from.to_str().unwrap(), at.to_str().unwrap()]);
+        MountCall { directories: Some(kept.clone()), ..call(&world, name, &at) }
+    };
+    let called = bind(&kept.join("vol1"), "vol1");
+    let volume = identify(&called, &world.places).unwrap();
+    assert_eq!(fs::read(Path::new(&**volume.given()).join("file")).unwrap(), b"kept");
+    assert_eq!(fs::metadata(&kept).unwrap().mode() & 0o7777, 0o700, "nobody else reads there");
+    // Idle it is when the plugin has taken its own mount away as well, and nobody has a file by the plugin's path.
+    assert_eq!(world.prove("vol1", Some(&volume)), Idleness::Mounted);
+    run("umount", &[world.root.join("vol1").to_str().unwrap()]);
+    let by_file = Waiting::shell(&format!("exec 3>>{}/vol1/file", kept.display()));
+    assert!(matches!(world.prove("vol1", Some(&volume)), Idleness::Pinned(_)));
+    drop(by_file);
+    assert_eq!(world.prove("vol1", Some(&volume)), Idleness::Proved);
+    // A neighbour's under this name, a part of it, the host's own, a link to one.
+    symlink("vol1", kept.join("linked")).unwrap();
+    fs::create_dir_all(kept.join("vol2/part")).unwrap();
+    for (name, from) in [
+        ("vol2", kept.join("vol1")),
+        ("vol3", kept.join("vol2/part")),
+        ("vol4", PathBuf::from("/etc")),
+        ("linked", kept.join("linked")),
+    ] {
+        let called = bind(&from, name);
+        let undo = refused(&world, &called, "where something else is bound than ");
+        assert_eq!(undo, Undo::ByDriver(None));
+    }
 }
 
 /// A file on a mount that is in no table may be the directory's: it is not idle, and nobody is killed for it.

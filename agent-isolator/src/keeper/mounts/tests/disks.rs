@@ -93,6 +93,7 @@ impl World {
             volume: volume(name),
             asked: volume(name).name,
             storage: Storage::Attached,
+            directories: None,
             owner: None,
             mount_point: mount_point.to_str().unwrap().to_owned(),
             read_only: false,
