@@ -739,20 +739,6 @@ mod tests {
         assert_eq!(pause(Duration::from_secs(5)), PAUSE.1);
     }
 
-    #[tokio::test]
-    async fn an_agent_that_does_not_answer_in_time_is_asked_again() {
-        let agent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = agent.local_addr().unwrap().to_string();
-        let pairs = [("etcd_endpoints".to_owned(), "h:1".to_owned())];
-        let (mut looks, mut looked) = Looks::new(IsolatorParameters::read(&pairs).unwrap(), false);
-        looks.look(address, "c".into(), None, Box::new(drop));
-        // It takes the first call in, and is busy.
-        let _busy = agent.accept().await.unwrap();
-        drop(agent.accept().await.unwrap());
-        let ended = looked.recv().await.unwrap();
-        assert!(matches!(&ended, Looked::Seen(_, Err(why)) if why != "it did not answer in time"));
-    }
-
     #[test]
     fn bytes_that_are_no_text_hide_no_other_task() {
         let [executor, _] = both("t1", "extvol.name", "vol-1");

@@ -94,16 +94,15 @@ fn keep(directory: &Path, roots: &[PathBuf], wanted: &Wanted) {
     }
 }
 
-/// A name as one part of a path. Volumes of some drivers have slashes in theirs.
-fn part(name: &str) -> Option<String> {
-    let name = name.replace('%', "%25").replace('/', "%2F");
-    (!matches!(&*name, "." | ".." | "")).then_some(name)
+/// A name as one part of a path. Volumes of some drivers have slashes in theirs; no name is `.` or `..`.
+fn part(name: &str) -> String {
+    name.replace('%', "%25").replace('/', "%2F")
 }
 
 /// Makes the directory's links these.
 fn make(directory: &Path, roots: &[PathBuf], mounted: &Mounted) -> io::Result<()> {
-    let place = |id: &VolumeId| Some(directory.join(part(id.driver.as_str())?).join(part(id.name.as_str())?));
-    let wanted: BTreeMap<_, _> = mounted.iter().filter_map(|(id, at)| Some((place(id)?, at))).collect();
+    let place = |id: &VolumeId| directory.join(part(id.driver.as_str())).join(part(id.name.as_str()));
+    let wanted: BTreeMap<_, _> = mounted.iter().map(|(id, at)| (place(id), at)).collect();
     let mut first = Ok(());
     let mut note = |result: io::Result<()>, path: &Path| {
         if let (Err(error), Ok(())) = (result, &first) {

@@ -348,3 +348,26 @@ pub(in crate::keeper) fn lives(mounted: &MountedVolume, table: &[Mount]) -> Opti
     let (_, minor) = mounted.device_number.split_once(':')?;
     Some(!table.iter().any(is_anothers) && Path::new(FUSE).join(minor).exists())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use rustix::fs::{Mode, OFlags};
+
+    use super::*;
+
+    #[test]
+    fn by_what_only_reads_nothing_is_changed_and_what_stands_for_a_place_can_be_opened_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        fs::write(&file, "").unwrap();
+        let writes = |flags| {
+            let opened = rustix::fs::open(&file, flags, Mode::empty()).unwrap();
+            may_write(Path::new(&format!("/proc/self/fdinfo/{}", opened.as_raw_fd())))
+        };
+        assert!(!writes(OFlags::RDONLY));
+        assert!(writes(OFlags::WRONLY) && writes(OFlags::RDWR) && writes(OFlags::PATH));
+        assert!(may_write(Path::new("/proc/self/fdinfo/none")), "what cannot be told");
+    }
+}

@@ -460,6 +460,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_an_agent_said_of_its_frameworks_a_while_ago_is_asked_for_again() {
+        // Nothing listens there.
+        let agent = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let asker = Asker { framework: Some("f1".into()), ..Asker::default() };
+        let asked = [Asked { agent: agent.as_str().into(), asker: Some(asker), ..asked("a") }];
+        let state = r#"{"frameworks": [{"id": "f1", "name": "marathon"}]}"#;
+        for (age, asks) in [(FRESH / 2, false), (FRESH, true)] {
+            let at = Instant::now().checked_sub(age).unwrap();
+            let shown = volume_rules::frameworks(state).unwrap();
+            let mut known = KnownFrameworks::from([(asked[0].agent.clone(), (at, shown))]);
+            let faults = ask_agents(&asked, &mut known, LOOK_TIMEOUT).await;
+            assert_eq!(faults.contains_key(&asked[0].agent), asks, "{age:?}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_file_system_that_hangs_refuses_and_holds_nobody_for_ever() {
         let mut admission = Admission::new();
         // As one that hangs has it.

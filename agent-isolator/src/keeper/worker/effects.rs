@@ -144,3 +144,29 @@ pub(super) fn needs_table(output: &Output) -> bool {
         | Output::Note(_) => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use shared::protocol::Op;
+    use shared::record::Token;
+    use shared::store::Revision;
+    use shared::volume::{Driver, VolumeId, VolumeName};
+
+    use super::*;
+
+    #[test]
+    fn what_changes_anything_for_others_waits_for_the_table() {
+        let volume = || VolumeId { driver: Driver::new("d").unwrap(), name: VolumeName::new("v").unwrap() };
+        let (op, token) = (Op(1), Token(Revision(1)));
+        for output in [
+            Output::Unmount { op, token, asked: volume(), mounted: None },
+            Output::Remove { op, token, asked: volume() },
+        ] {
+            assert!(needs_table(&output), "{output:?}");
+        }
+        let proof = Output::ProveIdle { op, volume: volume(), asked: volume(), mounted: None };
+        for output in [proof, Output::Extend(None), Output::Note("a line".into())] {
+            assert!(!needs_table(&output), "{output:?}");
+        }
+    }
+}

@@ -129,6 +129,14 @@ fn root_a_directory_leads_to_one_volume_alone() {
     let disk = Disk::new();
     let data = world.mount(&disk.device, &world.root.join("disk"), &[]);
     refused(&world, &call(&world, "disk", &data), "take the storage `directory` from this");
+    // Below a mount that is private, an unmount here would leave copies in containers.
+    let below = world.root.join("below");
+    directory(&world, "below");
+    run("mount", &["--bind", below.to_str().unwrap(), below.to_str().unwrap()]);
+    run("mount", &["--make-private", below.to_str().unwrap()]);
+    world.places.roots = vec![below.clone()];
+    fs::create_dir(below.join("vol5")).unwrap();
+    refused(&world, &call(&world, "vol5", &below.join("vol5")), "is private");
 }
 
 #[test]
