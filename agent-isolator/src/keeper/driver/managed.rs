@@ -158,6 +158,25 @@ mod tests {
     }
 
     #[test]
+    fn what_a_plugin_mounts_below_nothing_is_where_it_says() {
+        let plugin = |propagated: &str| Plugin {
+            name: "x".into(),
+            enabled: true,
+            config: Config {
+                interface: Interface { socket: "x.sock".into() },
+                propagated: propagated.into(),
+            },
+        };
+        for (told, known) in [("", None), ("data", None), ("/data", Some(PathBuf::from("/data")))] {
+            let endpoint = plugin(told).endpoint(Path::new("/plugins/id"), Path::new("/run")).unwrap();
+            assert!(
+                matches!(endpoint, Endpoint::Managed(managed) if managed.propagated == known),
+                "{told:?}"
+            );
+        }
+    }
+
+    #[test]
     fn of_an_engine_with_too_many_plugins_none_is_looked_at() {
         let directory = tempfile::tempdir().unwrap();
         for place in 0..DIRECTORIES_MAX {

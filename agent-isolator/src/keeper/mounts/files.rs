@@ -342,11 +342,13 @@ pub(in crate::keeper) fn lives(mounted: &MountedVolume, table: &[Mount]) -> Opti
     if u64::try_from(shown.f_type).ok()? != FUSE_CONTROL {
         return None;
     }
-    // Another one has its number by now.
-    let is_anothers =
-        |mount: &Mount| *mount.device_number == *mounted.device_number && !is_of(mounted)(mount);
     let (_, minor) = mounted.device_number.split_once(':')?;
-    Some(!table.iter().any(is_anothers) && Path::new(FUSE).join(minor).exists())
+    Some(!is_anothers_by_now(mounted, table) && Path::new(FUSE).join(minor).exists())
+}
+
+/// Whether the volume's number was given to another file system, which is mounted.
+fn is_anothers_by_now(mounted: &MountedVolume, table: &[Mount]) -> bool {
+    table.iter().any(|mount| *mount.device_number == *mounted.device_number && !is_of(mounted)(mount))
 }
 
 #[cfg(test)]
@@ -356,6 +358,17 @@ mod tests {
     use rustix::fs::{Mode, OFlags};
 
     use super::*;
+
+    #[test]
+    fn a_number_without_a_device_is_anothers_when_another_source_has_it() {
+        let table = |source: &str| {
+            let line = format!("30 1 0:44 / /m/v rw shared:1 - fuse.sshfs {source} rw\n");
+            mount_table::parse(line.as_bytes())
+        };
+        let mounted = super::super::of(&table("host:/a")[0], "/m/v");
+        assert!(!is_anothers_by_now(&mounted, &table("host:/a")) && !is_anothers_by_now(&mounted, &[]));
+        assert!(is_anothers_by_now(&mounted, &table("host:/b")));
+    }
 
     #[test]
     fn by_what_only_reads_nothing_is_changed_and_what_stands_for_a_place_can_be_opened_again() {

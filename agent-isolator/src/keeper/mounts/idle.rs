@@ -330,3 +330,27 @@ pub(super) fn in_words(pid: u32) -> String {
         None => format!("process {pid} ({})", name.trim()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_answers_the_one_that_proves_less_counts() {
+        let order = [
+            Idleness::Proved,
+            Idleness::ProvedAttached,
+            Idleness::Pinned("by a process".into()),
+            Idleness::Mounted,
+            Idleness::Unknown("unread".into()),
+        ];
+        let is_proof = |idleness: &Idleness| matches!(idleness, Idleness::Proved | Idleness::ProvedAttached);
+        for (place, less) in order.iter().enumerate() {
+            for more in &order[..place] {
+                for found in [worse(less.clone(), more.clone()), worse(more.clone(), less.clone())] {
+                    assert!(found == *less || !is_proof(more) && !is_proof(&found), "{less:?} {more:?}");
+                }
+            }
+        }
+    }
+}

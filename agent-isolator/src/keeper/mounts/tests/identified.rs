@@ -208,6 +208,12 @@ fn root_what_is_mounted_outside_the_roots_is_refused_and_only_what_is_new_is_und
     let refused = refusal(world.identify("vol1", &data), "is not below mount_roots");
     assert_eq!(refused.undo, Undo::ByDriver(None), "it is never fenced");
     let stray = *refused.stray.unwrap();
+    // Beside a mount that is gone, what is still there counts.
+    let volume = world.identify("vol2", &world.tmpfs("vol2")).unwrap();
+    let with = |strays| ProofCall { strays, ..world.proof("vol2", Some(&volume)) };
+    world.umount(&volume);
+    assert_eq!(prove_idle(&with(vec![]), &world.places).idleness, Idleness::Proved);
+    assert_eq!(prove_idle(&with(vec![stray.clone()]), &world.places).idleness, Idleness::Mounted);
     let call = ProofCall { strays: vec![stray], ..world.proof("vol1", None) };
     let inside = Waiting::shell(&format!("cd {}", data.display()));
     assert_eq!(prove_idle(&call, &world.places).idleness, Idleness::Mounted);
