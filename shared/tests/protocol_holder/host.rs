@@ -82,6 +82,7 @@ pub(crate) enum Step {
     Kill(String),
     Fence(String),
     Warn(String),
+    Note(String),
 }
 
 /// The steps by which a host changes leases and calls drivers.
@@ -321,6 +322,7 @@ impl Host {
             }
             Output::Kill { container } => self.steps.push(Step::Kill(container.as_str().to_owned())),
             Output::Warn(line) => self.steps.push(Step::Warn(line.to_string())),
+            Output::Note(line) => self.steps.push(Step::Note(line.to_string())),
         }
     }
 
@@ -559,7 +561,9 @@ impl Host {
     /// What came, without beats, warnings, the session's writes, and answers that say nothing.
     pub(crate) fn steps(&mut self) -> Vec<Step> {
         let mut steps = self.all_steps();
-        steps.retain(|step| !matches!(step, Step::Beat | Step::Session(_) | Step::Warn(_) | Step::Done(_)));
+        steps.retain(|step| {
+            !matches!(step, Step::Beat | Step::Session(_) | Step::Warn(_) | Step::Note(_) | Step::Done(_))
+        });
         steps
     }
 
