@@ -84,8 +84,14 @@ pub(crate) struct Acting<S, C> {
 
 impl<S: LeaseStore, C: Elapsed> Acting<S, C> {
     /// One that reads every `poll`.
-    pub(crate) fn new(exchange: Arc<Exchange<S>>, mut clock: C, timing: Timing, poll: Duration) -> Self {
-        let core = Core::new(clock.now(), Settings { timing, poll });
+    pub(crate) fn new(
+        exchange: Arc<Exchange<S>>,
+        mut clock: C,
+        timing: Timing,
+        poll: Duration,
+        reconnect: Duration,
+    ) -> Self {
+        let core = Core::new(clock.now(), Settings { timing, poll, reconnect });
         Self {
             exchange,
             core,
@@ -116,12 +122,13 @@ impl<S: LeaseStore, C: Elapsed> Acting<S, C> {
         self.handle(Input::Tick);
         let mut reads = 0;
         loop {
-            let (mut commits, mut reading) = (Vec::new(), None);
+            let (mut commits, mut asked, mut reading) = (Vec::new(), Vec::new(), None);
             while let Some(output) = self.wanted.pop_front() {
                 match output {
-                    Output::Read { op, .. } => reading = Some(op),
+                    Output::Read { op, reading: Reading::Everything } => reading = Some(op),
+                    Output::Read { op, reading } => asked.push((op, reading)),
                     Output::Commit { op, commit } => {
-                        commits.push((op, self.sessions.compared(commit, &known.holdings)))
+                        commits.push((op, Sessions::compared(commit, &known.holdings)))
                     }
                     Output::MarkGone { agent_id } => {
                         let mark = self.sessions.of_agent(&agent_id);
@@ -138,6 +145,10 @@ impl<S: LeaseStore, C: Elapsed> Acting<S, C> {
                     debug!(?op, ?outcome, "a transaction about a session");
                     self.handle(Input::Committed(op, outcome));
                 }
+            }
+            for (op, reading) in asked {
+                let view = self.exchange.read(&reading).await;
+                self.handle(Input::Read(op, view));
             }
             let Some(op) = reading else {
                 if self.wanted.is_empty() {

@@ -79,6 +79,22 @@ fn lease(n: usize) -> Record {
     }))
 }
 
+trait IntoHeld {
+    fn into_held(self) -> Held;
+}
+
+impl IntoHeld for Record {
+    fn into_held(self) -> Held {
+        match self {
+            Record::Lease(Lease::Held(held)) => held,
+            other => panic!("{other:?} is not held"),
+        }
+    }
+}
+
+/// For how long an agent may be disconnected.
+const RECONNECT: Duration = Duration::from_secs(2);
+
 /// One that stands beside its master, and what it knows.
 struct Module {
     acting: Acting<MemoryStore, Clock>,
@@ -118,7 +134,8 @@ impl Scene {
     fn module(&self, leading: bool) -> Module {
         let exchange =
             Exchange::new(self.store.another_client(), Default::default(), Duration::from_secs(10), None);
-        let acting = Acting::new(Arc::new(exchange), self.clock.clone(), Profile::Default.timing(), MS);
+        let acting =
+            Acting::new(Arc::new(exchange), self.clock.clone(), Profile::Default.timing(), MS, RECONNECT);
         Module { acting, leading, agents: None, acted: Acted::default() }
     }
 

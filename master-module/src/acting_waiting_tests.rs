@@ -13,6 +13,22 @@ impl Scene {
             self.wanted.insert(Arc::new(volume(*n)), followed);
         }
     }
+
+    /// One more lease of the first holder's, which does not stand for all.
+    async fn another_of_the_first(&mut self, n: usize) {
+        let written = self.put(Key::Lease(volume(n)), lease(1)).await;
+        let followed = Followed { holder: holder(1), epoch: Epoch(3), written };
+        self.wanted.insert(Arc::new(volume(n)), followed);
+    }
+
+    async fn lease(&self, n: usize) -> Lease {
+        let view = self.exchange.read(&Reading::Keys(vec![Key::Lease(volume(n))])).await.unwrap();
+        view.lease(&volume(n)).unwrap().0.clone()
+    }
+
+    async fn is_revoked(&self, n: usize) -> bool {
+        self.lease(n).await.held().is_some_and(|held| held.revoked.is_some())
+    }
 }
 
 fn inactive(connected: &[usize], inactive: &[usize]) -> Option<Agents> {
@@ -20,7 +36,7 @@ fn inactive(connected: &[usize], inactive: &[usize]) -> Option<Agents> {
     agents(connected, &[]).map(|agents| Agents { inactive, ..agents })
 }
 
-/// Turns in which all beat, long enough for anything to follow.
+/// Turns in which these beat, long enough for anything to follow.
 async fn turns(scene: &Scene, from: u64, module: &mut Module, beating: &[usize]) {
     for ms in (from..from + 20_000).step_by(500) {
         for n in beating {
@@ -31,38 +47,65 @@ async fn turns(scene: &Scene, from: u64, module: &mut Module, beating: &[usize])
 }
 
 #[tokio::test]
-async fn a_session_whose_agent_is_inactive_is_left_alone_until_another_host_wants_a_lease_of_its() {
+async fn of_a_host_whose_agent_stays_away_only_what_another_host_wants_is_revoked() {
     let mut scene = Scene::begin(&[(1, session(1)), (2, session(2))]).await;
+    scene.another_of_the_first(7).await;
     let mut module = scene.module(true);
     module.agents = inactive(&[2], &[1]);
     turns(&scene, 0, &mut module, &[1, 2]).await;
-    assert_eq!(scene.state(1).await, SessionState::Live);
-    // Its host holds no lease, and waits.
+    assert!(!scene.is_revoked(1).await && !scene.is_revoked(7).await);
+    // Its host holds no lease, and waits. The agent has been away for long enough.
+    let before = scene.lease(1).await;
     scene.want(3, session(3), &[1], true).await;
     scene.turn_at(20_000, &mut module).await;
-    assert_eq!(scene.state(1).await, SessionState::Revoking, "within one turn");
-    assert_eq!([scene.state(2).await, scene.state(3).await], [SessionState::Live; 2]);
-    let revoked = scene.session(1).await.unwrap();
-    assert_eq!(
-        revoked,
-        Session { state: SessionState::Revoking, reason: revoked.reason.clone(), ..session(1) }
-    );
+    let Lease::Held(held) = scene.lease(1).await else { panic!("it is held") };
+    assert!(held.revoked.as_deref().unwrap().contains("another host waits for it"), "within one turn");
+    assert_eq!(Lease::Held(Held { revoked: None, ..held }), before, "the rest is as it was");
+    assert!(!scene.is_revoked(7).await && !scene.is_revoked(2).await);
+    for n in 1..=3 {
+        assert_eq!(scene.state(n).await, SessionState::Live);
+    }
+    // It is written once.
+    let revision = scene.exchange.read(&Reading::Everything).await.unwrap().revision;
+    scene.turn_at(20_500, &mut module).await;
+    assert_eq!(scene.exchange.read(&Reading::Everything).await.unwrap().revision, revision);
+}
+
+#[tokio::test]
+async fn an_agent_that_is_restarted_in_time_loses_nothing_whoever_waits() {
+    let mut scene = Scene::begin(&[(1, session(1)), (2, session(2))]).await;
+    scene.want(3, session(3), &[1], true).await;
+    let mut module = scene.module(true);
+    let away = u64::try_from(RECONNECT.as_millis()).unwrap() - 500;
+    for restart in 0..3 {
+        let from = restart * 10_000;
+        module.agents = inactive(&[2], &[1]);
+        for ms in (from..=from + away).step_by(500) {
+            scene.beat(1).await;
+            scene.beat(2).await;
+            scene.turn_at(ms, &mut module).await;
+        }
+        module.agents = inactive(&[1, 2], &[]);
+        scene.turn_at(from + away + 1, &mut module).await;
+    }
+    assert!(!scene.is_revoked(1).await);
+    module.agents = inactive(&[2], &[1]);
+    scene.turn_at(22_000, &mut module).await;
+    scene.turn_at(22_000 + away + 500, &mut module).await;
+    assert!(scene.is_revoked(1).await);
 }
 
 #[tokio::test]
 async fn a_host_that_holds_leases_may_want_others_and_any_of_several_leases_may_be_wanted() {
     let mut scene = Scene::begin(&[(1, session(1)), (2, session(2))]).await;
-    // Another lease of the first: the one that stands for all is not the one that is wanted.
-    let written = scene.put(Key::Lease(volume(7)), lease(1)).await;
-    let followed = Followed { holder: holder(1), epoch: Epoch(3), written };
-    scene.wanted.insert(Arc::new(volume(7)), followed);
+    scene.another_of_the_first(7).await;
     let mut module = scene.module(true);
     module.agents = inactive(&[2], &[1]);
-    scene.turn_at(0, &mut module).await;
-    assert_eq!(scene.state(1).await, SessionState::Live, "that it is wanted is read, and not only followed");
+    turns(&scene, 0, &mut module, &[1, 2]).await;
+    assert!(!scene.is_revoked(7).await, "that it is wanted is read, and not only followed");
     scene.want(2, session(2), &[7], false).await;
-    scene.turn_at(1, &mut module).await;
-    assert_eq!(scene.state(1).await, SessionState::Revoking);
+    scene.turn_at(20_000, &mut module).await;
+    assert!(scene.is_revoked(7).await && !scene.is_revoked(1).await);
 }
 
 #[tokio::test]
@@ -86,61 +129,73 @@ async fn nothing_follows_from_what_does_not_count() {
         let before = [scene.state(1).await, scene.state(2).await, scene.state(3).await];
         turns(&scene, 0, &mut module, &[1, 2, 3]).await;
         assert_eq!([scene.state(1).await, scene.state(2).await, scene.state(3).await], before, "{what}");
+        assert!(!scene.is_revoked(1).await && !scene.is_revoked(2).await, "{what}");
     }
 }
 
 #[tokio::test]
-async fn one_that_has_just_taken_what_it_waited_for_is_not_revoked_for_that_though_it_has_more_leases() {
+async fn one_that_has_just_taken_what_it_waited_for_does_not_lose_it_for_that() {
     let mut scene = Scene::begin(&[(1, session(1)), (2, session(2))]).await;
-    let written = scene.put(Key::Lease(volume(7)), lease(1)).await;
+    scene.another_of_the_first(7).await;
     scene.want(1, session(1), &[7], false).await;
     // Another host waits as well, but is being revoked; what is followed may be behind.
-    scene.wanted.insert(Arc::new(volume(7)), Followed { holder: holder(1), epoch: Epoch(3), written });
     scene.want(4, Session { state: SessionState::Revoking, ..session(4) }, &[7], false).await;
     let mut module = scene.module(true);
     module.agents = inactive(&[2], &[1]);
     turns(&scene, 0, &mut module, &[1, 2]).await;
-    assert_eq!(scene.state(1).await, SessionState::Live);
+    assert!(!scene.is_revoked(7).await);
     // Once that one's session is live the want counts.
     scene.want(4, session(4), &[7], false).await;
     scene.turn_at(20_000, &mut module).await;
-    assert_eq!(scene.state(1).await, SessionState::Revoking);
+    assert!(scene.is_revoked(7).await);
 }
 
 #[tokio::test]
-async fn a_revoke_compares_the_lease_that_is_wanted() {
-    let mut scene = Scene::begin(&[(1, session(1))]).await;
-    let written = scene.put(Key::Lease(volume(7)), lease(1)).await;
-    scene.wanted.insert(Arc::new(volume(7)), Followed { holder: holder(1), epoch: Epoch(3), written });
-    // It was given back, and that is not known yet.
-    let free = Record::Lease(Lease::Free { last_holder: Some(holder(1)), owed: None });
-    scene.put(Key::Lease(volume(7)), free).await;
-    scene.want(3, session(3), &[7], false).await;
-    let mut module = scene.module(true);
-    module.agents = inactive(&[], &[1]);
-    turns(&scene, 0, &mut module, &[1]).await;
-    assert_eq!(scene.state(1).await, SessionState::Live);
+async fn what_was_given_back_or_taken_and_is_not_known_to_be_is_left_alone() {
+    let taken = Lease::Held(Held { holder: holder(2), ..lease(2).into_held() });
+    let free = Lease::Free { last_holder: Some(holder(1)), owed: None };
+    let earlier = Lease::Held(Held { epoch: Epoch(2), ..lease(1).into_held() });
+    for now in [free, taken, earlier] {
+        let mut scene = Scene::begin(&[(1, session(1)), (2, session(2))]).await;
+        scene.another_of_the_first(7).await;
+        scene.put(Key::Lease(volume(7)), Record::Lease(now.clone())).await;
+        scene.want(3, session(3), &[7], false).await;
+        let mut module = scene.module(true);
+        module.agents = inactive(&[2], &[1]);
+        turns(&scene, 0, &mut module, &[1, 2]).await;
+        assert_eq!(scene.lease(7).await, now);
+        assert_eq!(scene.state(1).await, SessionState::Live);
+    }
 }
 
 #[tokio::test]
 async fn a_want_is_seen_when_it_comes_and_not_any_more_when_it_goes() {
     let mut scene = Scene::begin(&[(1, session(1)), (2, session(2))]).await;
     let mut module = scene.module(true);
-    module.agents = inactive(&[1, 2], &[]);
     scene.want(3, session(3), &[1], true).await;
+    module.agents = inactive(&[2], &[1]);
     scene.turn_at(0, &mut module).await;
     scene.want(3, session(3), &[], true).await;
-    scene.turn_at(1, &mut module).await;
-    module.agents = inactive(&[2], &[1]);
-    scene.turn_at(2, &mut module).await;
-    assert_eq!(scene.state(1).await, SessionState::Live, "it is followed as wanted, and is not");
+    turns(&scene, 500, &mut module, &[1, 2]).await;
+    assert!(!scene.is_revoked(1).await, "it is followed as wanted, and is not");
     scene.want(3, session(3), &[1], true).await;
     scene.store.delete("/extvol/v1/sessions/agent-3");
-    scene.turn_at(3, &mut module).await;
-    assert_eq!(scene.state(1).await, SessionState::Live);
+    scene.turn_at(20_500, &mut module).await;
+    assert!(!scene.is_revoked(1).await);
     scene.want(3, session(3), &[1], true).await;
-    scene.turn_at(4, &mut module).await;
-    assert_eq!(scene.state(1).await, SessionState::Revoking);
+    scene.turn_at(20_501, &mut module).await;
+    assert!(scene.is_revoked(1).await);
+}
+
+#[tokio::test]
+async fn nothing_is_revoked_for_others_in_a_storm() {
+    let mut scene = Scene::begin(&[(1, session(1)), (2, session(2))]).await;
+    scene.want(3, session(3), &[1], true).await;
+    scene.put(Key::Storm, Record::Storm(Storm::Raised)).await;
+    let mut module = scene.module(true);
+    module.agents = inactive(&[2], &[1]);
+    scene.turn_at(0, &mut module).await;
+    assert!(!scene.is_revoked(1).await);
 }
 
 #[tokio::test]
@@ -156,9 +211,7 @@ async fn a_keeper_that_does_not_beat_is_neither_revoked_nor_ended_because_others
             scene.store.plant(key, stored);
         }
         // Neither the lease that stands for all nor another one is shown.
-        let written = scene.put(Key::Lease(volume(7)), lease(1)).await;
-        let followed = Followed { holder: holder(1), epoch: Epoch(3), written };
-        scene.wanted.insert(Arc::new(volume(7)), followed);
+        scene.another_of_the_first(7).await;
         scene.want(3, session(3), &[1, 7], false).await;
         let mut module = scene.module(true);
         module.agents = inactive(&[2], &[1]);
@@ -170,6 +223,7 @@ async fn a_keeper_that_does_not_beat_is_neither_revoked_nor_ended_because_others
         let read = scene.store.get(&[key.to_owned()]).await.unwrap();
         let now = read.entries.get(key).map(|entry| entry.value.as_slice());
         assert_eq!(now, stored.map(str::as_bytes));
+        assert!(!scene.is_revoked(1).await && !scene.is_revoked(7).await);
     }
 }
 
@@ -178,12 +232,12 @@ async fn beside_a_master_that_does_not_lead_it_comes_half_a_ttl_later() {
     let mut scene = Scene::begin(&[(1, session(1)), (2, session(2))]).await;
     scene.want(3, session(3), &[1], true).await;
     let mut module = scene.module(false);
-    for ms in (0..=5_000).step_by(500) {
+    let due = u64::try_from(RECONNECT.as_millis()).unwrap() + 5_000;
+    for ms in (0..=due).step_by(500) {
         module.agents = inactive(&[2], &[1]);
         scene.beat(1).await;
         scene.beat(2).await;
         scene.turn_at(ms, &mut module).await;
-        let expected = if ms < 5_000 { SessionState::Live } else { SessionState::Revoking };
-        assert_eq!(scene.state(1).await, expected, "{ms}");
+        assert_eq!(scene.is_revoked(1).await, ms == due, "{ms}");
     }
 }

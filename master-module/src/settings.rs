@@ -30,6 +30,8 @@ pub(crate) struct ActingSettings {
     pub(crate) timing: Timing,
     /// How often sessions and heartbeats are read.
     pub(crate) read_interval: Duration,
+    /// For how long an agent may be disconnected before a volume of its host that another one waits for is revoked.
+    pub(crate) reconnect: Duration,
     /// Whether agents of hosts that were declared dead are marked gone.
     pub(crate) mark_gone: bool,
 }
@@ -48,6 +50,12 @@ impl Settings {
             Duration::from_millis(500),
             // The upper bound keeps a reclaim within sight of its ttl; the lower one is a slip of the pen.
             Duration::from_millis(50)..=Duration::from_secs(10),
+        )?;
+        let reconnect = parameters.duration(
+            "agent_reconnect_timeout",
+            // An agent is back some seconds after its restart.
+            Duration::from_secs(15),
+            Duration::ZERO..=Duration::from_secs(600),
         )?;
         let act = parameters.parsed("act", boolean)?.unwrap_or(true);
         let mark_gone = parameters.parsed("mark_gone", boolean)?.unwrap_or(false);
@@ -68,7 +76,7 @@ impl Settings {
         let master = parameters.parsed("master", endpoint)?;
         parameters.finish()?;
         let etcd = EtcdConfig { request_timeout, ..EtcdConfig::new(endpoints) };
-        let acting = act.then_some(ActingSettings { timing, read_interval, mark_gone });
+        let acting = act.then_some(ActingSettings { timing, read_interval, reconnect, mark_gone });
         let keys = Keys::new(&prefix);
         Ok(Self { etcd, keys, poll_interval, hasty_poll_interval, events_kept, master, acting })
     }
@@ -109,6 +117,7 @@ mod tests {
         let acting = ActingSettings {
             timing: Profile::Default.timing(),
             read_interval: Duration::from_millis(500),
+            reconnect: Duration::from_secs(15),
             mark_gone: false,
         };
         assert_eq!(settings.acting, Some(acting));

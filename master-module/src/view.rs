@@ -445,7 +445,7 @@ impl View {
         });
         let (agent_id, session) = match read {
             Ok((agent_id, Record::Session(session))) => (agent_id, session),
-            Ok((_, Record::Lease(_) | Record::Beat | Record::Storm(_))) => return,
+            Ok((_, Record::Lease(_) | Record::Held | Record::Beat | Record::Storm(_))) => return,
             Err(error) => {
                 self.sessions.remove(&holder);
                 self.wanting.remove(&holder);

@@ -232,8 +232,9 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
         let keys = &settings.keys;
         let request = settings.etcd.request_timeout;
         let exchange = Arc::new(Exchange::new(Arc::clone(store), keys.clone(), request, None));
-        let acting = settings.acting.as_ref().map(|ActingSettings { timing, read_interval, .. }| {
-            Box::new(Acting::new(Arc::clone(&exchange), KernelClock, *timing, *read_interval))
+        let acting = settings.acting.as_ref().map(|acting| {
+            let ActingSettings { timing, read_interval, reconnect, .. } = *acting;
+            Box::new(Acting::new(Arc::clone(&exchange), KernelClock, timing, read_interval, reconnect))
         });
         Self {
             settings,

@@ -16,7 +16,7 @@ use crate::protocol::exchange::{
 };
 use crate::protocol::timing::{Profile, Timing};
 use crate::record::{self, Epoch, HeldLease, LeaseRecord, RecordError, SessionRecord, decode, encode};
-use crate::store::{Compare, Transaction};
+use crate::store::{Compare, KeyRange, Transaction};
 use crate::volume::VolumeId;
 
 #[derive(Serialize, Deserialize)]
@@ -60,6 +60,9 @@ struct StoredLease {
 }
 
 #[derive(Serialize, Deserialize)]
+struct StoredIndex {}
+
+#[derive(Serialize, Deserialize)]
 struct StoredBeat {
     at: String,
 }
@@ -75,6 +78,7 @@ struct StoredStorm {
 pub fn key(keys: &Keys, key: &Key) -> String {
     match key {
         Key::Lease(volume) => keys.lease(volume),
+        Key::Held(holder, volume) => keys.held(holder, volume),
         Key::Session(holder) => keys.session(holder),
         Key::Beat(holder) => keys.beat(holder),
         Key::Storm => keys.storm(),
@@ -86,6 +90,7 @@ pub fn key(keys: &Keys, key: &Key) -> String {
 pub fn to_bytes(record: &Record, now: &str) -> Vec<u8> {
     match record {
         Record::Lease(lease) => encode(&stored_lease(lease, now)),
+        Record::Held => encode(&StoredIndex {}),
         Record::Session(session) => encode(&stored_session(session, now)),
         Record::Beat => encode(&StoredBeat { at: now.to_owned() }),
         Record::Storm(state) => encode(&StoredStorm { state: *state, since: now.to_owned() }),
@@ -99,6 +104,10 @@ pub fn to_bytes(record: &Record, now: &str) -> Vec<u8> {
 pub fn from_bytes(key: &Key, bytes: &[u8]) -> Result<Record, RecordError> {
     Ok(match key {
         Key::Lease(_) => Record::Lease(lease(decode(bytes)?)),
+        Key::Held(..) => {
+            let StoredIndex {} = decode(bytes)?;
+            Record::Held
+        }
         Key::Session(_) => Record::Session(session(decode(bytes)?)),
         Key::Beat(_) => {
             let StoredBeat { .. } = decode(bytes)?;
@@ -116,9 +125,12 @@ pub fn transaction(keys: &Keys, cluster: &[u8], commit: &Commit, now: &str) -> T
     for (compared, at) in &commit.compares {
         transaction = transaction.unchanged(&key(keys, compared), *at);
     }
-    // Each put of the core stands with its own compare, but a beat's.
+    // Each put of the core stands with its own compare, but a beat's and an index's, which its holder's session guards.
     for (put, record) in &commit.puts {
         transaction = transaction.overwrite(&key(keys, put), to_bytes(record, now));
+    }
+    for deleted in &commit.deletes {
+        transaction = transaction.delete_range(KeyRange::of(&key(keys, deleted)));
     }
     transaction
 }
@@ -296,6 +308,11 @@ mod tests {
         Key::Lease(VolumeId { driver, name })
     }
 
+    fn index() -> Key {
+        let Key::Lease(volume) = volume() else { panic!() };
+        Key::Held(me(), volume)
+    }
+
     #[test]
     fn every_record_comes_back_as_it_was_written() {
         let dead = Session { state: SessionState::Dead(Proof::Fenced), ..revoked() };
@@ -306,6 +323,7 @@ mod tests {
             (volume(), Record::Lease(Lease::Held(Held { stage: Stage::Detaching, revoked: None, ..held() }))),
             (volume(), Record::Lease(Lease::Free { last_holder: Some(me()), owed: None })),
             (volume(), Record::Lease(Lease::Free { last_holder: Some(me()), owed: Some(owed()) })),
+            (index(), Record::Held),
             (Key::Beat(me()), Record::Beat),
             (Key::Storm, Record::Storm(Storm::Raised)),
         ] {
@@ -341,6 +359,18 @@ mod tests {
         assert_eq!(beat.compares(), [whole.clone(), unchanged("/x/sessions/agent-1", 4)]);
         assert_eq!(beat.puts()[0].0, "/x/beats/agent-1");
         let commit = Commit::new(&cluster).put(Key::Storm, Revision(7), Record::Storm(Storm::Over));
-        assert_eq!(transaction(&keys, b"c", &commit, "now").compares(), [whole, unchanged("/x/storm", 7)]);
+        assert_eq!(
+            transaction(&keys, b"c", &commit, "now").compares(),
+            [whole.clone(), unchanged("/x/storm", 7)]
+        );
+        // What a holder has in its index goes and comes with what is compared beside it.
+        let Key::Held(_, volume) = index() else { panic!() };
+        let commit = Commit::new(&cluster).index(&me(), &volume);
+        let indexed = transaction(&keys, b"c", &commit, "now");
+        assert_eq!(indexed.puts(), [("/x/held/agent-1/ebs/v".to_owned(), br#"{"version":1}"#.to_vec())]);
+        let commit = Commit::new(&cluster).unindex(&me(), &volume);
+        let unindexed = transaction(&keys, b"c", &commit, "now");
+        assert_eq!(unindexed.deletions(), [KeyRange::of("/x/held/agent-1/ebs/v")]);
+        assert_eq!((indexed.compares(), unindexed.compares()), (&[whole.clone()][..], &[whole][..]));
     }
 }

@@ -14,11 +14,14 @@ use crate::protocol::exchange::{ClusterId, Commit, Key, Outcome, Reading, View};
 use crate::record::{ClusterRecord, RecordError, decode, encode};
 use crate::store::{LeaseStore, Snapshot, StoreError};
 use crate::transaction::found;
-use crate::volume::{HostNames, RulesFault};
+use crate::volume::{Holder, HostNames, RulesFault};
 
 /// How many time-outs a read of everything may take, which comes in pages: 100,000 leases are some 50 of them.
 /// That it is late does no harm; that it hangs would.
 const REQUESTS_OF_A_LONG_READ: u32 = 60;
+
+/// How often a holder's index is read, until it says what the one before said.
+const INDEX_READS_MAX: u32 = 4;
 
 /// Why there is no view.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +44,14 @@ pub enum ReadError {
     /// This host names volumes otherwise than the installation.
     #[error(transparent)]
     Naming(#[from] RulesFault),
+    /// A holder's index was another one with each reading.
+    #[error(
+        "what is below {key} changes while it is read: another host uses this name, or somebody writes there"
+    )]
+    Restless {
+        /// Its prefix.
+        key: String,
+    },
     /// A record is none, or of a later version.
     #[error("the record {key} cannot be read, and nothing is decided without it")]
     Unreadable {
@@ -131,6 +142,11 @@ impl<S: LeaseStore> Exchange<S> {
                 let (cluster, snapshot) = self.snapshot(names, &[]).await?;
                 (cluster, snapshot, wanted.clone())
             }
+            Reading::Own(holder) => {
+                let (cluster, snapshot) = self.own(holder).await?;
+                let wanted = snapshot.entries.keys().filter_map(|name| self.key_of(name)).collect();
+                (cluster, snapshot, wanted)
+            }
             Reading::Everything => {
                 let prefixes = [keys.leases(), keys.sessions(), keys.beats()];
                 let (cluster, snapshot) = self.snapshot(vec![keys.storm()], &prefixes).await?;
@@ -147,6 +163,26 @@ impl<S: LeaseStore> Exchange<S> {
             view.entries.insert(wanted, (record, entry.mod_revision));
         }
         Ok(view)
+    }
+
+    /// What is a holder's, at one revision: its index says which leases to read, and the index that is read with them is the same. The
+    /// holder alone writes it, and reads when no write of its own is under way.
+    async fn own(&self, holder: &Holder) -> Result<(ClusterId, Snapshot), ReadError> {
+        let keys = &self.keys;
+        let index = [keys.held_by(holder)];
+        let mut leases = Vec::new();
+        for _ in 0..INDEX_READS_MAX {
+            let mut wanted = vec![keys.session(holder), keys.beat(holder)];
+            wanted.extend(leases.iter().cloned());
+            let (cluster, snapshot) = self.snapshot(wanted, &index).await?;
+            let held = snapshot.entries.keys().filter_map(|name| keys.held_of(name));
+            let found: Vec<_> = held.map(|(_, volume)| keys.lease(&volume)).collect();
+            if found == leases {
+                return Ok((cluster, snapshot));
+            }
+            leases = found;
+        }
+        Err(ReadError::Restless { key: keys.held_by(holder) })
     }
 
     /// Keys as they are stored, and all keys below some prefixes, at one revision; the installation's id as it
@@ -220,7 +256,9 @@ impl<S: LeaseStore> Exchange<S> {
     #[must_use]
     pub fn key_of(&self, name: &str) -> Option<Key> {
         let keys = &self.keys;
+        let held = |name| keys.held_of(name).map(|(holder, volume)| Key::Held(holder, volume));
         let key = (keys.volume_of(name).map(Key::Lease))
+            .or_else(|| held(name))
             .or_else(|| keys.holder_of(name).map(Key::Session))
             .or_else(|| keys.holder_of_beat(name).map(Key::Beat))
             .or_else(|| (name == keys.storm()).then_some(Key::Storm))?;

@@ -4,6 +4,7 @@
 //! <prefix>/                           default /extvol/v1
 //!   cluster                           id of this installation, naming rules
 //!   leases/<driver>/<volume>          one record per volume that was ever leased
+//!   held/<holder>/<driver>/<volume>   the leases of one holder, by which it finds its own (protocol core)
 //!   sessions/<holder>                 one record per agent host
 //!   events/<revision>/<subject>       what happened, in the order of etcd's revisions
 //!   eventlog/trimmed                  up to where events were trimmed
@@ -47,6 +48,14 @@ fn decode(text: &str) -> Option<String> {
     (segment(&decoded) == text).then(|| decoded.into_owned())
 }
 
+/// The volume in `<driver>/<volume>`.
+fn volume_in(text: &str) -> Option<VolumeId> {
+    let (driver, name) = text.split_once('/')?;
+    let driver = Driver::new(decode(driver)?).ok()?;
+    let name = VolumeName::new(decode(name)?).ok()?;
+    Some(VolumeId { driver, name })
+}
+
 impl Keys {
     /// The layout below `prefix`; a trailing slash is dropped.
     #[must_use]
@@ -76,10 +85,34 @@ impl Keys {
     /// The volume whose lease `key` is; `None` for any other key.
     #[must_use]
     pub fn volume_of(&self, key: &str) -> Option<VolumeId> {
-        let (driver, name) = key.strip_prefix(&self.leases())?.split_once('/')?;
-        let driver = Driver::new(decode(driver)?).ok()?;
-        let name = VolumeName::new(decode(name)?).ok()?;
-        Some(VolumeId { driver, name })
+        volume_in(key.strip_prefix(&self.leases())?)
+    }
+
+    /// The prefix of all holders' indexes of their leases.
+    #[must_use]
+    pub fn indexes(&self) -> String {
+        format!("{}/held/", self.prefix)
+    }
+
+    /// The prefix of a holder's index of its leases.
+    #[must_use]
+    pub fn held_by(&self, holder: &Holder) -> String {
+        format!("{}{}/", self.indexes(), segment(holder.as_str()))
+    }
+
+    /// A lease in its holder's index.
+    #[must_use]
+    pub fn held(&self, holder: &Holder, volume: &VolumeId) -> String {
+        let (driver, name) = (segment(volume.driver.as_str()), segment(volume.name.as_str()));
+        format!("{}{driver}/{name}", self.held_by(holder))
+    }
+
+    /// The holder and the volume of which `key` is the index; `None` for any other key.
+    #[must_use]
+    pub fn held_of(&self, key: &str) -> Option<(Holder, VolumeId)> {
+        let rest = key.strip_prefix(&self.indexes())?;
+        let (holder, volume) = rest.split_once('/')?;
+        Some((Holder::new(decode(holder)?).ok()?, volume_in(volume)?))
     }
 
     /// The prefix of all heartbeats.
@@ -262,6 +295,9 @@ mod tests {
         {
             let volume =
                 VolumeId { driver: Driver::new(driver).unwrap(), name: VolumeName::new(name).unwrap() };
+            let holder = Holder::new("agent-1.example:5051").unwrap();
+            assert_eq!(keys.held_of(&keys.held(&holder, &volume)), Some((holder, volume.clone())));
+            assert_eq!(keys.held_of(&keys.lease(&volume)), None);
             assert_eq!(keys.volume_of(&keys.lease(&volume)), Some(volume));
         }
         assert_eq!(keys.volume_of("/x/sessions/a"), None);

@@ -96,10 +96,18 @@ pub struct KeyRange {
     pub to: String,
 }
 
+impl KeyRange {
+    /// One key alone.
+    #[must_use]
+    pub fn of(key: &str) -> Self {
+        Self { from: key.to_owned(), to: format!("{key}\0") }
+    }
+}
+
 /// A transaction: all compares hold, then all puts and deletions happen; or nothing does.
 ///
 /// There is no blind put: [`Transaction::put`] adds the compare of the key that it writes, and
-/// [`Transaction::overwrite`] is for the one key that its owner alone writes, under a compare of another. A range
+/// [`Transaction::overwrite`] is for keys that their owner alone writes, under a compare of another. A range
 /// cannot be compared key by key: who deletes one compares a record that every writer of a key in it
 /// compares as well.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -111,6 +111,56 @@ async fn what_was_committed_is_read_at_one_revision<S: LeaseStore>(store: S) {
     assert_eq!(some.at(&volume("none")), Revision::ABSENT);
 }
 
+/// What others have, and that a record of theirs cannot be read, is nothing to who asks for its own.
+async fn what_is_a_holders_own_is_read_alone<S: LeaseStore>(store: S) {
+    let exchange = exchange_of(store);
+    exchange.found("one").await.unwrap();
+    let own = Reading::Own(me());
+    let cluster = exchange.read(&own).await.unwrap().cluster;
+    let other = Holder::new("agent-2").unwrap();
+    let id = |name: &str| match volume(name) {
+        Key::Lease(id) => id,
+        key => panic!("{key:?}"),
+    };
+    let mut granted = Commit::new(&cluster).put(Key::Session(me()), Revision::ABSENT, session()).put(
+        Key::Session(other.clone()),
+        Revision::ABSENT,
+        session(),
+    );
+    for (name, holder) in [("a", me()), ("b", me()), ("c", other.clone()), ("d", other.clone())] {
+        granted = granted.put(volume(name), Revision::ABSENT, lease()).index(&holder, &id(name));
+    }
+    // A stale entry, and a holder whose name begins like this one's.
+    let longer = Holder::new("agent-12").unwrap();
+    granted = granted.index(&me(), &id("gone")).index(&longer, &id("c"));
+    let Outcome::Done(at) = exchange.commit(&granted).await else { panic!("it is done") };
+    assert!(matches!(exchange.commit(&Commit::beat(&cluster, &me(), at)).await, Outcome::Done(_)));
+    let view = exchange.read(&own).await.unwrap();
+    assert_eq!(view.index_of(&me()).collect::<Vec<_>>(), [&id("a"), &id("b"), &id("gone")]);
+    let expected = [
+        volume("a"),
+        volume("b"),
+        Key::Held(me(), id("a")),
+        Key::Held(me(), id("b")),
+        Key::Held(me(), id("gone")),
+        Key::Session(me()),
+        Key::Beat(me()),
+    ];
+    assert_eq!(view.entries.keys().collect::<BTreeSet<_>>(), expected.iter().collect());
+    let freed = Commit::new(&cluster).unchanged(Key::Session(me()), at).unindex(&me(), &id("a"));
+    assert!(matches!(exchange.commit(&freed).await, Outcome::Done(_)));
+    let keys = Keys::default();
+    let bad = Transaction::new().put(&keys.lease(&id("x")), Revision::ABSENT, b"{".to_vec()).put(
+        &format!("{}zz%zz/v", keys.held_by(&me())),
+        Revision::ABSENT,
+        b"{".to_vec(),
+    );
+    exchange.store().commit(bad).await.unwrap();
+    let view = exchange.read(&own).await.unwrap();
+    assert_eq!(view.index_of(&me()).collect::<Vec<_>>(), [&id("b"), &id("gone")]);
+    assert!(!view.entries.contains_key(&volume("a")));
+}
+
 async fn a_record_that_cannot_be_read_is_never_taken_for_free<S: LeaseStore>(store: S) {
     let exchange = exchange_of(store);
     exchange.found("one").await.unwrap();
@@ -181,6 +231,7 @@ fn etcd(cluster: &EtcdCluster) -> EtcdStore {
 
 on_both_stores! {
     what_was_committed_is_read_at_one_revision,
+    what_is_a_holders_own_is_read_alone,
     a_record_that_cannot_be_read_is_never_taken_for_free,
     the_record_of_the_installation_is_compared_byte_for_byte,
 }

@@ -127,7 +127,13 @@ impl Installation {
 
     pub(crate) async fn put(&self, at: &Key, record: &Record) {
         let bytes = to_bytes(record, "2026-01-02T03:05:06Z");
-        let transaction = Transaction::new().overwrite(&key(&self.keys, at), bytes);
+        let mut transaction = Transaction::new().overwrite(&key(&self.keys, at), bytes);
+        if let (Key::Lease(volume), Record::Lease(lease)) = (at, record) {
+            for holder in lease.named() {
+                let index = to_bytes(&Record::Held, "");
+                transaction = transaction.overwrite(&self.keys.held(holder, volume), index);
+            }
+        }
         self.store.commit(transaction).await.unwrap();
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use shared::event::{EventRecord, StandingRecord, TrimmedRecord};
 use shared::exchange::{from_bytes, to_bytes};
 use shared::keys::Keys;
-use shared::protocol::exchange::{ByTime, ClusterId, Instance, Key, Outcome, Reading, View};
+use shared::protocol::exchange::{ByTime, ClusterId, Instance, Key, Outcome, View};
 use shared::protocol::holder::{Core, Deadline, Input, Output, Settings, Table};
 use shared::protocol::timing::Profile;
 use shared::record::{ClusterRecord, decode};
@@ -55,7 +55,13 @@ fn volume() -> VolumeId {
 
 /// Leases, sessions, beats and the storm guard, whoever wrote them: what is read is written as it was read.
 fn records(bytes: &[u8]) {
-    for key in [Key::Lease(volume()), Key::Session(holder()), Key::Beat(holder()), Key::Storm] {
+    for key in [
+        Key::Lease(volume()),
+        Key::Held(holder(), volume()),
+        Key::Session(holder()),
+        Key::Beat(holder()),
+        Key::Storm,
+    ] {
         let Ok(record) = from_bytes(&key, bytes) else { continue };
         let now = "2026-01-02T03:04:05Z";
         let again = from_bytes(&key, &to_bytes(&record, now)).expect("what this program writes it can read");
@@ -172,7 +178,7 @@ fn table(bytes: &[u8]) {
     }
 }
 
-/// Records in etcd, one a line: the kind's letter (l, s, b), the name, a blank, the record. A keeper opens a session and
+/// Records in etcd, one a line: the kind's letter (l, i, s, b), the name, a blank, the record. A keeper opens a session and
 /// takes in what is there, whatever that is.
 fn view(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
@@ -181,6 +187,7 @@ fn view(bytes: &[u8]) {
         let Some((name, record)) = line.get(1..).and_then(|rest| rest.split_once(' ')) else { continue };
         let key = match line.as_bytes()[0] {
             b'l' => VolumeName::new(name).ok().map(|name| Key::Lease(VolumeId { name, ..volume() })),
+            b'i' => VolumeName::new(name).ok().map(|name| Key::Held(holder(), VolumeId { name, ..volume() })),
             b's' => Holder::new(name).ok().map(Key::Session),
             b'b' => Holder::new(name).ok().map(Key::Beat),
             _ => None,
@@ -210,11 +217,7 @@ fn view(bytes: &[u8]) {
 fn carry_out(core: &mut Core, now: Duration, view: &mut View, output: Output) {
     match output {
         Output::Read { op, reading } => {
-            let mut read = view.clone();
-            if let Reading::Keys(keys) = reading {
-                read.entries.retain(|key, _| keys.contains(key));
-            }
-            core.handle(now, Input::Read(op, Ok(read)));
+            core.handle(now, Input::Read(op, Ok(view.clone().of(&reading))));
         }
         Output::Commit { op, commit } => {
             let at = |key: &Key| view.entries.get(key).map_or(Revision::ABSENT, |(_, at)| *at);
@@ -224,6 +227,9 @@ fn carry_out(core: &mut Core, now: Duration, view: &mut View, output: Output) {
                     let written = view.revision;
                     for (key, record) in commit.puts {
                         view.entries.insert(key, (record, written));
+                    }
+                    for key in &commit.deletes {
+                        view.entries.remove(key);
                     }
                     Outcome::Done(view.revision)
                 }

@@ -30,13 +30,12 @@ impl Etcd {
     /// A linearizable read.
     #[must_use]
     pub fn read(&self, reading: &Reading) -> View {
-        let entries = match reading {
-            Reading::Everything => self.entries.clone(),
-            Reading::Keys(keys) => {
-                keys.iter().filter_map(|key| Some((key.clone(), self.entries.get(key)?.clone()))).collect()
-            }
-        };
-        View { cluster: self.cluster.clone(), revision: self.revision, entries }
+        let (cluster, revision) = (self.cluster.clone(), self.revision);
+        if let Reading::Keys(keys) = reading {
+            let found = |key: &Key| Some((key.clone(), self.entries.get(key)?.clone()));
+            return View { cluster, revision, entries: keys.iter().filter_map(found).collect() };
+        }
+        View { cluster, revision, entries: self.entries.clone() }.of(reading)
     }
 
     /// The revision that last wrote `key`.
@@ -58,7 +57,12 @@ impl Etcd {
         }
         self.revision.0 += 1;
         for (key, record) in &commit.puts {
-            self.entries.insert(key.clone(), (record.clone(), self.revision));
+            // Nobody compares an index: what differs by its revision alone is one state.
+            let at = if let Key::Held(..) = key { Revision(1) } else { self.revision };
+            self.entries.insert(key.clone(), (record.clone(), at));
+        }
+        for key in &commit.deletes {
+            self.entries.remove(key);
         }
         Outcome::Done(self.revision)
     }
@@ -70,6 +74,16 @@ impl Etcd {
             Some((Record::Lease(lease), _)) => Some(lease),
             _ => None,
         }
+    }
+
+    /// Whether a lease is in the index of each whom it names.
+    #[must_use]
+    pub fn is_indexed(&self, volume: &VolumeId) -> bool {
+        let Some(lease) = self.lease(volume) else { return true };
+        lease
+            .named()
+            .into_iter()
+            .all(|holder| self.entries.contains_key(&Key::Held(holder.clone(), volume.clone())))
     }
 
     /// Whether somebody may take the volume now, where the storage can take it away or not.

@@ -69,6 +69,7 @@ impl World<'_> {
             Fault::LoseQuorum { lasts } => self.no_quorum = self.no_quorum.max(now + lasts),
             Fault::GiveUp { host, lasts } => {
                 self.given_up.insert(host);
+                self.ever_given_up.insert(host);
                 self.lose_tasks(host);
                 self.after(50 * MS, Event::Agents);
                 self.after(lasts, Event::Recover(fault));

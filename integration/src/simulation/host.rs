@@ -146,7 +146,9 @@ impl Host {
         }
     }
 
-    fn may_call(&self, now: Now, op: Op) -> bool {
+    /// The last look before the driver is called.
+    #[must_use]
+    pub fn may_call(&self, now: Now, op: Op) -> bool {
         !self.shared.fenced && self.worker.as_ref().is_some_and(|core| core.may_call_driver(now, op))
     }
 
@@ -168,25 +170,19 @@ impl Host {
                 self.shared.fence_at = fence_at;
             }
             Output::Reset => self.shared = self.shared.next(),
-            Output::Settle { op, asked, .. } if self.may_call(now, op) => {
-                effects.push(Effect::Settle(op, asked));
+            Output::Settle { op, .. }
+            | Output::Mount { op, .. }
+            | Output::Unmount { op, .. }
+            | Output::Remove { op, .. }
+                if !self.may_call(now, op) =>
+            {
+                self.handle(now, Input::NotMade(op), effects);
+                return false;
             }
-            Output::Settle { .. } => {}
-            Output::Mount { op, wanted, .. } => {
-                if self.may_call(now, op) {
-                    effects.push(Effect::Mount(op, wanted.asked));
-                }
-            }
-            Output::Unmount { op, asked, .. } => {
-                if self.may_call(now, op) {
-                    effects.push(Effect::Unmount(op, asked));
-                }
-            }
-            Output::Remove { op, asked, .. } => {
-                if self.may_call(now, op) {
-                    effects.push(Effect::Remove(op, asked));
-                }
-            }
+            Output::Settle { op, asked, .. } => effects.push(Effect::Settle(op, asked)),
+            Output::Mount { op, wanted, .. } => effects.push(Effect::Mount(op, wanted.asked)),
+            Output::Unmount { op, asked, .. } => effects.push(Effect::Unmount(op, asked)),
+            Output::Remove { op, asked, .. } => effects.push(Effect::Remove(op, asked)),
             Output::ProveIdle { op, asked, .. } => effects.push(Effect::Prove(op, asked)),
             Output::Look { op, mounted, .. } => effects.push(Effect::Look(op, mounted_volume(&mounted))),
             Output::MakeSafe { op } => self.start_fence(now, Runner::Worker, op, effects),

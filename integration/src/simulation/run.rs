@@ -40,12 +40,16 @@ pub enum Violation {
     GrantedAfterRevoke { volume: VolumeId },
     /// A host has a lease, and knows nothing of it.
     Forgotten { host: usize, volume: VolumeId },
+    /// A holder whom a lease names does not find it by its index.
+    NotInIndex { volume: VolumeId },
     /// A fence was called proved on a host that can write.
     Unproved { host: usize, volume: VolumeId },
     /// A volume did not become usable again.
     Stuck { volume: VolumeId, why: Text },
     /// A session that is over beats.
     BeatAfterEnd { host: usize },
+    /// A host lost its whole session though Mesos never gave its agent up.
+    RevokedForRestart { holder: Holder },
     /// An agent that is connected was marked gone.
     MarkedGone { host: usize },
     /// The cores never come to rest.
@@ -124,6 +128,14 @@ pub(super) enum Event {
         host: usize,
         life: u32,
         input: Input,
+    },
+    /// A driver call may be made now.
+    Turn {
+        host: usize,
+        boot: u32,
+        life: u32,
+        op: Op,
+        effect: Effect,
     },
     Act {
         host: usize,
@@ -256,6 +268,8 @@ pub(super) struct World<'p> {
     pub(super) attached: BTreeMap<VolumeId, usize>,
     pub(super) tasks: Vec<Task>,
     pub(super) given_up: BTreeSet<usize>,
+    /// Those of which this was so at any time.
+    pub(super) ever_given_up: BTreeSet<usize>,
     /// Hosts whose agent does not run.
     pub(super) stopped: BTreeSet<usize>,
     pub(super) tokens: BTreeMap<VolumeId, Token>,
@@ -389,6 +403,7 @@ impl<'p> World<'p> {
             attached: BTreeMap::new(),
             tasks: Vec::new(),
             given_up: BTreeSet::new(),
+            ever_given_up: BTreeSet::new(),
             stopped: BTreeSet::new(),
             tokens: BTreeMap::new(),
             probes: 0,
@@ -586,10 +601,16 @@ impl<'p> World<'p> {
                     self.log(|| format!("h{host} commits #{} {}", op.0, brief(&commit.puts)));
                     self.ask(Client::Host(host), op, Ask::Commit(commit));
                 }
-                Effect::Mount(op, volume) => self.call(host, op, &volume, What::Mount),
-                Effect::Unmount(op, volume) => self.call(host, op, &volume, What::Unmount),
-                Effect::Remove(op, volume) => self.call(host, op, &volume, What::Remove),
-                Effect::Settle(op, volume) => self.settle(host, op, &volume),
+                Effect::Mount(op, _)
+                | Effect::Unmount(op, _)
+                | Effect::Remove(op, _)
+                | Effect::Settle(op, _) => {
+                    // It waits for its turn among the driver's calls.
+                    let mut dice = self.dice(17, host as u64, op.0);
+                    let waits =
+                        if dice.permille(30) { dice.range(20 * MS, 800 * MS) } else { dice.range(0, MS) };
+                    self.after(waits, Event::Turn { host, boot, life, op, effect });
+                }
                 Effect::Prove(op, volume) => {
                     let pause = self.dice(11, host as u64, op.0).range(MS, 20 * MS);
                     let idleness = match self.nodes[host].host.idleness(&volume) {
@@ -657,6 +678,7 @@ impl<'p> World<'p> {
                 self.answer_worker(host, life, input);
             }
             Event::CallAnswered { host, life, input } => self.answer_worker(host, life, input),
+            Event::Turn { host, boot, life, op, effect } => self.take_turn(host, boot, life, op, effect),
             Event::Answer { client: Client::Reclaimer(reclaimer), life, op, answer } => {
                 if self.masters[reclaimer].life == life {
                     self.tell_master(
@@ -759,6 +781,26 @@ impl<'p> World<'p> {
         }
     }
 
+    fn take_turn(&mut self, host: usize, boot: u32, life: u32, op: Op, effect: Effect) {
+        let node = &self.nodes[host];
+        if node.life != life || node.boot != boot || !node.powered {
+            return;
+        }
+        if let Some(until) = self.worker_delayed(host) {
+            return self.at(until, Event::Turn { host, boot, life, op, effect });
+        }
+        if !self.nodes[host].host.may_call(self.clock(host), op) {
+            return self.tell(host, Input::NotMade(op));
+        }
+        match effect {
+            Effect::Mount(op, volume) => self.call(host, op, &volume, What::Mount),
+            Effect::Unmount(op, volume) => self.call(host, op, &volume, What::Unmount),
+            Effect::Remove(op, volume) => self.call(host, op, &volume, What::Remove),
+            Effect::Settle(op, volume) => self.settle(host, op, &volume),
+            _ => {}
+        }
+    }
+
     fn fence_act(&mut self, host: usize, boot: u32, runner: Runner, life: u32, act: &Act) {
         let node = &self.nodes[host];
         let current = node.boot == boot && node.powered && (runner == Runner::Deadman || node.life == life);
@@ -824,7 +866,14 @@ impl<'p> World<'p> {
 }
 
 pub(super) fn new_reclaimer(now: Now) -> reclaimer::Core {
-    reclaimer::Core::new(now, reclaimer::Settings { timing: timing(), poll: Duration::from_millis(500) })
+    reclaimer::Core::new(
+        now,
+        reclaimer::Settings {
+            timing: timing(),
+            poll: Duration::from_millis(500),
+            reconnect: Duration::from_secs(2),
+        },
+    )
 }
 
 /// What a clock shows that goes `rate` parts per million too fast.

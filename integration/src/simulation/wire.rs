@@ -78,6 +78,7 @@ impl World<'_> {
             Ask::Commit(commit) => {
                 let before = self.etcd.revision;
                 self.check_taken(commit);
+                self.check_revoked(&client, commit);
                 let outcome = self.etcd.commit(commit);
                 self.log(|| format!("etcd: {client:?} #{} {outcome:?}", op.0));
                 if self.etcd.revision > before {
@@ -109,6 +110,22 @@ impl World<'_> {
         }
     }
 
+    /// A module revokes the session of no host whose agent was not given up: what an agent's restart ends is what others wait for.
+    fn check_revoked(&mut self, client: &Client, commit: &Commit) {
+        if !matches!(client, Client::Reclaimer(_)) || !self.etcd.would_commit(commit) {
+            return;
+        }
+        for (key, record) in &commit.puts {
+            let (Key::Session(holder), Record::Session(session)) = (key, record) else { continue };
+            // Two machines may have one name; their agents do not.
+            let agent = session.agent.as_ref().and_then(|agent| agent.id.as_deref());
+            let is_given_up = self.ever_given_up.iter().any(|host| agent == Some(&*format!("A{host}")));
+            if session.state == SessionState::Revoking && !is_given_up {
+                self.violated(Violation::RevokedForRestart { holder: holder.clone() });
+            }
+        }
+    }
+
     /// Where the storage cannot take a volume away, nobody takes one that a living host is about to give back.
     fn check_taken(&mut self, commit: &Commit) {
         if self.plan.storage_fencing || !self.etcd.would_commit(commit) {
@@ -123,8 +140,15 @@ impl World<'_> {
         }
     }
 
-    /// Tokens only grow.
+    /// Tokens only grow; and whom a lease names finds it.
     fn check_grants(&mut self, commit: &Commit) {
+        for key in commit.puts.iter().map(|(key, _)| key).chain(&commit.deletes) {
+            if let Key::Lease(volume) | Key::Held(_, volume) = key
+                && !self.etcd.is_indexed(volume)
+            {
+                self.violated(Violation::NotInIndex { volume: volume.clone() });
+            }
+        }
         for (key, record) in &commit.puts {
             let (Key::Lease(volume), Record::Lease(Lease::Held(held))) = (key, record) else { continue };
             if held.token.is_some() {

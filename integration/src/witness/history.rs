@@ -278,7 +278,7 @@ impl Now {
                     life.is_dead = true;
                 }
             }
-            (Key::Beat(_) | Key::Storm, _) => {}
+            (Key::Held(..) | Key::Beat(_) | Key::Storm, _) => {}
         }
     }
 }

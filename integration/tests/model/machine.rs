@@ -74,7 +74,7 @@ impl Model for Machine {
     fn init_states(&self) -> Vec<State> {
         let bounds = &self.0;
         let host = |number| Host::new(NOW, bounds.settings(number));
-        let settings = reclaimer::Settings { timing: timing(), poll: TICK };
+        let settings = reclaimer::Settings { timing: timing(), poll: TICK, reconnect: TICK };
         let core = reclaimer::Core::new(NOW, settings);
         let reclaimer = |number| {
             let mut core = core.clone();

@@ -7,7 +7,7 @@
 //! session also compares that lease ([`Sessions::compared`]): what is written is written while that very lease is
 //! that holder's (docs/decisions/0013-how-the-master-reads.md).
 //!
-//! The leases that other hosts wait for are shown as well, as they are followed, and a revoke compares one of them. That
+//! The leases that other hosts wait for are shown as well, as they are followed; before one is revoked the core reads it. That
 //! they are waited for is in the sessions, which are read.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -82,8 +82,6 @@ pub(crate) struct Sessions {
     /// Holders whose session says that it wants something, by its key, as of the revision that was last read.
     wanting: BTreeMap<String, Holder>,
     through: Revision,
-    /// Of each holder a lease that is wanted, and the revision at which it was followed.
-    wanted: BTreeMap<Holder, (VolumeId, Revision)>,
 }
 
 /// What stands in a session that wants something, and in no other.
@@ -147,10 +145,8 @@ impl Sessions {
                 sessions.push((holder, session.clone(), at));
             }
         }
-        self.wanted.clear();
         for (volume, followed) in self.waited_for(holdings, wanted, &mut sessions) {
             let Followed { holder, epoch, written } = followed;
-            self.wanted.entry(holder.clone()).or_insert_with(|| ((**volume).clone(), *written));
             if holdings.get(holder).is_none_or(|newest| newest.volume != *volume) {
                 leases.push(lease(volume, holder, *epoch, *written));
             }
@@ -212,18 +208,19 @@ impl Sessions {
         waited_for
     }
 
-    /// A commit of the core with the condition that its holder still holds the lease that stands for all; and a revoke,
-    /// that it still holds one that is waited for, if there is any.
-    pub(crate) fn compared(&self, commit: Commit, holdings: &Holdings) -> Commit {
+    /// A commit of the core about a session, with the condition that its holder still holds the lease that stands for all.
+    pub(crate) fn compared(commit: Commit, holdings: &Holdings) -> Commit {
         let mut put = commit.puts.iter().filter_map(|(key, record)| match (key, record) {
-            (Key::Session(holder), Record::Session(session)) => Some((holder.clone(), session.state)),
+            (Key::Session(holder), Record::Session(_)) => Some(holder),
             _ => None,
         });
-        let Some((holder, state)) = put.next() else { return commit };
-        let newest = holdings.get(&holder).map(|newest| ((*newest.volume).clone(), newest.written));
-        let wanted = self.wanted.get(&holder).filter(|_| state == SessionState::Revoking).cloned();
-        let leases: BTreeMap<_, _> = newest.into_iter().chain(wanted).collect();
-        leases.into_iter().fold(commit, |commit, (volume, at)| commit.unchanged(Key::Lease(volume), at))
+        match put.next().and_then(|holder| holdings.get(holder)) {
+            Some(newest) => {
+                let lease = Key::Lease((*newest.volume).clone());
+                commit.unchanged(lease, newest.written)
+            }
+            None => commit,
+        }
     }
 
     /// How many holders were looked at.
@@ -255,7 +252,7 @@ impl Sessions {
 fn holder_of_session(key: &Key) -> Option<&Holder> {
     match key {
         Key::Session(holder) => Some(holder),
-        Key::Lease(_) | Key::Beat(_) | Key::Storm => None,
+        Key::Lease(_) | Key::Held(..) | Key::Beat(_) | Key::Storm => None,
     }
 }
 
@@ -269,7 +266,7 @@ fn session(holder: &Holder, entry: &Entry) -> Option<Session> {
     times.timing?;
     match exchange::from_bytes(&Key::Session(holder.clone()), &entry.value).ok()? {
         Record::Session(session) => Some(session),
-        Record::Lease(_) | Record::Beat | Record::Storm(_) => None,
+        Record::Lease(_) | Record::Held | Record::Beat | Record::Storm(_) => None,
     }
 }
 

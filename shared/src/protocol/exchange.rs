@@ -26,6 +26,9 @@ pub struct Instance(pub Text);
 pub enum Key {
     /// A volume's lease.
     Lease(VolumeId),
+    /// A volume in a holder's index: its lease may name this holder, as who has it or as who owes it. Whose lease does, is there;
+    /// so that a holder finds what is its own, however much there is of others. The holder alone writes it.
+    Held(Holder, VolumeId),
     /// A holder's session.
     Session(Holder),
     /// A holder's heartbeat.
@@ -39,6 +42,8 @@ pub enum Key {
 pub enum Record {
     /// Of [`Key::Lease`].
     Lease(Lease),
+    /// Of [`Key::Held`]. That it is there is all that counts.
+    Held,
     /// Of [`Key::Session`].
     Session(Session),
     /// Of [`Key::Beat`]. That it was written is all that counts.
@@ -257,6 +262,17 @@ pub struct Held {
 }
 
 impl Lease {
+    /// The holders that have the volume, or owe it: it is in the index of each.
+    #[must_use]
+    pub fn named(&self) -> BTreeSet<&Holder> {
+        let owed = match self {
+            Self::Free { owed, .. } => owed,
+            Self::Held(held) => &held.owed,
+        };
+        let owing = owed.iter().flat_map(|owed| &owed.from);
+        self.held().map(|held| &held.holder).into_iter().chain(owing).collect()
+    }
+
     /// The holder's part, unless the lease is free.
     #[must_use]
     pub fn held(&self) -> Option<&Held> {
@@ -284,6 +300,8 @@ pub enum Storm {
 pub enum Reading {
     /// These keys.
     Keys(Vec<Key>),
+    /// What is this holder's: its session, its heartbeat, its index, and the leases of the volumes in that.
+    Own(Holder),
     /// All of them.
     Everything,
 }
@@ -300,6 +318,32 @@ pub struct View {
 }
 
 impl View {
+    /// What a reading shows, of all that there is.
+    #[must_use]
+    pub fn of(mut self, reading: &Reading) -> Self {
+        match reading {
+            Reading::Everything => {}
+            Reading::Keys(keys) => self.entries.retain(|key, _| keys.contains(key)),
+            Reading::Own(me) => {
+                let own: BTreeSet<_> = self.index_of(me).cloned().collect();
+                self.entries.retain(|key, _| match key {
+                    Key::Session(holder) | Key::Beat(holder) | Key::Held(holder, _) => holder == me,
+                    Key::Lease(volume) => own.contains(volume),
+                    Key::Storm => false,
+                });
+            }
+        }
+        self
+    }
+
+    /// The volumes in a holder's index.
+    pub fn index_of(&self, me: &Holder) -> impl Iterator<Item = &VolumeId> {
+        self.entries.keys().filter_map(move |key| match key {
+            Key::Held(holder, volume) if holder == me => Some(volume),
+            _ => None,
+        })
+    }
+
     /// A session, with the revision to compare.
     #[must_use]
     pub fn session(&self, holder: &Holder) -> Option<(&Session, Revision)> {
@@ -354,13 +398,15 @@ pub struct Commit {
     pub compares: Vec<(Key, Revision)>,
     /// What is written then.
     pub puts: Vec<(Key, Record)>,
+    /// What is deleted then. None of it is put as well.
+    pub deletes: Vec<Key>,
 }
 
 impl Commit {
     /// One that does nothing yet.
     #[must_use]
     pub fn new(cluster: &ClusterId) -> Self {
-        Self { cluster: cluster.clone(), compares: Vec::new(), puts: Vec::new() }
+        Self { cluster: cluster.clone(), compares: Vec::new(), puts: Vec::new(), deletes: Vec::new() }
     }
 
     /// Adds the condition that `key` is unchanged since it was read at `at`.
@@ -375,6 +421,20 @@ impl Commit {
     pub fn put(mut self, key: Key, at: Revision, record: Record) -> Self {
         self.compares.push((key.clone(), at));
         self.puts.push((key, record));
+        self
+    }
+
+    /// Puts a volume into the index of the holder that takes its lease in this transaction, which compares that holder's session.
+    #[must_use]
+    pub fn index(mut self, holder: &Holder, volume: &VolumeId) -> Self {
+        self.puts.push((Key::Held(holder.clone(), volume.clone()), Record::Held));
+        self
+    }
+
+    /// Takes a volume out of a holder's index.
+    #[must_use]
+    pub fn unindex(mut self, holder: &Holder, volume: &VolumeId) -> Self {
+        self.deletes.push(Key::Held(holder.clone(), volume.clone()));
         self
     }
 

@@ -172,8 +172,15 @@ pub fn reclaimer(core: &mut reclaimer::Core, r: &mut impl Renumber) {
         r.revision(&mut watch.session);
         r.revision(&mut watch.beat);
         r.since(&mut watch.since);
-        watch.given_up.iter_mut().for_each(|at| r.since(at));
+        watch.given_up.iter_mut().chain(&mut watch.absent).for_each(|at| r.since(at));
     }
+    core.asking = std::mem::take(&mut core.asking)
+        .into_iter()
+        .map(|(mut op, holder)| {
+            r.op(&mut op);
+            (op, holder)
+        })
+        .collect();
     core.writing = std::mem::take(&mut core.writing)
         .into_iter()
         .map(|(mut op, key)| {

@@ -44,11 +44,8 @@ impl Etcd {
     }
 
     pub(crate) fn read(&self, reading: &Reading) -> View {
-        let mut entries = self.entries.clone();
-        if let Reading::Keys(keys) = reading {
-            entries.retain(|key, _| keys.contains(key));
-        }
-        View { cluster: ClusterId("c1".into()), revision: self.revision, entries }
+        let (cluster, revision) = (ClusterId("c1".into()), self.revision);
+        View { cluster, revision, entries: self.entries.clone() }.of(reading)
     }
 
     pub(crate) fn commit(&mut self, commit: &Commit) -> Outcome {
@@ -59,6 +56,9 @@ impl Etcd {
         self.revision.0 += 1;
         for (key, record) in &commit.puts {
             self.entries.insert(key.clone(), (record.clone(), self.revision));
+        }
+        for key in &commit.deletes {
+            self.entries.remove(key);
         }
         Outcome::Done(self.revision)
     }
@@ -84,7 +84,20 @@ impl Etcd {
 
     fn put(&mut self, key: Key, record: Record) {
         self.revision.0 += 1;
+        if let (Key::Lease(volume), Record::Lease(lease)) = (&key, &record) {
+            // As those have done whom it names.
+            for holder in lease.named() {
+                let index = Key::Held(holder.clone(), volume.clone());
+                self.entries.insert(index, (Record::Held, self.revision));
+            }
+        }
         self.entries.insert(key, (record, self.revision));
+    }
+
+    /// What a holder finds its leases by.
+    pub(crate) fn index_of(&self, me: &str) -> Vec<String> {
+        let view = self.read(&Reading::Everything);
+        view.index_of(&holder(me)).map(|volume| volume.name.as_str().to_owned()).collect()
     }
 
     pub(crate) fn lease(&self, name: &str) -> Option<&Held> {

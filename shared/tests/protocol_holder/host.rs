@@ -500,6 +500,12 @@ impl Host {
         self.give(Input::Removed(op, result));
     }
 
+    /// The shell did not make the call: the last look said no.
+    pub(crate) fn not_made(&mut self, name: &str) {
+        let op = self.answered(name);
+        self.give(Input::NotMade(op));
+    }
+
     pub(crate) fn settles(&mut self, name: &str, result: Result<(), MountFault>) {
         let op = self.answered(name);
         self.give(Input::Settled(op, result));
@@ -592,6 +598,7 @@ fn shown(commit: &Commit) -> Step {
                 return Step::Record(id.name.as_str().to_owned(), held.stage, users);
             }
             (Key::Lease(id), _) => acquired.push(id.name.as_str().to_owned()),
+            (Key::Held(..), Record::Held) => {}
             (_, Record::Session(session)) => {
                 return Step::Session(session.wants.iter().map(|id| id.name.as_str().to_owned()).collect());
             }

@@ -57,7 +57,7 @@ fn refuses(host: &mut Host, name: &str) -> String {
 }
 
 /// A refusal behind a Mount without an answer counts once that has settled.
-fn refused_at_last(host: &mut Host) {
+pub(crate) fn refused_at_last(host: &mut Host) {
     for _ in 0..20 {
         host.later(PAUSE);
         host.mounts("a", Err(refused()));

@@ -145,7 +145,8 @@ fn a_revoke_between_the_proof_and_the_call_comes_in_time() {
     host.give(Input::Changed(Key::Session(crate::etcd::holder(ME))));
     host.steps();
     assert!(!host.core.may_call_driver(host.now, op), "it waited for its turn");
-    host.removed("a", Err(UnmountFault::Refused("revoked".into())));
+    host.not_made("a");
+    host.later(PAUSE);
     assert!(host.steps().contains(&release("a")));
 
     let mut host = using();

@@ -60,6 +60,8 @@ pub(crate) struct Everything {
     pub(crate) sessions: BTreeMap<Holder, StoredSession>,
     pub(crate) beats: BTreeMap<Holder, Beat>,
     pub(crate) storm: Option<Stored<shared::protocol::exchange::Storm>>,
+    /// By what each holder finds its leases.
+    pub(crate) index: BTreeSet<(Holder, VolumeId)>,
     /// Keys of records that cannot be read, each with the reason.
     pub(crate) unreadable: Vec<(String, String)>,
 }
@@ -139,8 +141,9 @@ impl<S: LeaseStore> Records<S> {
 
     /// Everything but the events.
     pub(crate) async fn everything(&self) -> Result<Everything, Failure> {
-        let (leases, sessions) = (self.keys.leases(), self.keys.sessions());
-        let leases = self.patiently(|| self.store.get_prefix(&leases)).await?;
+        let (leases, sessions) = ([self.keys.leases(), self.keys.indexes()], self.keys.sessions());
+        // At one revision: each is in the other.
+        let leases = self.patiently(|| self.store.get_all(&[], &leases)).await?;
         let sessions = self.patiently(|| self.store.get_prefix(&sessions)).await?;
         let beats: Vec<String> = sessions
             .entries
@@ -151,7 +154,11 @@ impl<S: LeaseStore> Records<S> {
             .collect();
         let others = self.patiently(|| self.store.get(&beats)).await?;
         let mut everything = Everything::default();
-        for (key, entry) in leases.entries.into_iter().chain(sessions.entries).chain(others.entries) {
+        let indexed = leases.entries.keys().filter_map(|key| self.keys.held_of(key));
+        everything.index = indexed.collect();
+        let is_lease = |(key, _): &(String, Entry)| self.keys.held_of(key).is_none();
+        let leases = leases.entries.into_iter().filter(is_lease);
+        for (key, entry) in leases.chain(sessions.entries).chain(others.entries) {
             if let Err(why) = self.take(&mut everything, &key, &entry) {
                 everything.unreadable.push((key, why));
             }

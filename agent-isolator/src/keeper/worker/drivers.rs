@@ -91,12 +91,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         };
         if !self.may_call(op) {
             self.queue.ended(&turn);
-            // A person may have revoked it while it waited: then it is released, and not waited for.
-            if matches!(call, Output::Remove { .. }) {
-                let revoked = "it was revoked before the driver was asked".into();
-                self.core.handle(holder_now(), Input::Removed(op, Err(UnmountFault::Refused(revoked))));
-            }
-            return;
+            return self.core.handle(holder_now(), Input::NotMade(op));
         }
         let looks_first = match &call {
             // Of a row of an earlier life the take-away may have been made before.
@@ -126,25 +121,22 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             return;
         };
         let op = *op;
-        let refused = match before {
+        // No driver was called.
+        let input = match before {
             Ok(before) => {
                 self.calls.found_before(asked, *token, before);
                 if self.may_call(op) {
                     return self.make_call(turn, call);
                 }
-                None
+                Input::NotMade(op)
             }
-            // No driver was called.
-            Err(why) => Some(MountFault::Unreachable(why)),
+            Err(why) if matches!(call, Output::Settle { .. }) => {
+                Input::Settled(op, Err(MountFault::Unreachable(why)))
+            }
+            Err(why) => Input::Mounted(op, Err(MountFault::Unreachable(why))),
         };
         self.queue.ended(&turn);
-        if let Some(fault) = refused {
-            let input = match call {
-                Output::Settle { .. } => Input::Settled(op, Err(fault)),
-                _ => Input::Mounted(op, Err(fault)),
-            };
-            self.core.handle(holder_now(), input);
-        }
+        self.core.handle(holder_now(), input);
         self.call_drivers();
     }
 

@@ -80,9 +80,9 @@ impl<S: LeaseStore> Etcd<S> {
 
 async fn read<S: LeaseStore>(exchange: &Exchange<S>, reading: &Reading) -> Result<View, ReadError> {
     match exchange.try_read(reading).await {
-        // The first keeper of an installation makes its record; only for one who looks at everything, to open an
-        // epoch: a record that vanished under an open epoch is not made again.
-        Err(ReadError::NotFounded { .. }) if *reading == Reading::Everything => {
+        // The first keeper of an installation makes its record; only for one who looks for what is its own, to
+        // open an epoch: a record that vanished under an open epoch is not made again.
+        Err(ReadError::NotFounded { .. }) if matches!(reading, Reading::Own(_)) => {
             exchange.found(&random_id()).await?;
             exchange.try_read(reading).await
         }

@@ -30,7 +30,7 @@ const LEASES: usize = 1_000;
 const GOAL_MILLISECONDS: f64 = 1_000.0;
 
 /// A commit also compares the installation's record.
-const OF_A_COMMIT: usize = OPERATIONS_MAX - 1;
+pub(crate) const OF_A_COMMIT: usize = OPERATIONS_MAX - 1;
 
 pub(crate) fn measure(samples: usize) -> Result<Vec<Option<Report>>> {
     let trial = trial(1)?;
@@ -66,10 +66,10 @@ pub(crate) fn measure(samples: usize) -> Result<Vec<Option<Report>>> {
     ])
 }
 
-struct Planter {
-    runtime: Runtime,
-    exchange: Exchange<EtcdStore>,
-    changes: Changes,
+pub(crate) struct Planter {
+    pub(crate) runtime: Runtime,
+    pub(crate) exchange: Exchange<EtcdStore>,
+    pub(crate) changes: Changes,
 }
 
 struct Sample {
@@ -128,7 +128,11 @@ impl Planter {
         Ok(self.runtime.block_on(self.exchange.try_read(&Reading::Everything))?)
     }
 
-    fn commit(&self, commit: Commit) -> Result<Revision> {
+    pub(crate) fn read_own(&self, holder: &Holder) -> Result<View> {
+        Ok(self.runtime.block_on(self.exchange.try_read(&Reading::Own(holder.clone())))?)
+    }
+
+    pub(crate) fn commit(&self, commit: Commit) -> Result<Revision> {
         match self.runtime.block_on(self.exchange.commit(&commit)) {
             Outcome::Done(revision) => Ok(revision),
             other => Err(format!("a write of {} keys: {other:?}", commit.puts.len()).into()),
@@ -153,15 +157,15 @@ impl Planter {
     }
 }
 
-fn holder(n: usize) -> Result<Holder> {
+pub(crate) fn holder(n: usize) -> Result<Holder> {
     Ok(Holder::new(format!("planted-{n}"))?)
 }
 
-fn volume(n: usize) -> Result<VolumeId> {
+pub(crate) fn volume(n: usize) -> Result<VolumeId> {
     Ok(VolumeId { driver: Driver::new("ebs")?, name: VolumeName::new(format!("vol-{n:017x}"))? })
 }
 
-fn session() -> Session {
+pub(crate) fn session() -> Session {
     Session {
         epoch: Epoch(1),
         instance: Instance("planted".into()),
@@ -180,7 +184,7 @@ fn session() -> Session {
     }
 }
 
-fn held(holder: &Holder, volume: &VolumeId, n: usize) -> Held {
+pub(crate) fn held(holder: &Holder, volume: &VolumeId, n: usize) -> Held {
     let container = ContainerId::new(format!("planted-{n}")).ok();
     Held {
         stage: Stage::Attached,

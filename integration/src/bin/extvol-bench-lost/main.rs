@@ -2,7 +2,7 @@
 //! and file systems.
 //!
 //! ```text
-//! extvol-bench-lost [--short|--samples N] [PART...]     3 or N samples instead of 30; of agent, host, release, leases, pauses
+//! extvol-bench-lost [--short|--samples N] [PART...]     3 or N samples instead of 30; of agent, host, release, leases, pauses, opening
 //! ```
 //!
 //! Both modules have the times of the profile `fast`; the master's detection is as short as the harness has it (three
@@ -16,6 +16,7 @@ mod agent;
 mod changes;
 mod host;
 mod leases;
+mod opening;
 mod pauses;
 mod release;
 mod writer;
@@ -41,17 +42,19 @@ const VOLUME: &str = "ebs/vol-1";
 
 type Measure = fn(usize) -> Result<Vec<Option<Report>>>;
 
-const PARTS: [(&str, Measure); 5] = [
+const PARTS: [(&str, Measure); 6] = [
     ("agent", agent::measure),
     ("host", host::measure),
     ("release", release::measure),
     ("leases", leases::measure),
     ("pauses", pauses::measure),
+    ("opening", opening::measure),
 ];
 
 fn main() -> Result<()> {
     let mut wanted: Vec<_> = std::env::args().skip(1).collect();
-    let usage = "usage: extvol-bench-lost [--short|--samples N] [agent|host|release|leases|pauses]...";
+    let usage =
+        "usage: extvol-bench-lost [--short|--samples N] [agent|host|release|leases|pauses|opening]...";
     let samples = match wanted.first().map(String::as_str) {
         Some("--short") => wanted.drain(..1).map(|_| 3).next(),
         Some("--samples") => wanted.drain(..wanted.len().min(2)).next_back().and_then(|n| n.parse().ok()),

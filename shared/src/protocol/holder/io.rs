@@ -165,6 +165,8 @@ pub enum Input {
     Mounted(Op, Result<MountedVolume, MountFault>),
     /// The result of [`Output::Unmount`].
     Unmounted(Op, Result<(), UnmountFault>),
+    /// A call of the driver was not made: right before, [`super::Core::may_call_driver`] said no.
+    NotMade(Op),
     /// The result of [`Output::Remove`].
     Removed(Op, Result<(), UnmountFault>),
     /// The result of [`Output::Look`].

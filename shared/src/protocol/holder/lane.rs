@@ -82,6 +82,10 @@ impl Core {
         self.outputs.push_back(Output::Commit { op, commit });
     }
 
+    pub(super) fn own(&self) -> Reading {
+        Reading::Own(self.settings.holder.clone())
+    }
+
     fn session_key(&self) -> Key {
         Key::Session(self.settings.holder.clone())
     }
@@ -127,7 +131,7 @@ impl Core {
             && let Some(job) = self.jobs.front().cloned()
         {
             match job {
-                Job::TakeOver if self.is_fresh(now) => self.lane_read(Reading::Everything, Doing::JobRead),
+                Job::TakeOver if self.is_fresh(now) => self.lane_read(self.own(), Doing::JobRead),
                 Job::Acquire { volumes, container, owners, .. } => {
                     let wanted = |id| self.volumes.get(id).is_some_and(|volume| !volume.users.is_empty());
                     if self.is_revoking() {
@@ -212,6 +216,9 @@ impl Core {
         for (id, lease) in &leases {
             let at = self.leases.get(id).map_or(Revision::ABSENT, |(_, at)| *at);
             commit = commit.put(Key::Lease(id.clone()), at, Record::Lease(lease.clone()));
+            if !lease.named().contains(&self.settings.holder) {
+                commit = commit.unindex(&self.settings.holder, id);
+            }
         }
         self.lane_commit(commit, Doing::JobWrite(leases));
     }
@@ -354,7 +361,7 @@ impl Core {
             (Doing::JobWrite(written), Outcome::Done(at)) => self.job_done(now, written, at),
             (Doing::JobWrite(_), Outcome::Conflict) => self.check = Some(now),
             (Doing::JobWrite(_), Outcome::Unknown) => self.barrier = true,
-            // Such as an etcd over its quota, which still answers reads: an opening reads everything, and is in no hurry.
+            // Such as an etcd over its quota, which still answers reads: an opening begins with a read, and is in no hurry.
             (Doing::OpenWrite(_), Outcome::NotSent) => {
                 self.obstacle = self.fault.clone().unwrap_or_else(|| "etcd takes no write".into());
                 self.lane = Lane::Pause { until: now + self.settings.retry.0 * 10 };
@@ -445,12 +452,28 @@ impl Core {
                 older.push((id.clone(), Lease::Held(held)));
             }
         }
-        if older.is_empty() {
-            self.jobs.pop_front();
-            self.take_in(now, found);
-        } else if self.is_fresh(now) {
-            self.write_leases(older);
+        if !older.is_empty() {
+            if self.is_fresh(now) {
+                self.write_leases(older);
+            }
+            return;
         }
+        if let Some(commit) = self.without_stale_index(view) {
+            return self.lane_commit(commit, Doing::JobWrite(Vec::new()));
+        }
+        self.jobs.pop_front();
+        self.take_in(now, found);
+    }
+
+    /// Takes out of the index what is no more this holder's, as many as fit: others took it, or it was freed by hand. Whoever
+    /// does that leaves the index of another alone.
+    fn without_stale_index(&self, view: &View) -> Option<Commit> {
+        let (mine, cluster, me) = (self.mine.as_ref()?, self.cluster.as_ref()?, &self.settings.holder);
+        let is_stale = |id: &&VolumeId| view.lease(id).is_none_or(|(lease, _)| !lease.named().contains(me));
+        let mut stale = view.index_of(me).filter(is_stale).take(VOLUMES_MAX).peekable();
+        stale.peek()?;
+        let commit = Commit::new(cluster).unchanged(self.session_key(), mine.at);
+        Some(stale.fold(commit, |commit, id| commit.unindex(me, id)))
     }
 
     fn acquire(
@@ -523,6 +546,7 @@ impl Core {
         let mut written = Vec::new();
         for (id, at, held, from) in taken {
             commit = commit.put(Key::Lease(id.clone()), at, Record::Lease(Lease::Held(held.clone())));
+            commit = commit.index(&self.settings.holder, &id);
             if let Some((owner, at)) = from {
                 commit = commit.unchanged(Key::Session(owner), at);
             }

@@ -380,6 +380,7 @@ impl Core {
             Input::Mounted(op, result) => self.mounted(now, op, result),
             Input::Unmounted(op, result) => self.unmounted(now, op, result),
             Input::Removed(op, result) => self.removed(now, op, result),
+            Input::NotMade(op) => self.not_made(now, op),
             Input::Seen(op, sight) => self.looked(now, op, sight),
             Input::Idle(op, idleness) => self.idle(now, op, idleness),
             Input::Safe(op, result) => self.safe(now, op, result),

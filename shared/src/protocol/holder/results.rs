@@ -292,6 +292,24 @@ impl Core {
         self.outputs.push_back(told);
     }
 
+    /// A driver was not called: the time of fencing had come, or a person had revoked what was to be removed. What is known of earlier
+    /// calls stays. If the epoch goes on, so does this volume, from the confirmation of its lease.
+    pub(super) fn not_made(&mut self, now: Now, op: Op) {
+        let (bounds, is_revoking) = (self.settings.retry, self.is_revoking());
+        let Some((_, volume)) = self.by_op(op) else { return };
+        volume.answered();
+        if let Phase::Detaching { token, mounted, step } = volume.phase.clone() {
+            let step = match step {
+                Step::Remove if is_revoking || volume.revoked.is_some() => Step::Release,
+                Step::Remove => Step::Condemn,
+                _ => Step::Announce,
+            };
+            volume.enter(Phase::Detaching { token, mounted, step });
+        }
+        let _grows = volume.retry(now, "the driver was not asked, for it was too late".into(), bounds);
+        self.table_changed = true;
+    }
+
     pub(super) fn looked(&mut self, now: Now, op: Op, sight: Sight) {
         let bounds = self.settings.retry;
         self.table_changed = true;

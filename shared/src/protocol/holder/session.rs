@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::lane::{Doing, Job, Lane};
 use super::{Core, OpenEpoch, Output, Settings};
 use crate::protocol::exchange::{
-    ByTime, ClusterId, Commit, Key, Outcome, Proof, Reading, Record, Session, SessionState, View,
+    ByTime, ClusterId, Commit, Key, Outcome, Proof, Record, Session, SessionState, View,
 };
 use crate::protocol::timing::{RATE_ERROR, TTL_MAX, Timing};
 use crate::protocol::{Now, Op, Text};
@@ -143,7 +143,7 @@ impl Core {
             Life::Closed { safety: Safety::Making(_), .. }
             | Life::Fencing { op: Some(_) }
             | Life::Refused => {}
-            Life::Closed { .. } => self.lane_read(Reading::Everything, Doing::OpenRead),
+            Life::Closed { .. } => self.lane_read(self.own(), Doing::OpenRead),
             Life::Fencing { op: None } => {
                 let op = self.op();
                 self.life = Life::Fencing { op: Some(op) };
@@ -156,7 +156,7 @@ impl Core {
 
     // --- opening ---------------------------------------------------------------------------------
 
-    /// Decides what the whole of etcd means for one who wants to open an epoch (L7).
+    /// Decides what etcd's records of this holder mean for one who wants to open an epoch (L7).
     pub(super) fn opening(&mut self, now: Now, view: &View) {
         let Life::Closed { silence, safety } = &self.life else { return };
         let (silence, safety) = (silence.clone(), safety.clone());

@@ -1,5 +1,6 @@
 //! The core of a master module: it watches the sessions that hold leases, revokes those whose agent Mesos
-//! has given up, declares dead those that were silent for a full wait, and marks agents gone.
+//! has given up, and single volumes that are waited for while their agent stays disconnected; declares dead those that were
+//! silent for a full wait, and marks agents gone.
 //!
 //! Several may run: every write compares what it was decided on, so that no election is needed. The one
 //! beside the leading master acts first, the others T/2 later, so that a leader cut off from etcd stops
@@ -12,13 +13,15 @@ use std::time::Duration;
 
 pub(super) use self::storm::Guard;
 use super::exchange::{
-    ByTime, ClusterId, Commit, Instance, Key, Outcome, Proof, Reading, Record, Session, SessionState, View,
+    ByTime, ClusterId, Commit, Held, Instance, Key, Lease, Outcome, Proof, Reading, Record, Session,
+    SessionState, Storm, View,
 };
 use super::timing::{RATE_ERROR, TTL_MAX, Timing};
 use super::{Now, Op, Text};
 use crate::record::Epoch;
 use crate::store::Revision;
-use crate::volume::Holder;
+use crate::transaction::VOLUMES_MAX;
+use crate::volume::{Holder, VolumeId};
 
 /// What does not change while a master module runs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -27,6 +30,9 @@ pub struct Settings {
     pub timing: Timing,
     /// How often etcd is read.
     pub poll: Duration,
+    /// For how long an agent may be disconnected from its master before a volume of its host that another one waits for is
+    /// revoked: longer than an agent's restart takes.
+    pub reconnect: Duration,
 }
 
 /// What the leading master says of its agents.
@@ -38,8 +44,8 @@ pub struct Agents {
     pub addresses: BTreeSet<Text>,
     /// The ids of those that Mesos has given up: unreachable, gone, removed.
     pub given_up: BTreeSet<Text>,
-    /// The ids of those that Mesos knows, and that are not connected: they are given up when another host waits
-    /// for a volume of theirs.
+    /// The ids of those that Mesos knows, and that are not connected: what other hosts wait for is revoked of theirs after
+    /// [`Settings::reconnect`], and nothing else.
     pub inactive: BTreeSet<Text>,
 }
 
@@ -102,8 +108,10 @@ pub(super) struct Watch {
     pub(super) disconnected: bool,
     /// Since when Mesos has given its agent up.
     pub(super) given_up: Option<Now>,
-    /// Whether another host waits for a lease of its.
-    pub(super) wanted: bool,
+    /// Since when its agent is disconnected, without being given up.
+    pub(super) absent: Option<Now>,
+    /// Its volumes that other hosts wait for.
+    pub(super) wanted: BTreeSet<VolumeId>,
     pub(super) warned: bool,
 }
 
@@ -120,6 +128,8 @@ pub struct Core {
     pub(super) watches: BTreeMap<Holder, Watch>,
     /// Writes under way.
     pub(super) writing: BTreeMap<Op, Key>,
+    /// Reads under way of the leases of holders that others wait for.
+    pub(super) asking: BTreeMap<Op, Holder>,
     pub(super) guard: Guard,
     /// Sessions that this module declared dead, whose agents were disconnected throughout.
     pub(super) reclaimed: BTreeMap<Holder, (Epoch, Text)>,
@@ -141,6 +151,7 @@ impl Core {
             next_read: now,
             watches: BTreeMap::new(),
             writing: BTreeMap::new(),
+            asking: BTreeMap::new(),
             guard: Guard::default(),
             reclaimed: BTreeMap::new(),
             outputs: VecDeque::new(),
@@ -171,7 +182,12 @@ impl Core {
                     Err(_) => self.guard.late(),
                 }
             }
-            Input::Read(..) | Input::Tick => {}
+            Input::Read(op, result) => {
+                if let (Some(holder), Ok(view)) = (self.asking.remove(&op), result) {
+                    self.revoke_wanted(&holder, &view);
+                }
+            }
+            Input::Tick => {}
             Input::Committed(op, _) => {
                 // Whatever came of it, the next read tells: all of these may be tried again, for each compares
                 // what it was decided on.
@@ -220,6 +236,7 @@ impl Core {
     fn observe(&mut self, now: Now, view: &View) {
         let mut holding: BTreeMap<&Holder, Epoch> = BTreeMap::new();
         let wanted = wanted(view);
+        let wanted_of = |holder| wanted.get(holder).cloned().unwrap_or_default();
         for (_, held, _) in view.held() {
             let epoch = holding.entry(&held.holder).or_insert(held.epoch);
             *epoch = held.epoch.max(*epoch);
@@ -247,7 +264,7 @@ impl Core {
             let mut watch = match self.watches.remove(holder) {
                 // A rewritten session (a revoke, a barrier) is no sign of life: the wait goes on.
                 Some(watch) if watch.epoch == epoch && watch.beat == beat => {
-                    Watch { session, span, state, agent, wanted: wanted.contains(holder), ..watch }
+                    Watch { session, span, state, agent, wanted: wanted_of(holder), ..watch }
                 }
                 known => Watch {
                     epoch,
@@ -258,8 +275,9 @@ impl Core {
                     state,
                     agent,
                     disconnected: true,
-                    given_up: known.and_then(|watch| watch.given_up),
-                    wanted: wanted.contains(holder),
+                    given_up: known.as_ref().and_then(|watch| watch.given_up),
+                    absent: known.and_then(|watch| watch.absent),
+                    wanted: wanted_of(holder),
                     warned: false,
                 },
             };
@@ -297,11 +315,19 @@ impl Core {
                 if now >= watch.since + watch.span.unwrap_or_default() + later {
                     self.declare_dead(view, &holder, &watch);
                 }
-            } else if watch.given_up.is_some_and(|since| now >= since + later)
-                && watch.state == SessionState::Live
-            {
-                self.revoke(view, &holder);
-            } else if watch.span.is_none() && !watch.warned && now >= watch.since + span {
+                continue;
+            }
+            if watch.state == SessionState::Live {
+                if watch.given_up.is_some_and(|since| now >= since + later) {
+                    self.revoke(view, &holder);
+                    continue;
+                }
+                let bound = self.settings.reconnect + later;
+                if !watch.wanted.is_empty() && watch.absent.is_some_and(|since| now >= since + bound) {
+                    self.ask_for_wanted(&holder, &watch);
+                }
+            }
+            if watch.span.is_none() && !watch.warned && now >= watch.since + span {
                 let unproved = view.session(&holder).and_then(|(session, _)| session.unproved.as_deref());
                 let why = unproved.map(|why| format!(": {why}")).unwrap_or_default();
                 let line = format!("{holder} is silent, and its session is never ended by silence{why}");
@@ -343,6 +369,55 @@ impl Core {
         }
         self.outputs.push_back(Output::Note(format!("{holder} was silent: it is declared dead").into()));
         self.commit(key, commit);
+    }
+
+    /// Reads the leases that others wait for. What is followed of them is too little to be written again.
+    fn ask_for_wanted(&mut self, holder: &Holder, watch: &Watch) {
+        if self.asking.values().any(|asked| asked == holder) {
+            return;
+        }
+        let leases = watch.wanted.iter().take(VOLUMES_MAX).cloned().map(Key::Lease);
+        let reading =
+            Reading::Keys([Key::Session(holder.clone()), Key::Storm].into_iter().chain(leases).collect());
+        let op = self.op();
+        self.asking.insert(op, holder.clone());
+        self.outputs.push_back(Output::Read { op, reading });
+    }
+
+    /// These volumes alone: an agent that is restarted has the others when it is back.
+    fn revoke_wanted(&mut self, holder: &Holder, view: &View) {
+        let Some(watch) = self.watches.get(holder).filter(|watch| watch.absent.is_some()) else { return };
+        let is_watched =
+            |session: &Session| session.epoch == watch.epoch && session.state == SessionState::Live;
+        let Some((_, at)) = view.session(holder).filter(|(session, _)| is_watched(session)) else { return };
+        let is_raised = matches!(view.entries.get(&Key::Storm), Some((Record::Storm(Storm::Raised), _)));
+        if is_raised || self.cluster.as_ref() != Some(&view.cluster) {
+            return;
+        }
+        let commit = Commit::new(&view.cluster)
+            .unchanged(Key::Session(holder.clone()), at)
+            .unchanged(Key::Storm, view.at(&Key::Storm));
+        let is_its =
+            |held: &Held| held.holder == *holder && held.epoch == watch.epoch && held.revoked.is_none();
+        let wanted = watch.wanted.clone();
+        let held = view.held().filter(|(volume, held, _)| wanted.contains(*volume) && is_its(held));
+        let mut revoked = Vec::new();
+        let commit = held.fold(commit, |commit, (volume, held, at)| {
+            revoked.push(volume.to_string());
+            let reason =
+                Some("its agent is disconnected from the master, and another host waits for it".into());
+            let held = Held { revoked: reason, ..held.clone() };
+            commit.put(Key::Lease(volume.clone()), at, Record::Lease(Lease::Held(held)))
+        });
+        if revoked.is_empty() {
+            return;
+        }
+        let line = format!(
+            "the agent of {holder} is disconnected, and other hosts wait for {}: revoked",
+            revoked.join(", ")
+        );
+        self.outputs.push_back(Output::Note(line.into()));
+        self.commit(Key::Session(holder.clone()), commit);
     }
 
     /// No new leases for this session; its holder winds down what it has.
@@ -394,31 +469,33 @@ impl Watch {
 
     fn listed(&mut self, now: Now, agents: &Agents) {
         let Some(id) = &self.agent else {
-            self.disconnected = false;
+            // A new epoch, whose agent has not said so yet: Mesos says nothing of it.
+            (self.disconnected, self.given_up, self.absent) = (false, None, None);
             return;
         };
-        if agents.connected.contains(id) {
-            self.disconnected = false;
-        }
-        let given_up = agents.given_up.contains(id) || self.wanted && agents.inactive.contains(id);
-        if given_up && !agents.connected.contains(id) {
-            self.given_up.get_or_insert(now);
-        } else {
-            self.given_up = None;
-        }
+        let connected = agents.connected.contains(id);
+        self.disconnected &= !connected;
+        let since = |known: Option<Now>, list: &BTreeSet<Text>| {
+            (!connected && list.contains(id)).then(|| known.unwrap_or(now))
+        };
+        self.given_up = since(self.given_up, &agents.given_up);
+        self.absent = since(self.absent, &agents.inactive);
     }
 }
 
-/// The holders of whose leases another live session wants one.
-fn wanted(view: &View) -> BTreeSet<&Holder> {
-    let mut holders = BTreeSet::new();
+/// By holder, its volumes that another live session wants.
+fn wanted(view: &View) -> BTreeMap<&Holder, BTreeSet<VolumeId>> {
+    let mut holders = BTreeMap::<_, BTreeSet<_>>::new();
     for (key, (record, _)) in &view.entries {
         if let (Key::Session(waits), Record::Session(Session { state: SessionState::Live, wants, .. })) =
             (key, record)
         {
             // One that has just got what it waited for still says so for a moment.
-            let held = wants.iter().filter_map(|volume| view.lease(volume)?.0.held());
-            holders.extend(held.map(|held| &held.holder).filter(|holder| *holder != waits));
+            let held =
+                wants.iter().filter_map(|volume| Some((volume, &view.lease(volume)?.0.held()?.holder)));
+            for (volume, holder) in held.filter(|(_, holder)| *holder != waits) {
+                holders.entry(holder).or_default().insert(volume.clone());
+            }
         }
     }
     holders

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use agent_isolator::parameters::KeeperParameters;
+use shared::keys::Keys;
 use shared::protocol::exchange::{ByTime, SessionState, Storm};
 use shared::volume::Holder;
 
@@ -22,6 +23,7 @@ pub(super) fn checks(everything: &Everything, parameters: &KeeperParameters, is_
     checks.extend(times(everything));
     checks.extend(storm(everything));
     checks.extend(leases(everything));
+    checks.extend(index(everything, &Keys::new(&parameters.etcd_prefix)));
     checks
 }
 
@@ -191,6 +193,27 @@ fn leases(everything: &Everything) -> Vec<Check> {
     lost.into_iter().map(check).collect()
 }
 
+/// Leases that a holder whom they name would not find.
+fn index(everything: &Everything, keys: &Keys) -> Option<Check> {
+    let mut missing = Vec::new();
+    for (volume, lease) in &everything.leases {
+        let named = lease.record.named().into_iter().map(|holder| (holder.clone(), volume.clone()));
+        missing.extend(named.filter(|entry| !everything.index.contains(entry)));
+    }
+    if missing.is_empty() {
+        return None;
+    }
+    let named = names(missing.iter().map(|(holder, volume)| keys.held(holder, volume)));
+    Some(Check::warning(
+        format!(
+            "{} leases are not in the index of a holder that they name; missing are {named}",
+            missing.len()
+        ),
+        "no part of this software leaves that: were records written by hand? Put each of these keys, with the value {\"version\":1}: a \
+         keeper that is started again gives back what is in its index",
+    ))
+}
+
 fn names(all: impl Iterator<Item = String>) -> String {
     let all: Vec<String> = all.collect();
     let more = match all.len().saturating_sub(NAMES_MAX) {
@@ -204,11 +227,11 @@ fn names(all: impl Iterator<Item = String>) -> String {
 mod tests {
     use std::time::Duration;
 
-    use shared::protocol::exchange::{Proof, Session};
+    use shared::protocol::exchange::{Lease, Owed, Proof, Session};
     use shared::protocol::timing::{Profile, Timing};
     use shared::record::ClusterRecord;
     use shared::store::Revision;
-    use shared::volume::{Driver, NamingRules};
+    use shared::volume::{Driver, NamingRules, VolumeId, VolumeName};
 
     use super::super::Level;
     use super::*;
@@ -309,5 +332,18 @@ mod tests {
     fn many_names_are_cut_with_their_number() {
         let all = (0..12).map(|n| n.to_string());
         assert_eq!(names(all), "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more");
+    }
+
+    #[test]
+    fn a_lease_that_its_holder_would_not_find_is_told_with_the_key() {
+        let volume = VolumeId { driver: Driver::new("ebs").unwrap(), name: VolumeName::new("v").unwrap() };
+        let owed = Some(Owed::and(None, &Holder::new("b").unwrap(), None, false));
+        let free = Lease::Free { last_holder: None, owed };
+        let stored = Stored { record: free, at: Revision(3), since: None };
+        let mut everything =
+            Everything { leases: [(volume.clone(), stored)].into(), ..Everything::default() };
+        assert_says(&everything, Level::Warning, "missing are /extvol/v1/held/b/ebs/v");
+        everything.index.insert((Holder::new("b").unwrap(), volume));
+        assert_eq!(index(&everything, &Keys::default()), None);
     }
 }
