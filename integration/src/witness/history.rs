@@ -232,9 +232,9 @@ impl History {
                 let (holder, epoch) = (held.holder.clone(), held.epoch);
                 history.volume(volume).tokens.push(Grant { holder, epoch, token, seen });
             }
-            now.take(key, record);
+            let concerned = now.take(key, record);
             let (earliest, latest) = (bounds.earliest(revision), bounds.latest(revision));
-            for volume in now.leases.keys() {
+            for volume in &concerned {
                 let (owner, says) = now.right(volume);
                 let steps = &mut history.volume(volume).steps;
                 if steps.last().is_none_or(|last| last.owner != owner || last.says != says) {
@@ -260,26 +260,36 @@ fn revision(line: &Line) -> Revision {
 }
 
 impl Now {
-    fn take(&mut self, key: Key, record: Option<Record>) {
+    /// Takes in a write; answers the volumes of which it may change who has a right to them.
+    fn take(&mut self, key: Key, record: Option<Record>) -> Vec<VolumeId> {
         match (key, record) {
-            (Key::Lease(volume), Some(Record::Lease(lease))) => {
-                self.leases.insert(volume, lease);
-            }
-            (Key::Lease(volume), _) => {
-                self.leases.insert(volume, Lease::Free { last_holder: None, owed: None });
+            (Key::Lease(volume), record) => {
+                let lease = match record {
+                    Some(Record::Lease(lease)) => lease,
+                    _ => Lease::Free { last_holder: None, owed: None },
+                };
+                self.leases.insert(volume.clone(), lease);
+                return vec![volume];
             }
             (Key::Session(holder), Some(Record::Session(session))) => {
                 let is_dead = matches!(session.state, SessionState::Dead(_));
-                self.sessions.insert(holder, Life { epoch: session.epoch, is_dead });
+                self.sessions.insert(holder.clone(), Life { epoch: session.epoch, is_dead });
+                self.held_by(&holder)
             }
             (Key::Session(holder), _) => {
                 // Without its session a holder has no right, as it must not open an epoch either.
                 if let Some(life) = self.sessions.get_mut(&holder) {
                     life.is_dead = true;
                 }
+                self.held_by(&holder)
             }
-            (Key::Held(..) | Key::Beat(_) | Key::Storm, _) => {}
+            (Key::Held(..) | Key::Beat(_) | Key::Storm, _) => Vec::new(),
         }
+    }
+
+    fn held_by(&self, holder: &Holder) -> Vec<VolumeId> {
+        let is_its = |lease: &Lease| lease.held().is_some_and(|held| held.holder == *holder);
+        self.leases.iter().filter(|(_, lease)| is_its(lease)).map(|(volume, _)| volume.clone()).collect()
     }
 }
 
