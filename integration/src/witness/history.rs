@@ -269,7 +269,7 @@ impl Now {
                     _ => Lease::Free { last_holder: None, owed: None },
                 };
                 self.leases.insert(volume.clone(), lease);
-                return vec![volume];
+                vec![volume]
             }
             (Key::Session(holder), Some(Record::Session(session))) => {
                 let is_dead = matches!(session.state, SessionState::Dead(_));
