@@ -51,13 +51,68 @@ async fn answer(request: reqwest::RequestBuilder) -> Result<Vec<u8>, String> {
     Ok(state)
 }
 
-/// Texts of frameworks may hold any bytes, and one of them is not to hide the rest. Takes its time, as all that is done with a state: not for
-/// a thread that others wait for.
+/// Texts of frameworks may hold any bytes, and their numbers may be none: Mesos writes both as they came, and one of them is not to hide
+/// the rest. Takes its time, as all that is done with a state: not for a thread that others wait for.
 pub(crate) fn text(state: Vec<u8>) -> String {
-    String::from_utf8(state).unwrap_or_else(|bad| String::from_utf8_lossy(bad.as_bytes()).into_owned())
+    let text =
+        String::from_utf8(state).unwrap_or_else(|bad| String::from_utf8_lossy(bad.as_bytes()).into_owned());
+    without_no_numbers(text)
+}
+
+/// What stands for a number that is none, as C++ prints it. JSON has no word for it.
+const NO_NUMBERS: [&str; 4] = ["nan", "inf", "NaN", "Infinity"];
+
+/// With `null` in place of each, outside strings.
+fn without_no_numbers(text: String) -> String {
+    if !NO_NUMBERS.iter().any(|word| text.contains(word)) {
+        return text;
+    }
+    let mut mended = String::with_capacity(text.len());
+    let (mut rest, mut in_string) = (text.as_str(), false);
+    while let Some(c) = rest.chars().next() {
+        if in_string {
+            let taken = if c == '\\' { rest.chars().take(2).map(char::len_utf8).sum() } else { c.len_utf8() };
+            in_string = c != '"';
+            mended.push_str(&rest[..taken]);
+            rest = &rest[taken..];
+            continue;
+        }
+        let unsigned = rest.strip_prefix('-').unwrap_or(rest);
+        let longest =
+            NO_NUMBERS.iter().filter(|word| unsigned.starts_with(*word)).max_by_key(|word| word.len());
+        if let Some(word) = longest {
+            mended.push_str("null");
+            rest = &unsigned[word.len()..];
+            continue;
+        }
+        in_string = c == '"';
+        mended.push(c);
+        rest = &rest[c.len_utf8()..];
+    }
+    mended
 }
 
 /// An error with its causes, which reqwest leaves out.
 fn chain(error: &reqwest::Error) -> String {
     crate::keeper::sentence(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_that_is_none_hides_nothing_and_texts_stay() {
+        let state = r#"{"a": nan, "b": [-inf, -nan, inf,1.5,-2], "c": "nan \" inf \\", "nan": NaN, "d": -Infinity, "e": null}"#;
+        let read: serde_json::Value = serde_json::from_str(&text(state.as_bytes().to_vec())).unwrap();
+        assert_eq!(
+            read,
+            serde_json::json!({
+                "a": null, "b": [null, null, null, 1.5, -2], "c": "nan \" inf \\", "nan": null, "d": null, "e": null
+            })
+        );
+        let bytes = [b"{\"a\": nan, \"b\": \"" as &[u8], &[0xff], b"\"}"].concat();
+        assert!(serde_json::from_str::<serde_json::Value>(&text(bytes)).is_ok());
+        assert_eq!(text(b"{}".to_vec()), "{}");
+    }
 }

@@ -198,7 +198,7 @@ impl Isolator {
         let sees_host = self.beside.filesystem_linux && config.rootfs.is_none();
         let keeper = &self.parameters.keeper;
         match self.parameters.rules.hide_volumes && sees_host {
-            true => ToHide { roots: keeper.mount_roots.clone(), sockets: rules::of_sockets(keeper) },
+            true => ToHide { roots: keeper.mount_roots.clone(), sockets: rules::of_no_container(keeper) },
             false => ToHide::default(),
         }
     }

@@ -109,16 +109,18 @@ pub fn kernels(path: &Path) -> Option<&'static str> {
 /// so may root in a container that sees the directory.
 pub const PLUGIN_SOCKETS: &str = "/run/docker/plugins";
 
-/// The directories whose sockets take orders about volumes.
+/// The directories of which no container needs anything: those whose sockets take orders about volumes, and those where plugins
+/// keep volumes that they bind elsewhere.
 #[must_use]
-pub fn of_sockets(keeper: &KeeperParameters) -> Vec<PathBuf> {
-    vec![keeper.run_directory.clone(), PLUGIN_SOCKETS.into()]
+pub fn of_no_container(keeper: &KeeperParameters) -> Vec<PathBuf> {
+    let sockets = [keeper.run_directory.clone(), PLUGIN_SOCKETS.into()];
+    sockets.into_iter().chain(keeper.kept_directories()).collect()
 }
 
 /// The directories of the host that no container may be shown.
 #[must_use]
 pub fn closed(keeper: &KeeperParameters) -> Vec<PathBuf> {
-    keeper.mount_roots.iter().cloned().chain(of_sockets(keeper)).collect()
+    keeper.mount_roots.iter().cloned().chain(of_no_container(keeper)).collect()
 }
 
 /// Who mounts what on this agent.
@@ -462,6 +464,18 @@ mod tests {
             let said = check(&[], true, host_volume(path, None));
             assert!(said.starts_with("host path ") && said.contains(expected), "{path}: {said}");
         }
+        // Where a plugin keeps the directories that it binds elsewhere.
+        let drivers = r#"{"vfs": {"storage": "directory", "directories": "/var/lib/vfs/vol"}}"#;
+        let pairs = [("etcd_endpoints", "h:1"), ("drivers", drivers)];
+        let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let parameters = IsolatorParameters::read(&pairs).unwrap();
+        let (rules, keeper) = (&parameters.rules, &parameters.keeper);
+        let declared = Declared { rules, keeper, docker_volume_isolator: true };
+        for path in ["/var/lib/vfs/vol/victim", "/var/lib/vfs/vol", "/var/lib/vfs", "/var/lib"] {
+            let said = declared.check(&container(vec![host_volume(path, None)])).unwrap_err();
+            assert!(said.starts_with("host path "), "{path}: {said}");
+        }
+        assert!(of_no_container(keeper).contains(&"/var/lib/vfs/vol".into()));
         assert_eq!(check(&[], false, host_volume("/var/lib/rexray/volumes2", None)), "");
         assert_eq!(check(&[], false, host_volume("data", None)), "");
     }

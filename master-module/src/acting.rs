@@ -20,7 +20,7 @@ use shared::protocol::reclaimer::{Agents, Core, Input, Output, Settings};
 use shared::protocol::timing::Timing;
 use shared::protocol::{Op, Text};
 use shared::store::{LeaseStore, StoreError};
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use self::gone::Mark;
 use self::holdings::{Holdings, Sessions, Wanted};
@@ -146,8 +146,7 @@ impl<S: LeaseStore, C: Elapsed> Acting<S, C> {
                     self.handle(Input::Committed(op, outcome));
                 }
             }
-            for (op, reading) in asked {
-                let view = self.exchange.read(&reading).await;
+            for (op, view) in self.read_all(asked).await {
                 self.handle(Input::Read(op, view));
             }
             let Some(op) = reading else {
@@ -199,6 +198,21 @@ impl<S: LeaseStore, C: Elapsed> Acting<S, C> {
         self.sessions
             .view(&keys, &known.holdings, &known.wanted, cluster, &snapshot)
             .map_err(|source| ReadError::Unreadable { key: keys.storm(), source })
+    }
+
+    async fn read_all(&self, asked: Vec<(Op, Reading)>) -> Vec<(Op, Result<View, Text>)> {
+        let exchange = &self.exchange;
+        stream::iter(asked)
+            .map(|(op, reading)| async move {
+                let view = exchange.read(&reading).await;
+                if let Err(why) = &view {
+                    warn!("leases that hosts wait for could not be read: {why}");
+                }
+                (op, view)
+            })
+            .buffer_unordered(COMMITS_AT_ONCE)
+            .collect()
+            .await
     }
 
     async fn commit(&self, commits: Vec<(Op, Commit)>) -> Vec<(Op, Outcome)> {

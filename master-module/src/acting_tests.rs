@@ -9,7 +9,7 @@ use shared::protocol::exchange::{
     Agent, ByTime, ClusterId, Held, Instance, Key, Lease, Proof, Record, Session, SessionState, Stage, Storm,
 };
 use shared::protocol::timing::Profile;
-use shared::record::Epoch;
+use shared::record::{Epoch, Token};
 use shared::store::Revision;
 use shared::volume::{Driver, Holder, VolumeId, VolumeName};
 

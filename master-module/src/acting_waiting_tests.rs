@@ -60,15 +60,36 @@ async fn of_a_host_whose_agent_stays_away_only_what_another_host_wants_is_revoke
     scene.turn_at(20_000, &mut module).await;
     let Lease::Held(held) = scene.lease(1).await else { panic!("it is held") };
     assert!(held.revoked.as_deref().unwrap().contains("another host waits for it"), "within one turn");
-    assert_eq!(Lease::Held(Held { revoked: None, ..held }), before, "the rest is as it was");
+    // The granting write does not say the token, and this is another revision.
+    let at = scene.holdings[&holder(1)].written;
+    assert_eq!(held.token, Some(Token(at)));
+    assert_eq!(Lease::Held(Held { revoked: None, token: None, ..held }), before, "the rest is as it was");
     assert!(!scene.is_revoked(7).await && !scene.is_revoked(2).await);
     for n in 1..=3 {
         assert_eq!(scene.state(n).await, SessionState::Live);
     }
-    // It is written once.
+    // It is written once. The session was rewritten as it was: else its keeper would not hear of it.
+    assert_eq!(scene.session(1).await, Some(session(1)));
+    let written =
+        scene.exchange.read(&Reading::Keys(vec![Key::Session(holder(1)), Key::Lease(volume(1))])).await;
+    let written = written.unwrap();
+    assert_eq!(written.at(&Key::Session(holder(1))), written.at(&Key::Lease(volume(1))));
     let revision = scene.exchange.read(&Reading::Everything).await.unwrap().revision;
     scene.turn_at(20_500, &mut module).await;
     assert_eq!(scene.exchange.read(&Reading::Everything).await.unwrap().revision, revision);
+}
+
+#[tokio::test]
+async fn who_waits_on_a_host_whose_own_agent_is_not_there_waits_for_nothing() {
+    let mut scene = Scene::begin(&[(1, session(1)), (2, session(2))]).await;
+    scene.want(3, session(3), &[1], true).await;
+    let mut module = scene.module(true);
+    module.agents = inactive(&[2], &[1, 3]);
+    turns(&scene, 0, &mut module, &[1, 2]).await;
+    assert!(!scene.is_revoked(1).await);
+    module.agents = inactive(&[2, 3], &[1]);
+    scene.turn_at(20_000, &mut module).await;
+    assert!(scene.is_revoked(1).await);
 }
 
 #[tokio::test]

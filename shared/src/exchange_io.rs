@@ -12,11 +12,11 @@ use crate::keys::Keys;
 use crate::protocol::Text;
 use crate::protocol::exchange::{ClusterId, Commit, Key, Outcome, Reading, View};
 use crate::record::{ClusterRecord, RecordError, decode, encode};
-use crate::store::{LeaseStore, Snapshot, StoreError};
+use crate::store::{LeaseStore, OPERATIONS_MAX, Snapshot, StoreError};
 use crate::transaction::found;
 use crate::volume::{Holder, HostNames, RulesFault};
 
-/// How many time-outs a read of everything may take, which comes in pages: 100,000 leases are some 50 of them.
+/// How many time-outs a read may take that is not one request: of everything, which comes in pages, 100,000 leases are some 50 of them.
 /// That it is late does no harm; that it hangs would.
 const REQUESTS_OF_A_LONG_READ: u32 = 60;
 
@@ -197,7 +197,8 @@ impl<S: LeaseStore> Exchange<S> {
     ) -> Result<(ClusterId, Snapshot), ReadError> {
         let key = self.keys.cluster();
         keys.push(key.clone());
-        let after = if prefixes.is_empty() { self.request } else { self.request * REQUESTS_OF_A_LONG_READ };
+        let is_long = !prefixes.is_empty() || keys.len() > OPERATIONS_MAX;
+        let after = if is_long { self.request * REQUESTS_OF_A_LONG_READ } else { self.request };
         let answer = timeout(after, self.store.get_all(&keys, prefixes)).await;
         let mut snapshot = answer.map_err(|_| ReadError::Late { after })??;
         let Some(entry) = snapshot.entries.remove(&key) else { return Err(ReadError::NotFounded { key }) };

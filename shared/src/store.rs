@@ -288,8 +288,8 @@ pub trait LeaseStore: Send + Sync + 'static {
     /// Any [`StoreError`]. After [`StoreError::Unknown`] nothing may be concluded from a read alone.
     fn commit(&self, transaction: Transaction) -> impl Future<Output = Result<Revision, StoreError>> + Send;
 
-    /// Follows all writes to keys that begin with `prefix`, after revision `after`; an item holds whole
-    /// revisions. The stream ends with an error: after [`StoreError::Compacted`] the caller reads again
+    /// Follows all writes to keys that begin with `prefix`, which ends with a slash, or to one key, after revision `after`; an item
+    /// holds whole revisions. The stream ends with an error: after [`StoreError::Compacted`] the caller reads again
     /// and watches on; after another, it may also watch on from the last revision that it was told.
     /// A silent watch proves nothing.
     fn watch(

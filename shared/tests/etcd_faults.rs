@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that unwraps fails with a place and a value")]
 
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -181,7 +182,7 @@ async fn etcd_watch_on_a_member_that_stops_ends_and_the_next_is_elsewhere() {
 }
 
 #[tokio::test]
-async fn etcd_that_is_full_refuses_writes_undone_and_for_good() {
+async fn etcd_that_is_full_takes_no_writes_until_there_is_room() {
     let cluster = EtcdCluster::start_with(1, &["--quota-backend-bytes", "2000000"]);
     let store = store_of(&cluster);
     let begin = Instant::now();
@@ -193,10 +194,37 @@ async fn etcd_that_is_full_refuses_writes_undone_and_for_good() {
             Err(error) => break error,
         }
     };
-    let StoreError::Unavailable(cause) = refused else { panic!("{refused:?}") };
+    let StoreError::Unknown(cause) = refused else { panic!("{refused:?}") };
     let fault = cause.downcast_ref::<EtcdFault>().unwrap();
     assert!(fault.is_final() && fault.to_string().contains("space exceeded"), "{fault}");
     assert!(read(&store).await.is_ok(), "a full etcd still reads");
+}
+
+/// Of writes that cross the quota together one is refused, and done all the same.
+#[tokio::test]
+async fn etcd_that_becomes_full_says_of_no_write_that_it_was_not_done_which_was() {
+    let cluster = EtcdCluster::start_with(1, &["--quota-backend-bytes", "20000000"]);
+    let config = EtcdConfig { request_timeout: SOON, ..EtcdConfig::new(cluster.endpoints()) };
+    let store = Arc::new(EtcdStore::new(config).unwrap());
+    let written = futures::stream::iter((0..60).map(|n| {
+        let (store, key) = (Arc::clone(&store), format!("/k{n}"));
+        async move {
+            let put = Transaction::new().put(&key, Revision::ABSENT, vec![b'x'; 600_000]);
+            (key, store.commit(put).await)
+        }
+    }));
+    let written: Vec<_> = written.buffer_unordered(12).collect().await;
+    assert!(written.iter().any(|(_, result)| result.is_err()), "the quota is never reached");
+    let (mut crossed, mut refused) = (0, 0);
+    for (key, result) in written {
+        let there = store.get(std::slice::from_ref(&key)).await.unwrap().entries.contains_key(&key);
+        match result {
+            Ok(_) => assert!(there, "{key}"),
+            Err(StoreError::Unknown(_)) => (crossed, refused) = (crossed + usize::from(there), refused + 1),
+            Err(error) => assert!(!there, "{key}: {error:?}"),
+        }
+    }
+    eprintln!("{refused} writes were refused, of which {crossed} were done");
 }
 
 #[tokio::test]

@@ -67,6 +67,7 @@ impl World<'_> {
             }
             Fault::HangMember { lasts } => self.member_hung = now + lasts,
             Fault::LoseQuorum { lasts } => self.no_quorum = self.no_quorum.max(now + lasts),
+            Fault::FillEtcd { lasts } => self.full = self.full.max(now + lasts),
             Fault::GiveUp { host, lasts } => {
                 self.given_up.insert(host);
                 self.ever_given_up.insert(host);
@@ -207,11 +208,7 @@ impl World<'_> {
         if owner.state == SessionState::Live && owner.epoch == held.epoch && self.no_quorum <= self.now {
             self.etcd.revision.0 += 1;
             let at = self.etcd.revision;
-            let mut held = held;
-            // The granting write's revision is the token, and this is another revision.
-            let granted = self.etcd.at(&key);
-            held.token = held.token.or(Some(shared::record::Token(granted)));
-            held.revoked = Some("an operator asked for it".into());
+            let held = held.revoked(self.etcd.at(&key), "an operator asked for it");
             self.etcd.entries.insert(key, (Record::Lease(Lease::Held(held)), at));
             self.etcd.entries.insert(session, (Record::Session(owner), at));
         }
@@ -255,6 +252,7 @@ impl World<'_> {
         }
         self.member_hung = self.member_hung.min(self.now);
         self.no_quorum = self.no_quorum.min(self.now);
+        self.full = self.full.min(self.now);
         self.given_up.clear();
         self.stopped.clear();
         self.after(50 * MS, Event::Agents);

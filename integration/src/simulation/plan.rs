@@ -78,6 +78,8 @@ pub enum Fault {
     HangMember { lasts: Micros },
     /// etcd has no quorum.
     LoseQuorum { lasts: Micros },
+    /// etcd's data base is full: reads are answered, writes refused, and some of them done all the same.
+    FillEtcd { lasts: Micros },
     /// Mesos gives an agent up.
     GiveUp { host: usize, lasts: Micros },
     /// The agent's process is down for a while. Its containers run on; a framework without checkpoints has
@@ -243,7 +245,10 @@ impl Plan {
             | Fault::RestartReclaimer { reclaimer }
             | Fault::Lead { reclaimer } => reclaimer < reclaimers,
             Fault::RevokeVolume { volume } => volume < volumes,
-            Fault::HangMember { .. } | Fault::LoseQuorum { .. } | Fault::Restore { .. } => true,
+            Fault::HangMember { .. }
+            | Fault::LoseQuorum { .. }
+            | Fault::FillEtcd { .. }
+            | Fault::Restore { .. } => true,
         };
         match self.faults.iter().find(|(_, fault)| !fits(fault)) {
             None => Ok(()),
@@ -269,7 +274,8 @@ impl Plan {
             60..=62 => Fault::RestartReclaimer { reclaimer },
             63..=65 => Fault::Lead { reclaimer },
             66..=70 => Fault::HangMember { lasts },
-            71..=73 => Fault::LoseQuorum { lasts },
+            71..=72 => Fault::LoseQuorum { lasts },
+            73 => Fault::FillEtcd { lasts },
             74..=78 => Fault::GiveUp { host, lasts },
             79..=82 => Fault::StopAgent { host, lasts },
             83..=84 => Fault::RestartAgent { host },

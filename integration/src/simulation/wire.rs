@@ -36,6 +36,13 @@ impl World<'_> {
         let mut dice = self.dice(2, number, count);
         let there = if dice.permille(10) { dice.range(3 * MS, 300 * MS) } else { dice.range(200, 3_000) };
         let back = there + dice.range(200, 2_000);
+        if self.full > now && cut.max(self.no_quorum) <= now && matches!(ask, Ask::Commit(_)) {
+            if dice.permille(50) {
+                self.after(there, Event::Apply { client, life, op, ask, back: None });
+            }
+            return self
+                .after(back, Event::Answer { client, life, op, answer: Answer::Commit(Outcome::Unknown) });
+        }
         // Whether it gets through, by when at the latest it then has, and whether its sender hears of it.
         let trouble = if cut > now {
             Some((cut, 400))

@@ -46,8 +46,19 @@ pub enum EtcdFault {
         /// etcd's words.
         reason: String,
     },
+    /// etcd's data base is full, and takes no writes until somebody makes room. Of several writes that crossed the quota together, one
+    /// may be refused in these words and be done (3.4.23): the refusal comes from before the proposal or from behind it.
+    #[error(
+        "the data base of {member} is full: {reason}; compact and defragment it, then `etcdctl alarm disarm`"
+    )]
+    Full {
+        /// The member's endpoint.
+        member: String,
+        /// etcd's words.
+        reason: String,
+    },
     /// etcd refused the request, undone, and will refuse it again until somebody changes something:
-    /// its data base is full, the user may not, the request is too large.
+    /// the user may not, the request is too large.
     #[error("refused by {member}, as it will be again: {reason}")]
     Refused {
         /// The member's endpoint.
@@ -125,6 +136,9 @@ impl EtcdFault {
             Code::ResourceExhausted if status.message().contains("too many requests") => {
                 Self::Busy { member, reason }
             }
+            Code::ResourceExhausted if status.message().contains("space exceeded") => {
+                Self::Full { member, reason }
+            }
             Code::PermissionDenied | Code::Unauthenticated => Self::Denied { member, reason },
             Code::InvalidArgument | Code::FailedPrecondition if speaks_of_users(status.message()) => {
                 Self::Denied { member, reason }
@@ -159,7 +173,10 @@ impl EtcdFault {
     /// Whether another try is in vain until somebody changes something.
     #[must_use]
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Refused { .. } | Self::Denied { .. } | Self::TooManyOperations(_))
+        matches!(
+            self,
+            Self::Full { .. } | Self::Refused { .. } | Self::Denied { .. } | Self::TooManyOperations(_)
+        )
     }
 
     /// What a read's caller learns.
@@ -175,7 +192,9 @@ impl EtcdFault {
     pub(super) fn of_write(self) -> StoreError {
         match self {
             Self::AnotherHistory { .. } | Self::Damaged { .. } => corrupt(self),
-            Self::TimedOut { .. } | Self::Failed { .. } => StoreError::Unknown(Box::new(self)),
+            Self::TimedOut { .. } | Self::Failed { .. } | Self::Full { .. } => {
+                StoreError::Unknown(Box::new(self))
+            }
             Self::NotConnected { .. }
             | Self::Busy { .. }
             | Self::Refused { .. }
@@ -231,7 +250,6 @@ mod tests {
     #[test]
     fn only_what_etcd_itself_refused_is_not_done() {
         let refused = [
-            (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
             (Code::InvalidArgument, "etcdserver: request is too large"),
             (Code::PermissionDenied, "etcdserver: permission denied"),
             (Code::ResourceExhausted, "etcdserver: too many requests"),
@@ -242,6 +260,7 @@ mod tests {
             assert!(matches!(error, StoreError::Unavailable(_)), "{message}: {error:?}");
         }
         let unknown = [
+            (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
             (Code::Unavailable, "etcdserver: request timed out"),
             (Code::Unavailable, "etcdserver: leader changed"),
             (Code::Unavailable, "transport is closing"),
@@ -262,7 +281,10 @@ mod tests {
     fn a_refusal_that_will_come_again_is_told_from_one_that_may_pass() {
         let full = Status::new(Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded");
         let full = EtcdFault::of("m", ClientError::GRpcStatus(full));
-        assert!(full.is_final() && full.to_string().contains("as it will be again"), "{full}");
+        assert!(full.is_final() && full.to_string().contains("the data base of m is full"), "{full}");
+        let large = Status::new(Code::InvalidArgument, "etcdserver: request is too large");
+        let large = EtcdFault::of("m", ClientError::GRpcStatus(large));
+        assert!(large.is_final() && large.to_string().contains("as it will be again"), "{large}");
         let busy = Status::new(Code::ResourceExhausted, "etcdserver: too many requests");
         assert!(!EtcdFault::of("m", ClientError::GRpcStatus(busy)).is_final());
     }

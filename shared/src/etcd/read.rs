@@ -70,7 +70,7 @@ impl EtcdStore {
 
     async fn read_all_once(&self, keys: &[String], prefixes: &[String]) -> Result<Snapshot, EtcdFault> {
         let operations = keys.len() + prefixes.len();
-        // Nobody asks for so many; they are read one after the other, at the revision of the first.
+        // A host with many leases: they are read one after the other, at the revision of the first.
         if operations == 0 || operations > OPERATIONS_MAX || prefixes.is_empty() {
             let mut snapshot = self.read_keys(keys).await?;
             for prefix in prefixes {

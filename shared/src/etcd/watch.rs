@@ -72,7 +72,9 @@ impl EtcdStore {
 
 impl<'s> Open<'s> {
     async fn new(store: &'s EtcdStore, prefix: String, after: Revision) -> Result<Self, EtcdFault> {
-        let options = WatchOptions::new().with_prefix().with_start_revision(after.0 + 1).with_fragment();
+        let options = WatchOptions::new().with_start_revision(after.0 + 1).with_fragment();
+        // A key alone would be a prefix of others: of `agent-1` are `agent-10` to `agent-19`.
+        let options = if prefix.ends_with('/') { options.with_prefix() } else { options };
         let (stream, chosen, _) = store
             .ask(|mut clients| {
                 let (prefix, options) = (prefix.clone(), options.clone());

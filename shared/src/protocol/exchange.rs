@@ -261,6 +261,25 @@ pub struct Held {
     pub since: Option<Text>,
 }
 
+/// Why a master's module revokes a lease alone. Its host is not fenced for it: its agent may be back.
+pub const WAITED_FOR: &str = "its agent is disconnected from the master, and another host waits for it";
+
+impl Held {
+    /// The same, revoked alone; `at` is the revision that last wrote it. The granting write does not say the token: it is that write's
+    /// revision, and this write makes another one. Who writes it rewrites the session, too, so that the holder's next beat is refused
+    /// and tells.
+    #[must_use]
+    pub fn revoked(&self, at: Revision, reason: &str) -> Self {
+        Self { token: Some(self.token.unwrap_or(Token(at))), revoked: Some(reason.into()), ..self.clone() }
+    }
+
+    /// Whether it was revoked because another host waits for it.
+    #[must_use]
+    pub fn is_waited_for(&self) -> bool {
+        self.revoked.as_deref() == Some(WAITED_FOR)
+    }
+}
+
 impl Lease {
     /// The holders that have the volume, or owe it: it is in the index of each.
     #[must_use]

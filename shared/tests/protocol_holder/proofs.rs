@@ -160,6 +160,7 @@ fn a_rewrite_that_was_given_up_cannot_take_the_word_back_once_a_container_has_th
     host.mounts("b", Ok(nfs("b")));
     assert!(!ready(&host.all_steps(), request));
     host.give_up_held_back();
+    host.later(crate::host::PAUSE);
     assert!(ready(&host.all_steps(), request));
     for late in std::mem::take(&mut host.etcd.late) {
         assert_eq!(host.etcd.commit(&late), Outcome::Conflict);

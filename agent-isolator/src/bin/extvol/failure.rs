@@ -36,11 +36,10 @@ impl Failure {
     /// What an error of the store means to a person who asked for something.
     pub(crate) fn of_store(error: &StoreError) -> Self {
         let refused_by_etcd = match error {
-            StoreError::Unavailable(cause) => {
+            StoreError::Unavailable(cause) | StoreError::Unknown(cause) => {
                 cause.downcast_ref::<EtcdFault>().is_some_and(EtcdFault::is_final)
             }
             StoreError::Conflict | StoreError::Compacted { .. } | StoreError::Corrupt { .. } => true,
-            StoreError::Unknown(_) => false,
         };
         match refused_by_etcd {
             true => Self::Refused(sentence(error)),

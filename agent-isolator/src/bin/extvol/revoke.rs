@@ -202,7 +202,7 @@ fn of_volume(reading: &Reading, volume: &VolumeId, reason: &str, meant: &Meant<W
             other => other,
         };
     }
-    let revoked = revoked(held, lease_at, reason);
+    let revoked = held.revoked(lease_at, reason);
     Decision::Write(
         Commit::new(&view.cluster)
             .put(Key::Lease(volume.clone()), lease_at, Record::Lease(Lease::Held(revoked)))
@@ -213,11 +213,6 @@ fn of_volume(reading: &Reading, volume: &VolumeId, reason: &str, meant: &Meant<W
 /// The granting write does not say the token: it is that write's revision.
 fn token(held: &Held, at: Revision) -> Token {
     held.token.unwrap_or(Token(at))
-}
-
-fn revoked(held: &Held, at: Revision, reason: &str) -> Held {
-    // This write makes another revision.
-    Held { token: Some(token(held, at)), revoked: Some(reason.into()), ..held.clone() }
 }
 
 fn may_be_revoked(reading: &Reading, holder: &Holder, session: &Session) -> Result<(), Decision> {

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Statx, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, FileType, MemfdFlags, Statx, StatxFlags, statx};
 use shared::protocol::holder::{Directory, MountedVolume};
 
 use super::{is_of, storage};
@@ -55,8 +55,8 @@ pub(in crate::keeper) struct Scan<'a> {
     all: Option<HashMap<u64, Option<Mount>>>,
     /// The namespaces that somebody lives in, by the kernel's names of them.
     inhabited: BTreeSet<PathBuf>,
-    /// The number of what is memory alone, and in no mount table: memfd, shared memory.
-    memory: Option<String>,
+    /// The numbers of what is memory alone, and in no mount table: memfd, shared memory, huge pages of each size.
+    memory: Vec<String>,
     /// The number of namespaces' own files.
     namespaces: Option<String>,
 }
@@ -64,8 +64,6 @@ pub(in crate::keeper) struct Scan<'a> {
 impl<'a> Scan<'a> {
     /// `cgroup_root`: the freezer cgroup below which the agent's containers are.
     pub(in crate::keeper) fn new(mounted: &'a MountedVolume, cgroup_root: Option<&'a str>) -> Self {
-        let memory = rustix::fs::memfd_create("extvol", rustix::fs::MemfdFlags::CLOEXEC);
-        let memory = memory.and_then(rustix::fs::fstat).ok();
         let namespaces = rustix::fs::stat("/proc/self/ns/mnt").ok();
         Self {
             mounted,
@@ -75,7 +73,7 @@ impl<'a> Scan<'a> {
             namespace: None,
             all: None,
             inhabited: process::pids().into_iter().filter_map(namespace).collect(),
-            memory: memory.map(|found| storage::number(found.st_dev)),
+            memory: memory(),
             namespaces: namespaces.map(|found| storage::number(found.st_dev)),
         }
     }
@@ -166,7 +164,8 @@ impl<'a> Scan<'a> {
     fn may_be_of(&self, found: &Statx, number: &str, pid: u32, directory: &Directory) -> bool {
         let is_its = *number == *directory.files || *number == *directory.file_system;
         let is_contained = || self.cgroup_root.is_some_and(|root| alive::is_below(pid, root));
-        self.memory.as_deref() != Some(number) && (is_its || found.stx_dev_major == 0 && is_contained())
+        !self.memory.iter().any(|memory| memory == number)
+            && (is_its || found.stx_dev_major == 0 && is_contained())
     }
 
     fn leads_to_an_empty_namespace(&self, link: &Path) -> bool {
@@ -265,6 +264,32 @@ fn all(wanted: impl Fn(&Mount) -> bool) -> HashMap<u64, Option<Mount>> {
     let tables = by_namespace.into_values().filter_map(|pid| fs::read(format!("/proc/{pid}/mountinfo")).ok());
     let mounts = tables.flat_map(|table| mount_table::parse(&table));
     mounts.map(|mount| (mount.id, Some(mount).filter(|mount| wanted(mount)))).collect()
+}
+
+/// Each size of huge pages has a mount of its own in the kernel. Nothing is allocated for a file that nobody writes.
+fn memory() -> Vec<String> {
+    let huge = [
+        MemfdFlags::empty(),
+        MemfdFlags::HUGE_64KB,
+        MemfdFlags::HUGE_512KB,
+        MemfdFlags::HUGE_1MB,
+        MemfdFlags::HUGE_2MB,
+        MemfdFlags::HUGE_8MB,
+        MemfdFlags::HUGE_16MB,
+        MemfdFlags::HUGE_32MB,
+        MemfdFlags::HUGE_256MB,
+        MemfdFlags::HUGE_512MB,
+        MemfdFlags::HUGE_1GB,
+        MemfdFlags::HUGE_2GB,
+        MemfdFlags::HUGE_16GB,
+    ];
+    let huge = huge.into_iter().map(|size| MemfdFlags::HUGETLB | size);
+    let number = |flags: MemfdFlags| {
+        let file = rustix::fs::memfd_create("extvol", flags | MemfdFlags::CLOEXEC).ok()?;
+        Some(storage::number(rustix::fs::fstat(file).ok()?.st_dev))
+    };
+    // A size that the processor has not is refused.
+    std::iter::once(MemfdFlags::empty()).chain(huge).filter_map(number).collect()
 }
 
 fn by_id(table: Vec<Mount>) -> Mounts {
@@ -368,6 +393,14 @@ mod tests {
         let mounted = super::super::of(&table("host:/a")[0], "/m/v");
         assert!(!is_anothers_by_now(&mounted, &table("host:/a")) && !is_anothers_by_now(&mounted, &[]));
         assert!(is_anothers_by_now(&mounted, &table("host:/b")));
+    }
+
+    #[test]
+    fn huge_pages_are_memory_as_well() {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB;
+        let Ok(file) = rustix::fs::memfd_create("huge", flags) else { return };
+        let found = rustix::fs::fstat(&file).unwrap();
+        assert!(memory().contains(&storage::number(found.st_dev)));
     }
 
     #[test]

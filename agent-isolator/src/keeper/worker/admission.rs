@@ -183,7 +183,8 @@ pub(super) async fn look(
     drivers: Drivers,
 ) -> Look {
     let Question { asked, mut known, files, mut names } = question;
-    let files = tokio::time::timeout(LOOK_TIMEOUT, look_at_files(files, roots, rules)).await;
+    let kept = drivers.settings().filter_map(|(_, of)| of.directories.clone()).collect();
+    let files = tokio::time::timeout(LOOK_TIMEOUT, look_at_files(files, roots, kept, rules)).await;
     let (roots, rules) = files.unwrap_or_else(|_| {
         let hangs =
             "the mount roots, or the volume rules, could not be looked at in time: a file system hangs";
@@ -218,11 +219,17 @@ pub(super) async fn look(
 
 type Files = (Result<(), String>, Option<Result<VolumeRules, String>>);
 
-async fn look_at_files(files: Arc<Semaphore>, roots: Vec<PathBuf>, rules: Option<PathBuf>) -> Files {
+async fn look_at_files(
+    files: Arc<Semaphore>,
+    roots: Vec<PathBuf>,
+    kept: Vec<PathBuf>,
+    rules: Option<PathBuf>,
+) -> Files {
     // Never closed.
     let turn = files.acquire_owned().await;
     blocking(move || {
-        let looked = (check(&roots), rules.map(|file| VolumeRules::read(&file)));
+        let closed = check(&roots).and_then(|()| kept.iter().try_for_each(|kept| close(kept)));
+        let looked = (closed, rules.map(|file| VolumeRules::read(&file)));
         drop(turn);
         looked
     })

@@ -149,7 +149,8 @@ pub struct Worker<S, D> {
     suspends: SuspendWatch,
     /// What was last said of the session, so that each change is said once.
     said: String,
-    etcd_silent: bool,
+    /// Of reads, and of writes, whether the last had no answer.
+    etcd_silent: [bool; 2],
     events: mpsc::UnboundedSender<Event>,
     received: mpsc::UnboundedReceiver<Event>,
     /// Taken in before all else: a beat's answer that waits behind what tenants cause would fence the host.
@@ -178,7 +179,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         let (events, received) = mpsc::unbounded_channel();
         let (to_worker, from_etcd) = mpsc::unbounded_channel();
         let mut table = checkpoint.load()?;
-        for root in &parameters.mount_roots {
+        for root in parameters.mount_roots.iter().chain(&parameters.kept_directories()) {
             if let Err(why) = admission::close(root) {
                 tracing::warn!("{why}");
             }
@@ -235,7 +236,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             ailing_looks: Arc::new(Semaphore::new(1)),
             suspends: SuspendWatch::default(),
             said: String::new(),
-            etcd_silent: false,
+            etcd_silent: [false; 2],
             events,
             received,
             from_etcd,
@@ -473,15 +474,14 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         if let Some(why) = silent.clone().filter(|_| matches!(input, Input::Committed(..))) {
             self.core.handle(holder_now(), Input::Silent(why));
         }
+        // A full one answers each read, and takes no write.
+        let was_silent = self.etcd_silent.contains(&true);
+        self.etcd_silent[usize::from(matches!(input, Input::Committed(..)))] = silent.is_some();
         match silent {
-            Some(why) if !self.etcd_silent => tracing::warn!("etcd does not answer: {why}"),
-            None if self.etcd_silent => tracing::info!("etcd answers again"),
+            Some(why) if !was_silent => tracing::warn!("etcd does not answer: {why}"),
+            None if was_silent && !self.etcd_silent.contains(&true) => tracing::info!("etcd answers again"),
             _ => {}
         }
-        self.etcd_silent = matches!(
-            input,
-            Input::Read(_, Err(_)) | Input::Committed(_, Outcome::Unknown | Outcome::NotSent)
-        );
     }
 
     /// Tells each change of the session once.

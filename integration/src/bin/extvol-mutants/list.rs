@@ -443,7 +443,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "not_made_ignored",
         "a driver call that was not made is waited for",
         "holder/results.rs",
-        "        let _grows = volume.retry(now, \"the driver was not asked, for it was too late\".into(), bounds);\n",
+        "        let _grows = volume.retry(now, why.into(), bounds);\n",
         "        volume.awaits = Some(op);\n        let _ = (now, bounds);\n",
     ),
     mutant(

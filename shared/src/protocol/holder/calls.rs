@@ -48,6 +48,10 @@ impl Core {
     /// The session tells which agent it serves: the barrier's rewrite says so too.
     fn serve(&mut self, agent: Agent) {
         let told = self.mine.as_ref().and_then(|mine| mine.record.agent.as_ref());
+        // The sandbox of a standalone container does not tell the agent's id.
+        let known = self.agent.as_ref().or(told).filter(|known| known.address == agent.address);
+        let id = agent.id.or_else(|| known?.id.clone());
+        let agent = Agent { id, ..agent };
         if self.is_open() && told != Some(&agent) {
             self.barrier = true;
         }
@@ -190,7 +194,7 @@ impl Core {
             let volume = self.volumes.get(&wanted.volume)?;
             let queued;
             let doing = match &volume.phase {
-                _ if volume.revoked.is_some() => "an operator has revoked",
+                _ if volume.revoked.is_some() => "a revoke is ending the use of",
                 Phase::Acquiring => match self.before_acquire(&wanted.volume) {
                     None | Some(0) => "etcd has not answered for the lease of",
                     Some(before) => {

@@ -147,7 +147,12 @@ impl Core {
                     }
                 }
                 Job::TakeOver => return,
-                Job::Record { volume, .. } => match self.recorded_lease(&volume) {
+                Job::Record { op, volume } => match self.recorded_lease(&volume) {
+                    // Of a mounted volume it confirms nothing, and after a restart nothing has changed.
+                    Some(held) if held.stage == Stage::Attached && self.has_recorded(&volume, &held) => {
+                        self.jobs.pop_front();
+                        self.recorded(op);
+                    }
                     Some(held) => self.write_leases(vec![(volume, Lease::Held(held))]),
                     None => return self.fence(&format!("etcd names another holder of volume {volume}")),
                 },
@@ -189,6 +194,10 @@ impl Core {
         let owed = held.owed.clone().filter(|_| volume.mounted().is_none());
         let tasks = self.tasks(&containers);
         Some(Held { stage, containers, tasks, mount_point, unsettled, calls, owed, ..held.clone() })
+    }
+
+    fn has_recorded(&self, id: &VolumeId, held: &Held) -> bool {
+        self.leases.get(id).is_some_and(|(known, _)| known == held)
     }
 
     /// For whom containers run: of the first few, for a lease is written again with each that comes or goes.
@@ -239,7 +248,10 @@ impl Core {
                     }
                 }
                 Ok(_) => {}
-                Err(_) => self.check = Some(now + self.settings.retry.0),
+                Err(why) => {
+                    self.fault = Some(why);
+                    self.check = Some(now + self.settings.retry.0 * 10);
+                }
             }
             return;
         }
@@ -362,11 +374,13 @@ impl Core {
             (Doing::JobWrite(_), Outcome::Conflict) => self.check = Some(now),
             (Doing::JobWrite(_), Outcome::Unknown) => self.barrier = true,
             // Such as an etcd over its quota, which still answers reads: an opening begins with a read, and is in no hurry.
-            (Doing::OpenWrite(_), Outcome::NotSent) => {
+            (Doing::OpenWrite(_), Outcome::NotSent | Outcome::Unknown) => {
                 self.obstacle = self.fault.clone().unwrap_or_else(|| "etcd takes no write".into());
                 self.lane = Lane::Pause { until: now + self.settings.retry.0 * 10 };
             }
-            (_, Outcome::NotSent) => self.lane = Lane::Pause { until: now + self.settings.retry.0 },
+            (_, Outcome::NotSent) | (Doing::BarrierWrite(_), Outcome::Unknown) => {
+                self.lane = Lane::Pause { until: now + self.settings.retry.0 };
+            }
             // Opening and barrier begin with a read: they are done again from there.
             _ => {}
         }

@@ -411,7 +411,8 @@ impl Core {
             for container in self.waiting.keys().cloned().collect::<Vec<_>>() {
                 self.advance(now, &container);
             }
-            for id in self.volumes.keys().cloned().collect::<Vec<_>>() {
+            let due = self.volumes.iter().filter(|(_, volume)| volume.due(now) && !volume.is_at_rest());
+            for id in due.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
                 self.start_effect(now, &id);
             }
         }

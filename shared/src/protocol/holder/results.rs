@@ -306,14 +306,16 @@ impl Core {
             };
             volume.enter(Phase::Detaching { token, mounted, step });
         }
-        let _grows = volume.retry(now, "the driver was not asked, for it was too late".into(), bounds);
+        let why = "the driver was not asked: no heartbeat had got through to etcd in time, or it was revoked";
+        let _grows = volume.retry(now, why.into(), bounds);
         self.table_changed = true;
     }
 
     pub(super) fn looked(&mut self, now: Now, op: Op, sight: Sight) {
         let bounds = self.settings.retry;
-        self.table_changed = true;
         let Some((id, volume)) = self.by_op(op) else { return };
+        // Of all that a look changes the table has the doubts alone.
+        let doubted = !volume.doubts.is_empty();
         match sight {
             Sight::Mounted { elsewhere: Some(by) }
                 if !volume.doubts.is_empty() && volume.users.is_empty() =>
@@ -330,6 +332,7 @@ impl Core {
                 volume.settle();
                 if volume.users.is_empty() {
                     volume.doubts.clear();
+                    self.table_changed |= doubted;
                 }
             }
             Sight::Unknown(why) => {
@@ -342,6 +345,7 @@ impl Core {
                 (volume.seen, volume.gone) = (true, true);
                 volume.doubts.clear();
                 let users = volume.users.clone();
+                self.table_changed |= doubted;
                 self.gone(&users, &format!("volume {id} was unmounted behind the keeper's back: {why}"));
             }
             Sight::Broken(why) => {
@@ -349,6 +353,7 @@ impl Core {
                 // Whether somebody still has it is proved before it is released; who has is to end like its users.
                 volume.doubts.clear();
                 let users = volume.users.clone();
+                self.table_changed |= doubted;
                 self.gone(&users, &format!("volume {id} can be written no more: {why}"));
             }
         }

@@ -18,11 +18,17 @@ impl Core {
 
     /// When this host is fenced because it gives back too slowly what was revoked: another waits for all that a lost agent's host
     /// has, and its containers end in any case; for one volume alone calls may last as long as they do, before all others' tasks end.
+    /// Never for a volume that another host waits for while this one's agent is away: the others' tasks are to outlive that.
     pub(super) fn revoke_ends(&self) -> Option<Now> {
         let mine = self.mine.as_ref().filter(|_| self.is_open())?;
-        let alone = || self.volumes.values().filter_map(|volume| volume.revoked).min();
+        let counts = |(id, volume): (&VolumeId, &Volume)| volume.revoked.filter(|_| !self.is_waited_for(id));
+        let alone = || self.volumes.iter().filter_map(counts).min();
         let alone = || Some(alone()? + CALL + self.settings.settle);
         Some(mine.revoking.or_else(alone)? + self.patience())
+    }
+
+    fn is_waited_for(&self, id: &VolumeId) -> bool {
+        self.leases.get(id).is_some_and(|(held, _)| held.is_waited_for())
     }
 
     /// A lease was given back: a revoked session has the whole time for the next.
@@ -86,7 +92,7 @@ impl Core {
                     None => {
                         let names = revoked(container, &self.volumes);
                         let held = names.clone().find_map(|id| self.leases.get(id));
-                        message(names, "by an operator", held.and_then(|(held, _)| held.revoked.as_ref()))
+                        message(names, "alone", held.and_then(|(held, _)| held.revoked.as_ref()))
                     }
                 };
                 self.outputs.push_back(Output::Limit { container: id.clone(), message });
@@ -101,7 +107,15 @@ impl Core {
                 container.killed = true;
                 self.outputs.push_back(Output::Kill { container: id.clone() });
             }
-            overdue |= now >= since + self.settings.grace + self.settings.timing.kill;
+            if now >= since + self.settings.grace + self.settings.timing.kill {
+                let is_waited_for =
+                    |id: &VolumeId| self.leases.get(id).is_some_and(|(held, _)| held.is_waited_for());
+                match !all && revoked(container, &self.volumes).all(is_waited_for) {
+                    // It is killed again.
+                    true => (container.ending, container.killed) = (Some(now), false),
+                    false => overdue = true,
+                }
+            }
         }
         for id in unprepared {
             self.end(&id, "the volumes that it asks for are revoked from this host");

@@ -311,6 +311,12 @@ impl Volume {
         matches!(self.phase, Phase::Attached { .. }) && !self.gone
     }
 
+    /// Whether nothing is to be done for it whatever the time: nearly all volumes of a host, at each event.
+    pub(super) fn is_at_rest(&self) -> bool {
+        let is_used = matches!(self.phase, Phase::Attached { .. }) && !self.users.is_empty();
+        is_used && self.recorded && self.seen && self.settled_at.is_none()
+    }
+
     pub(super) fn due(&self, now: Now) -> bool {
         self.awaits.is_none() && self.retry_at.is_none_or(|at| at <= now)
     }

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 pub(super) use self::storm::Guard;
 use super::exchange::{
-    ByTime, ClusterId, Commit, Held, Instance, Key, Lease, Outcome, Proof, Reading, Record, Session,
-    SessionState, Storm, View,
+    ByTime, ClusterId, Commit, Instance, Key, Lease, Outcome, Proof, Reading, Record, Session, SessionState,
+    Storm, View, WAITED_FOR,
 };
 use super::timing::{RATE_ERROR, TTL_MAX, Timing};
 use super::{Now, Op, Text};
@@ -112,6 +112,8 @@ pub(super) struct Watch {
     pub(super) absent: Option<Now>,
     /// Its volumes that other hosts wait for.
     pub(super) wanted: BTreeSet<VolumeId>,
+    /// Of these, those that were seen to be revoked.
+    pub(super) revoked: BTreeSet<VolumeId>,
     pub(super) warned: bool,
 }
 
@@ -235,7 +237,7 @@ impl Core {
 
     fn observe(&mut self, now: Now, view: &View) {
         let mut holding: BTreeMap<&Holder, Epoch> = BTreeMap::new();
-        let wanted = wanted(view);
+        let wanted = wanted(view, self.agents.as_ref());
         let wanted_of = |holder| wanted.get(holder).cloned().unwrap_or_default();
         for (_, held, _) in view.held() {
             let epoch = holding.entry(&held.holder).or_insert(held.epoch);
@@ -276,11 +278,16 @@ impl Core {
                     agent,
                     disconnected: true,
                     given_up: known.as_ref().and_then(|watch| watch.given_up),
-                    absent: known.and_then(|watch| watch.absent),
+                    absent: known.as_ref().and_then(|watch| watch.absent),
                     wanted: wanted_of(holder),
+                    revoked: known
+                        .filter(|watch| watch.epoch == epoch)
+                        .map(|watch| watch.revoked)
+                        .unwrap_or_default(),
                     warned: false,
                 },
             };
+            watch.revoked.retain(|volume| watch.wanted.contains(volume));
             match &self.agents {
                 Some(agents) => watch.listed(now, agents),
                 None => watch.disconnected = false,
@@ -373,48 +380,52 @@ impl Core {
 
     /// Reads the leases that others wait for. What is followed of them is too little to be written again.
     fn ask_for_wanted(&mut self, holder: &Holder, watch: &Watch) {
-        if self.asking.values().any(|asked| asked == holder) {
+        let leases: Vec<_> = watch.wanted.difference(&watch.revoked).take(VOLUMES_MAX).cloned().collect();
+        if leases.is_empty() || self.asking.values().any(|asked| asked == holder) {
             return;
         }
-        let leases = watch.wanted.iter().take(VOLUMES_MAX).cloned().map(Key::Lease);
-        let reading =
-            Reading::Keys([Key::Session(holder.clone()), Key::Storm].into_iter().chain(leases).collect());
+        let keys = [Key::Session(holder.clone()), Key::Storm].into_iter();
+        let reading = Reading::Keys(keys.chain(leases.into_iter().map(Key::Lease)).collect());
         let op = self.op();
         self.asking.insert(op, holder.clone());
         self.outputs.push_back(Output::Read { op, reading });
     }
 
-    /// These volumes alone: an agent that is restarted has the others when it is back.
+    /// These volumes alone: an agent that is restarted has the others when it is back. The session is rewritten with them, so that
+    /// the holder hears of it.
     fn revoke_wanted(&mut self, holder: &Holder, view: &View) {
-        let Some(watch) = self.watches.get(holder).filter(|watch| watch.absent.is_some()) else { return };
+        let Some(watch) = self.watches.get_mut(holder).filter(|watch| watch.absent.is_some()) else { return };
         let is_watched =
             |session: &Session| session.epoch == watch.epoch && session.state == SessionState::Live;
-        let Some((_, at)) = view.session(holder).filter(|(session, _)| is_watched(session)) else { return };
+        let Some((session, at)) = view.session(holder).filter(|(session, _)| is_watched(session)) else {
+            return;
+        };
         let is_raised = matches!(view.entries.get(&Key::Storm), Some((Record::Storm(Storm::Raised), _)));
         if is_raised || self.cluster.as_ref() != Some(&view.cluster) {
             return;
         }
-        let commit = Commit::new(&view.cluster)
-            .unchanged(Key::Session(holder.clone()), at)
+        let mut commit = Commit::new(&view.cluster)
+            .put(Key::Session(holder.clone()), at, Record::Session(session.clone()))
             .unchanged(Key::Storm, view.at(&Key::Storm));
-        let is_its =
-            |held: &Held| held.holder == *holder && held.epoch == watch.epoch && held.revoked.is_none();
-        let wanted = watch.wanted.clone();
-        let held = view.held().filter(|(volume, held, _)| wanted.contains(*volume) && is_its(held));
-        let mut revoked = Vec::new();
-        let commit = held.fold(commit, |commit, (volume, held, at)| {
-            revoked.push(volume.to_string());
-            let reason =
-                Some("its agent is disconnected from the master, and another host waits for it".into());
-            let held = Held { revoked: reason, ..held.clone() };
-            commit.put(Key::Lease(volume.clone()), at, Record::Lease(Lease::Held(held)))
-        });
-        if revoked.is_empty() {
+        let mut named = Vec::new();
+        for (volume, held, at) in view.held() {
+            if held.holder != *holder || held.epoch != watch.epoch || !watch.wanted.contains(volume) {
+                continue;
+            }
+            if held.revoked.is_some() {
+                watch.revoked.insert(volume.clone());
+                continue;
+            }
+            let revoked = Record::Lease(Lease::Held(held.revoked(at, WAITED_FOR)));
+            commit = commit.put(Key::Lease(volume.clone()), at, revoked);
+            named.push(volume.to_string());
+        }
+        if named.is_empty() {
             return;
         }
         let line = format!(
             "the agent of {holder} is disconnected, and other hosts wait for {}: revoked",
-            revoked.join(", ")
+            named.join(", ")
         );
         self.outputs.push_back(Output::Note(line.into()));
         self.commit(Key::Session(holder.clone()), commit);
@@ -483,16 +494,25 @@ impl Watch {
     }
 }
 
-/// By holder, its volumes that another live session wants.
-fn wanted(view: &View) -> BTreeMap<&Holder, BTreeSet<VolumeId>> {
+/// By holder, its volumes that another live session wants. One whose own agent is not there waits for nothing: without leases it does
+/// not beat, and its host may be dead.
+fn wanted<'v>(view: &'v View, agents: Option<&Agents>) -> BTreeMap<&'v Holder, BTreeSet<VolumeId>> {
+    let is_away = |session: &Session| {
+        let id = session.agent.as_ref().and_then(|agent| agent.id.as_ref());
+        let lists = |agents: &Agents, id: &Text| {
+            !agents.connected.contains(id) && (agents.inactive.contains(id) || agents.given_up.contains(id))
+        };
+        agents.zip(id).is_some_and(|(agents, id)| lists(agents, id))
+    };
     let mut holders = BTreeMap::<_, BTreeSet<_>>::new();
     for (key, (record, _)) in &view.entries {
-        if let (Key::Session(waits), Record::Session(Session { state: SessionState::Live, wants, .. })) =
-            (key, record)
+        if let (Key::Session(waits), Record::Session(session)) = (key, record)
+            && session.state == SessionState::Live
+            && !is_away(session)
         {
             // One that has just got what it waited for still says so for a moment.
-            let held =
-                wants.iter().filter_map(|volume| Some((volume, &view.lease(volume)?.0.held()?.holder)));
+            let held = session.wants.iter();
+            let held = held.filter_map(|volume| Some((volume, &view.lease(volume)?.0.held()?.holder)));
             for (volume, holder) in held.filter(|(_, holder)| *holder != waits) {
                 holders.entry(holder).or_default().insert(volume.clone());
             }

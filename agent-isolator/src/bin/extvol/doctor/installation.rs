@@ -209,7 +209,7 @@ fn index(everything: &Everything, keys: &Keys) -> Option<Check> {
             "{} leases are not in the index of a holder that they name; missing are {named}",
             missing.len()
         ),
-        "no part of this software leaves that: were records written by hand? Put each of these keys, with the value {\"version\":1}: a \
+        "an earlier version wrote none, and a person may have written records by hand. Put each of these keys, with the value {\"version\":1}: a \
          keeper that is started again gives back what is in its index",
     ))
 }
