@@ -68,8 +68,8 @@ model:
 model-large:
 	@EXTVOL_MODEL_LARGE="$(NAME)" cargo test --quiet --release -p integration --test model -- --nocapture within_larger
 
-mutants:
-	@cargo run --quiet --release -p integration --bin extvol-mutants -- $(NAMES)
+mutants: build
+	@target/release/extvol-mutants $(NAMES)
 
 fuzz:
 	@integration/fuzz/run $(SECONDS)

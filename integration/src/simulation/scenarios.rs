@@ -29,6 +29,7 @@ pub fn check() -> Result<(), &'static str> {
     clocks()?;
     storm()?;
     connected_agents()?;
+    absent_agent()?;
     late_beat()?;
     never_by_time()?;
     slow_answer()?;
@@ -207,6 +208,35 @@ fn connected_agents() -> Result<(), &'static str> {
         [gone] if gone == "A1" => Ok(()),
         [] => Err("scenario: the agent of a lost host was not marked gone"),
         _ => Err("scenario: an agent that the master sees was marked gone"),
+    }
+}
+
+/// Of a host whose agent is disconnected a volume that another one waits for is revoked, after the time that a restart may take; its
+/// session is rewritten as it was, for by that its keeper hears of it.
+fn absent_agent() -> Result<(), &'static str> {
+    let mut story = Story::of(1, ByTime::Never);
+    let waits = Session { wants: [volume(0)].into(), ..live() };
+    let commit = Commit::new(&ClusterId("c1".into()));
+    story.etcd.commit(&commit.put(Key::Session(name(8)), Revision::ABSENT, Record::Session(waits)));
+    let key = Key::Session(name(0));
+    let written = story.etcd.at(&key);
+    let agents = Agents { inactive: BTreeSet::from(["A0".into()]), ..Agents::default() };
+    story.core.handle(Duration::ZERO, Input::Agents(agents));
+    let revoked = |story: &Story| {
+        story.etcd.lease(&volume(0)).and_then(Lease::held).is_some_and(|held| held.revoked.is_some())
+    };
+    story.go_on_until(Duration::from_secs(1));
+    if revoked(&story) {
+        return Err("scenario: a volume was revoked while its agent might be restarted");
+    }
+    // Also where the master beside it does not lead.
+    story.go_on_until(Duration::from_secs(3) + timing().ttl);
+    if !revoked(&story) {
+        return Err("scenario: a volume that another host waits for stayed with a host whose agent is away");
+    }
+    match story.etcd.at(&key) > written {
+        true => Ok(()),
+        false => Err("scenario: a keeper does not hear that a volume of its was revoked"),
     }
 }
 

@@ -158,7 +158,8 @@ impl Volume<'_> {
                 pins.filter(|stranger| agents(stranger.id.pid)).for_each(witness::Stranger::kill);
             }
             self.shut_down_elsewhere(&look);
-            if began.elapsed() < ATTEMPT {
+            // However long this look took: what it has just shut down is not given up.
+            if self.shut || began.elapsed() < ATTEMPT {
                 thread::sleep(PAUSE);
                 continue;
             }

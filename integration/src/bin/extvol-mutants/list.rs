@@ -433,6 +433,13 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "let bound = later;",
     ),
     mutant(
+        "revoked_and_not_told",
+        "a lease is revoked alone, and the session not rewritten",
+        "reclaimer/mod.rs",
+        ".put(Key::Session(holder.clone()), at, Record::Session(session.clone()))\n            .unchanged(Key::Storm",
+        ".unchanged(Key::Session(holder.clone()), at)\n            .unchanged(Key::Storm",
+    ),
+    mutant(
         "restart_loses_the_session",
         "a host whose agent is disconnected loses all its volumes when one is wanted",
         "reclaimer/mod.rs",
