@@ -14,6 +14,11 @@ fn twenty_thousand_schedules_keep_the_promise() {
 }
 
 #[test]
+fn each_scenario_ends_as_it_should() {
+    assert_eq!(integration::simulation::scenarios::check(), Ok(()));
+}
+
+#[test]
 fn a_plan_runs_the_same_way_every_time_also_from_its_text() {
     for seed in 1..50 {
         let plan = Plan::of(seed);
