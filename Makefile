@@ -59,14 +59,14 @@ bench: build
 	@target/release/extvol-bench-lost $(BENCH)
 	@target/release/extvol-bench-fence $(BENCH)
 
-simulate:
-	@cargo run --quiet --release -p integration --bin extvol-simulate -- $(RUNS) $(SEED)
+simulate: build
+	@target/release/extvol-simulate $(RUNS) $(SEED)
 
 model:
-	@cargo test --quiet --release -p integration --test model -- --nocapture
+	@cargo test --quiet --release --workspace --test model -- --nocapture
 
 model-large:
-	@EXTVOL_MODEL_LARGE="$(NAME)" cargo test --quiet --release -p integration --test model -- --nocapture within_larger
+	@EXTVOL_MODEL_LARGE="$(NAME)" cargo test --quiet --release --workspace --test model -- --nocapture within_larger
 
 mutants: build
 	@target/release/extvol-mutants $(NAMES)

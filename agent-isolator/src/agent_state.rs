@@ -62,34 +62,47 @@ pub(crate) fn text(state: Vec<u8>) -> String {
 /// What stands for a number that is none, as C++ prints it. JSON has no word for it.
 const NO_NUMBERS: [&str; 4] = ["nan", "inf", "NaN", "Infinity"];
 
-/// With `null` in place of each, outside strings.
+/// With `null` in place of each, outside strings. A state may have tens of megabytes: what stands between is copied as it is.
 fn without_no_numbers(text: String) -> String {
-    if !NO_NUMBERS.iter().any(|word| text.contains(word)) {
+    let bytes = text.as_bytes();
+    let (mut mended, mut copied, mut at) = (String::new(), 0, 0);
+    while at < bytes.len() {
+        let word = match bytes[at] {
+            b'"' => {
+                at = after_string(bytes, at + 1);
+                continue;
+            }
+            b'n' | b'N' | b'i' | b'I' => {
+                NO_NUMBERS.iter().find(|word| bytes[at..].starts_with(word.as_bytes()))
+            }
+            _ => None,
+        };
+        let Some(word) = word else {
+            at += 1;
+            continue;
+        };
+        mended.push_str(text[copied..at].trim_end_matches('-'));
+        mended.push_str("null");
+        at += word.len();
+        copied = at;
+    }
+    if copied == 0 {
         return text;
     }
-    let mut mended = String::with_capacity(text.len());
-    let (mut rest, mut in_string) = (text.as_str(), false);
-    while let Some(c) = rest.chars().next() {
-        if in_string {
-            let taken = if c == '\\' { rest.chars().take(2).map(char::len_utf8).sum() } else { c.len_utf8() };
-            in_string = c != '"';
-            mended.push_str(&rest[..taken]);
-            rest = &rest[taken..];
-            continue;
-        }
-        let unsigned = rest.strip_prefix('-').unwrap_or(rest);
-        let longest =
-            NO_NUMBERS.iter().filter(|word| unsigned.starts_with(*word)).max_by_key(|word| word.len());
-        if let Some(word) = longest {
-            mended.push_str("null");
-            rest = &unsigned[word.len()..];
-            continue;
-        }
-        in_string = c == '"';
-        mended.push(c);
-        rest = &rest[c.len_utf8()..];
-    }
+    mended.push_str(&text[copied..]);
     mended
+}
+
+/// The place behind a string's end; `at` is in it.
+fn after_string(bytes: &[u8], mut at: usize) -> usize {
+    while at < bytes.len() {
+        match bytes[at] {
+            b'"' => return at + 1,
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+    bytes.len()
 }
 
 /// An error with its causes, which reqwest leaves out.

@@ -272,13 +272,6 @@ impl KeeperParameters {
         self.drivers.settings().filter_map(|(driver, of)| Some((driver.clone(), of.calls_max?))).collect()
     }
 
-    /// Where plugins keep directories that they bind to where they answer: all volumes of a driver are to be found there, mounted
-    /// or not.
-    #[must_use]
-    pub fn kept_directories(&self) -> Vec<PathBuf> {
-        self.drivers.settings().filter_map(|(_, of)| of.directories.clone()).collect()
-    }
-
     /// What a fence may do here.
     #[must_use]
     pub fn policy(&self) -> Policy {

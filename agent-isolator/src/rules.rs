@@ -114,7 +114,7 @@ pub const PLUGIN_SOCKETS: &str = "/run/docker/plugins";
 #[must_use]
 pub fn of_no_container(keeper: &KeeperParameters) -> Vec<PathBuf> {
     let sockets = [keeper.run_directory.clone(), PLUGIN_SOCKETS.into()];
-    sockets.into_iter().chain(keeper.kept_directories()).collect()
+    sockets.into_iter().chain(keeper.drivers.directories()).collect()
 }
 
 /// The directories of the host that no container may be shown.

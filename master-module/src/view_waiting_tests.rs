@@ -143,19 +143,6 @@ fn a_lease_is_wanted_while_a_live_session_of_another_host_says_so() {
 }
 
 #[test]
-fn to_be_revoked_is_who_was_given_up_and_of_the_inactive_ones_who_is_waited_for() {
-    let mut view = view_of(9);
-    disconnected(&mut view, 9, &[1, 2]);
-    let to_revoke = |view: &View| view.to_revoke(view.agents_for_the_core(true).0);
-    assert!(to_revoke(&view).is_empty());
-    want(&mut view, 3, 10, &["v2", "v4"]);
-    assert_eq!(to_revoke(&view), ["S2".into()].into());
-    list(&mut view, 9, &[1]);
-    registry(&mut view, &[], &["S1"], &[]);
-    assert_eq!(to_revoke(&view), ["S1".into()].into());
-}
-
-#[test]
 fn what_presses_is_whoever_may_have_to_be_revoked_soon() {
     let mut view = view_of(9);
     let active = Some(Registration::Active);

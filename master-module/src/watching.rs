@@ -85,8 +85,8 @@ struct Loop<'s, S> {
     act_at: Instant,
     /// Whether the core was told how the agents are listed.
     agents_told: bool,
-    /// Agents whose hosts' sessions are to be revoked, as was last known while something pressed.
-    to_revoke: BTreeSet<Text>,
+    /// Agents that Mesos has given up, as was last known while something pressed.
+    given_up: BTreeSet<Text>,
     not_believed: NotBelieved,
     haste: Haste,
     /// Whether what presses may have changed.
@@ -241,7 +241,7 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
             acting,
             act_at: Instant::now(),
             agents_told: true,
-            to_revoke: BTreeSet::new(),
+            given_up: BTreeSet::new(),
             not_believed: NotBelieved::default(),
             haste: Haste::default(),
             look_at_haste: true,
@@ -383,8 +383,8 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
         }
         if inactive > 0 && before.inactive == 0 {
             warn!(
-                "{inactive} of the agents whose hosts hold leases are not connected, which is more than half: no session \
-                 is revoked because others wait for its volumes; see the leading master's network"
+                "{inactive} of the agents whose hosts hold leases are not connected, which is more than half: nothing \
+                 is revoked because others wait for it; see the leading master's network"
             );
         }
         agents
@@ -452,13 +452,12 @@ impl<'s, S: LeaseStore> Loop<'s, S> {
             });
         }
         // What was asked for in haste is not to wait for the next turn.
-        if self.is_in_haste() && (wants_changed || !self.agents_told) {
-            let agents = self.agents_for_the_core();
-            let to_revoke = self.view.to_revoke(agents);
-            if !to_revoke.is_subset(&self.to_revoke) {
+        if self.is_in_haste() && !self.agents_told {
+            let given_up = self.agents_for_the_core().given_up;
+            if !given_up.is_subset(&self.given_up) {
                 self.act_at = now;
             }
-            self.to_revoke = to_revoke;
+            self.given_up = given_up;
         }
     }
 

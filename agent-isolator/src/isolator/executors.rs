@@ -28,11 +28,9 @@ use crate::parameters::IsolatorParameters;
 use crate::rules::Declared;
 use crate::task::{ResourceDrivers, named_by_resource, shown};
 
-/// The agent answers within milliseconds, unless it is very busy; so long does it wait for this look.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How often it is looked when no answer came in time: a task that is let through unseen may be one without its volume.
-const LOOKS: usize = 3;
+/// For both of the agent's answers, which come within milliseconds unless it is very busy; so long does it wait for this look. A task
+/// that is let through unseen may be one without its volume.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// After a look, by how long it took, and at most.
 const PAUSE: (u32, Duration) = (4, Duration::from_secs(10));
@@ -137,15 +135,9 @@ impl Looks {
         tokio::spawn(async move {
             let _rest = rest;
             let began = Instant::now();
-            let mut seen = None;
-            for _ in 0..LOOKS {
-                let look = look(&agent, parameters.clone(), docker_volume_isolator);
-                seen = tokio::time::timeout(LOOK_TIMEOUT, look).await.ok();
-                if seen.is_some() {
-                    break;
-                }
-            }
-            end.tell(seen.unwrap_or_else(|| Err("it did not answer in time".into())));
+            let look = look(&agent, parameters, docker_volume_isolator);
+            let seen = tokio::time::timeout(LOOK_TIMEOUT, look).await;
+            end.tell(seen.unwrap_or_else(|_| Err("it did not answer in time".into())));
             tokio::time::sleep(pause(began.elapsed())).await;
         });
     }

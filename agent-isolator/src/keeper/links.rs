@@ -8,53 +8,20 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use shared::protocol::Text;
 use shared::quote;
 use shared::volume::VolumeId;
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
 
 /// By volume, where it is.
 type Mounted = BTreeMap<VolumeId, Text>;
 
 /// The links of a host.
 pub(super) struct Links {
-    last: Option<Mounted>,
-    wanted: Arc<Wanted>,
-}
-
-/// What the links are to be, if that is news; or that nobody will say so any more. However long a file system hangs, one is kept.
-#[derive(Default)]
-struct Wanted {
-    next: Mutex<Next>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct Next {
-    mounted: Option<Mounted>,
-    ended: bool,
-}
-
-impl Wanted {
-    fn tell(&self, change: impl FnOnce(&mut Next)) {
-        change(&mut self.next.lock().unwrap_or_else(PoisonError::into_inner));
-        self.changed.notify_one();
-    }
-
-    /// The latest; none at the end.
-    fn next(&self) -> Option<Mounted> {
-        let next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        let nothing = |next: &mut Next| next.mounted.is_none() && !next.ended;
-        let mut next = self.changed.wait_while(next, nothing).unwrap_or_else(PoisonError::into_inner);
-        next.mounted.take()
-    }
-}
-
-impl Drop for Links {
-    fn drop(&mut self) {
-        self.wanted.tell(|next| next.ended = true);
-    }
+    /// However long a file system hangs, one wish is kept: the last.
+    wanted: watch::Sender<Option<Mounted>>,
 }
 
 impl Links {
@@ -63,26 +30,31 @@ impl Links {
     /// # Errors
     /// When no thread can be started.
     pub(super) fn keep(directory: PathBuf, roots: Vec<PathBuf>) -> io::Result<Self> {
-        let wanted = Arc::new(Wanted::default());
-        let told = Arc::clone(&wanted);
+        let (wanted, told) = watch::channel(None);
+        let waits = tokio::runtime::Builder::new_current_thread().build()?;
         std::thread::Builder::new()
             .name("extvol-links".into())
-            .spawn(move || keep(&directory, &roots, &told))?;
-        Ok(Self { last: None, wanted })
+            .spawn(move || keep(&directory, &roots, told, &waits))?;
+        Ok(Self { wanted })
     }
 
     /// These are mounted, and no others.
     pub(super) fn set(&mut self, mounted: Mounted) {
-        if self.last.as_ref() != Some(&mounted) {
-            self.last = Some(mounted.clone());
-            self.wanted.tell(|next| next.mounted = Some(mounted));
-        }
+        self.wanted.send_if_modified(|last| {
+            let is_news = last.as_ref() != Some(&mounted);
+            if is_news {
+                *last = Some(mounted);
+            }
+            is_news
+        });
     }
 }
 
-fn keep(directory: &Path, roots: &[PathBuf], wanted: &Wanted) {
+/// Ends with [`Links`].
+fn keep(directory: &Path, roots: &[PathBuf], mut told: watch::Receiver<Option<Mounted>>, waits: &Runtime) {
     let mut said = None;
-    while let Some(mounted) = wanted.next() {
+    while waits.block_on(told.changed()).is_ok() {
+        let Some(mounted) = told.borrow_and_update().clone() else { continue };
         let fault = make(directory, roots, &mounted).err().map(|error| error.to_string());
         if let Some(why) = fault.as_ref().filter(|why| said.as_ref() != Some(*why)) {
             tracing::warn!(
@@ -205,16 +177,24 @@ mod tests {
     }
 
     #[test]
-    fn the_thread_keeps_what_was_set_last() {
+    fn the_thread_keeps_what_was_set_last_and_begins_by_taking_away_what_an_earlier_life_left() {
         let host = tempfile::tempdir().unwrap();
-        let mut links = Links::keep(host.path().to_owned(), vec!["/m".into()]).unwrap();
-        for at in ["/m/1", "/m/2", "/m/3"] {
-            links.set(mounted(&[("ebs", "v", at)]));
-        }
+        let at = host.path().join("ebs/v");
+        fs::create_dir(host.path().join("ebs")).unwrap();
+        symlink("/m/0", &at).unwrap();
         let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
-        while fs::read_link(host.path().join("ebs/v")).ok() != Some("/m/3".into()) {
-            assert!(std::time::Instant::now() < until);
-            std::thread::yield_now();
+        let becomes = |to: Option<&str>| {
+            while fs::read_link(&at).ok() != to.map(PathBuf::from) {
+                assert!(std::time::Instant::now() < until, "{to:?}");
+                std::thread::yield_now();
+            }
+        };
+        let mut links = Links::keep(host.path().to_owned(), vec!["/m".into()]).unwrap();
+        links.set(mounted(&[]));
+        becomes(None);
+        for to in ["/m/1", "/m/2", "/m/3"] {
+            links.set(mounted(&[("ebs", "v", to)]));
         }
+        becomes(Some("/m/3"));
     }
 }

@@ -320,6 +320,13 @@ impl Drivers {
         self.settings.iter()
     }
 
+    /// Where plugins keep directories that they bind to where they answer: all volumes of a driver are to be found there, mounted
+    /// or not.
+    #[must_use]
+    pub fn directories(&self) -> Vec<PathBuf> {
+        self.settings.values().filter_map(|of| of.directories.clone()).collect()
+    }
+
     /// Whether this host serves a driver, by whatever name of it.
     #[must_use]
     pub fn serves(&self, driver: &Driver) -> bool {

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
 
 use agent_isolator::mesos::ContainerConfig;
 use serde_json::json;
@@ -132,12 +133,14 @@ fn an_agent_that_does_not_show_its_state_runs_its_tasks_all_the_same() {
         reply(agents_state.asked_with(&refused), status, body);
         assert_eq!(update.answer(), Ok(()), "{status}");
     }
-    // One that closes the connection; and one that says nothing at all, and is asked again.
+    // One that closes the connection; and one that is very busy, and waited for.
     let update = agent.update(&id("c1"));
     drop(agents_state.asked());
     assert_eq!(update.answer(), Ok(()));
     let update = agent.update(&id("c1"));
-    let _silent = agents_state.asked();
-    reply(agents_state.asked_with(&refused), "200 OK", &state(&["c1"]));
+    let late = agents_state.asked();
+    std::thread::sleep(Duration::from_secs(6));
+    reply(late, "200 OK", &refused);
+    reply(agents_state.request(b"GET /slave(1)/state HTTP/1.1\r\n"), "200 OK", &state(&["c1"]));
     assert!(update.answer().is_err());
 }

@@ -10,7 +10,7 @@ use shared::protocol::Op;
 use shared::protocol::holder::{Input, MountFault, UnmountFault};
 use shared::volume::VolumeId;
 
-use super::host::{Mount, mounted};
+use super::host::{Effect, Mount, mounted};
 use super::plan::{MS, Micros};
 use super::run::{Event, Violation, World};
 
@@ -61,7 +61,28 @@ pub(super) struct Call {
 }
 
 impl World<'_> {
-    pub(super) fn call(&mut self, host: usize, op: Op, volume: &VolumeId, what: What) {
+    /// A driver call has its turn: whether it may still be made is asked now.
+    pub(super) fn take_turn(&mut self, host: usize, boot: u32, life: u32, op: Op, effect: Effect) {
+        let node = &self.nodes[host];
+        if node.life != life || node.boot != boot || !node.powered {
+            return;
+        }
+        if let Some(until) = self.worker_delayed(host) {
+            return self.at(until, Event::Turn { host, boot, life, op, effect });
+        }
+        if !self.nodes[host].host.may_call(self.clock(host), op) {
+            return self.tell(host, Input::NotMade(op));
+        }
+        match effect {
+            Effect::Mount(op, volume) => self.call(host, op, &volume, What::Mount),
+            Effect::Unmount(op, volume) => self.call(host, op, &volume, What::Unmount),
+            Effect::Remove(op, volume) => self.call(host, op, &volume, What::Remove),
+            Effect::Settle(op, volume) => self.settle(host, op, &volume),
+            _ => {}
+        }
+    }
+
+    fn call(&mut self, host: usize, op: Op, volume: &VolumeId, what: What) {
         let now = self.now;
         let mut dice = self.dice(3, host as u64, op.0.wrapping_add(now << 8));
         let node = &mut self.nodes[host];
@@ -183,7 +204,7 @@ impl World<'_> {
 
     /// The storage takes a volume away from every other host. What their drivers have asked for still happens,
     /// but for a host that does not run: its driver asks when it runs again, and is refused.
-    pub(super) fn settle(&mut self, host: usize, op: Op, volume: &VolumeId) {
+    fn settle(&mut self, host: usize, op: Op, volume: &VolumeId) {
         let mut dice = self.dice(4, host as u64, op.0.wrapping_add(self.now << 8));
         let life = self.nodes[host].life;
         let pause = dice.range(10 * MS, 200 * MS);

@@ -14,7 +14,7 @@ use shared::protocol::{Now, Op, Text};
 use shared::record::Token;
 use shared::volume::{ContainerId, Driver, Holder, VolumeId, VolumeName};
 
-use super::driver::{Call, What};
+use super::driver::Call;
 use super::etcd::Etcd;
 use super::host::{Effect, Host, Runner};
 use super::plan::{Dice, Fault, MS, Micros, Plan};
@@ -516,7 +516,7 @@ impl<'p> World<'p> {
         self.nodes[host].suspended.filter(|until| *until > self.now)
     }
 
-    fn worker_delayed(&self, host: usize) -> Option<Micros> {
+    pub(super) fn worker_delayed(&self, host: usize) -> Option<Micros> {
         let hung = Some(self.nodes[host].hung).filter(|until| *until > self.now);
         self.delayed(host).max(hung)
     }
@@ -780,26 +780,6 @@ impl<'p> World<'p> {
                 Some(until) => self.at(until, Event::CallAnswered { host, life, input }),
                 None => self.tell(host, input),
             }
-        }
-    }
-
-    fn take_turn(&mut self, host: usize, boot: u32, life: u32, op: Op, effect: Effect) {
-        let node = &self.nodes[host];
-        if node.life != life || node.boot != boot || !node.powered {
-            return;
-        }
-        if let Some(until) = self.worker_delayed(host) {
-            return self.at(until, Event::Turn { host, boot, life, op, effect });
-        }
-        if !self.nodes[host].host.may_call(self.clock(host), op) {
-            return self.tell(host, Input::NotMade(op));
-        }
-        match effect {
-            Effect::Mount(op, volume) => self.call(host, op, &volume, What::Mount),
-            Effect::Unmount(op, volume) => self.call(host, op, &volume, What::Unmount),
-            Effect::Remove(op, volume) => self.call(host, op, &volume, What::Remove),
-            Effect::Settle(op, volume) => self.settle(host, op, &volume),
-            _ => {}
         }
     }
 

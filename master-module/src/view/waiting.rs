@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use shared::event::Answering;
 use shared::protocol::exchange::SessionState;
-use shared::protocol::reclaimer;
 use shared::volume::Holder;
 
 use super::{Known, View};
@@ -48,17 +47,6 @@ impl View {
             }
         }
         wanted
-    }
-
-    /// The agents whose hosts' sessions the core would revoke, for all that is followed.
-    #[must_use]
-    pub(crate) fn to_revoke(&self, agents: reclaimer::Agents) -> BTreeSet<Arc<str>> {
-        let mut lost = agents.given_up;
-        for Followed { holder, .. } in self.wanted().values() {
-            let id = self.sessions.get(holder).and_then(|session| session.agent_id.as_ref());
-            lost.extend(id.filter(|id| agents.inactive.contains(*id)).cloned());
-        }
-        lost
     }
 
     /// What presses, of holders whose session is live: the others are being dealt with. Of each the agent, and how the

@@ -215,8 +215,9 @@ impl Etcd {
         let held = self.lease(name).unwrap().clone();
         let session = self.session(held.holder.as_str()).clone();
         let key = Key::Session(held.holder.clone());
-        let held = Held { revoked: Some(reason.into()), ..held };
-        self.put(Key::Lease(volume(name)), Record::Lease(Lease::Held(held)));
+        let key_of_lease = Key::Lease(volume(name));
+        let held = held.revoked(self.entries[&key_of_lease].1, reason);
+        self.put(key_of_lease, Record::Lease(Lease::Held(held)));
         self.put(key, Record::Session(session));
     }
 }

@@ -1,9 +1,8 @@
 //! The index by which a holder finds its leases, however many others have.
 
-use shared::protocol::holder::{Idleness, MountFault, UnmountFault};
-
+use crate::etcd::Etcd;
 use crate::host::{Host, ME, Step};
-use crate::owed::refused_at_last;
+use crate::owed::owing_its_mount;
 
 /// A host whose container has volume `a`.
 fn using() -> Host {
@@ -29,12 +28,7 @@ fn a_lease_is_in_the_index_from_its_grant_to_its_release() {
 
 #[test]
 fn what_this_host_owes_stays_in_its_index_and_is_given_back_from_there() {
-    let mut host = Host::new();
-    host.prepare("c1", &["a"]);
-    host.mounts("a", Err(MountFault::Unresolved("no words".into())));
-    refused_at_last(&mut host);
-    host.unmounts("a", Err(UnmountFault::Refused("resource not found".into())));
-    host.finds("a", Idleness::Proved);
+    let mut host = owing_its_mount(Etcd::new());
     assert!(host.is_bare() && host.etcd.owed("a").is_some());
     assert_eq!(host.etcd.index_of(ME), ["a"]);
     host.reboot();

@@ -4,7 +4,7 @@ use shared::protocol::exchange::Stage;
 use shared::protocol::holder::MountFault;
 use shared::record::Epoch;
 
-use crate::host::{BEAT, Host, ME, PAUSE, PREPARE, SETTLE, Step, acquire, place, record, release};
+use crate::host::{AGENT, BEAT, Host, ME, PAUSE, PREPARE, SETTLE, Step, acquire, place, record, release};
 
 #[test]
 fn a_restarted_worker_goes_on_with_what_it_had() {
@@ -20,6 +20,21 @@ fn a_restarted_worker_goes_on_with_what_it_had() {
     host.cleanup("c1");
     host.until_quiet();
     assert!(host.is_bare());
+}
+
+#[test]
+fn a_standalone_container_which_knows_no_agents_id_takes_none_out_of_the_session() {
+    let mut host = Host::new();
+    host.prepared("c1", &["a"]);
+    let id = |host: &Host| host.etcd.session(ME).agent.clone().and_then(|agent| agent.id);
+    assert_eq!(id(&host).as_deref(), Some("S0"));
+    host.ask("c2", AGENT, None, &["b"]);
+    host.until_quiet();
+    assert_eq!(id(&host).as_deref(), Some("S0"));
+    // Of another agent nothing is known.
+    host.ask("c3", "slave(1)@10.0.0.9:5051", None, &["c"]);
+    host.until_quiet();
+    assert_eq!(id(&host), None);
 }
 
 #[test]

@@ -57,7 +57,7 @@ fn refuses(host: &mut Host, name: &str) -> String {
 }
 
 /// A refusal behind a Mount without an answer counts once that has settled.
-pub(crate) fn refused_at_last(host: &mut Host) {
+fn refused_at_last(host: &mut Host) {
     for _ in 0..20 {
         host.later(PAUSE);
         host.mounts("a", Err(refused()));
@@ -213,15 +213,20 @@ fn what_a_host_owes_and_cannot_give_back_is_left_to_others() {
     }
 }
 
-#[test]
-fn a_mount_of_which_nobody_knows_the_end_is_owed_by_the_host_that_asked_for_it() {
-    let mut host = Host::new();
+/// A host whose Mount came to no known end: RexRay's task ends after 60 s, and its attach goes on.
+pub(crate) fn owing_its_mount(etcd: Etcd) -> Host {
+    let mut host = Host::with(etcd, |_| {});
     host.prepare("c1", &["a"]);
-    // RexRay's task ends after 60 s, and its attach goes on.
     host.mounts("a", Err(MountFault::Unresolved("no words".into())));
     refused_at_last(&mut host);
     host.unmounts("a", Err(UnmountFault::Refused("resource not found".into())));
     host.finds("a", Idleness::Proved);
+    host
+}
+
+#[test]
+fn a_mount_of_which_nobody_knows_the_end_is_owed_by_the_host_that_asked_for_it() {
+    let mut host = owing_its_mount(Etcd::new());
     assert_eq!(owing(&host).as_deref(), Some(ME));
     assert!(host.all_steps().iter().any(
         |step| matches!(step, Step::Warn(line) if line.contains("may still have it attached to this host"))
@@ -236,13 +241,9 @@ fn a_mount_of_which_nobody_knows_the_end_is_owed_by_the_host_that_asked_for_it()
 
 #[test]
 fn two_hosts_may_owe_one_volume() {
-    let mut host = Host::new();
-    host.etcd.owe("a", "agent-2", true);
-    host.prepare("c1", &["a"]);
-    host.mounts("a", Err(MountFault::Unresolved("no words".into())));
-    refused_at_last(&mut host);
-    host.unmounts("a", Err(UnmountFault::Refused("resource not found".into())));
-    host.finds("a", Idleness::Proved);
+    let mut etcd = Etcd::new();
+    etcd.owe("a", "agent-2", true);
+    let host = owing_its_mount(etcd);
     assert_eq!(owing(&host).as_deref(), Some("agent-1 or agent-2"));
     assert!(host.etcd.owed("a").is_some_and(|owed| owed.by_time));
 }

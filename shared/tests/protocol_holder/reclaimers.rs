@@ -5,6 +5,7 @@ use std::time::Duration;
 use shared::protocol::exchange::SessionState;
 use shared::protocol::reclaimer::{Agents, Core, Input, Output, Settings};
 use shared::protocol::timing::Profile;
+use shared::transaction::VOLUMES_MAX;
 
 use crate::etcd::Etcd;
 
@@ -47,9 +48,12 @@ impl Master {
         }
     }
 
+    fn is_revoked(&self, name: &str) -> bool {
+        self.etcd.lease(name).is_some_and(|held| held.revoked.is_some())
+    }
+
     fn revoked(&self) -> Vec<&str> {
-        let is_revoked = |name: &&str| self.etcd.lease(name).is_some_and(|held| held.revoked.is_some());
-        ["a", "b"].into_iter().filter(is_revoked).collect()
+        ["a", "b"].into_iter().filter(|name| self.is_revoked(name)).collect()
     }
 
     fn state(&self) -> SessionState {
@@ -82,6 +86,20 @@ fn a_lease_that_a_live_session_wants_is_revoked_alone_when_its_agent_stays_away(
     assert!(master.revoked().is_empty());
     master.later(3);
     assert_eq!((master.state(), master.revoked()), (SessionState::Live, vec!["a"]));
+}
+
+/// One transaction has no room for all: those that are revoked already, and not yet given back, are not asked for again.
+#[test]
+fn of_more_volumes_than_a_transaction_takes_all_that_are_waited_for_are_revoked() {
+    let mut master = Master::new(of_agent_2(|agents| &mut agents.inactive));
+    let names: Vec<_> = (0..2 * VOLUMES_MAX + 1).map(|n| format!("v{n:03}")).collect();
+    for name in &names {
+        master.etcd.hold_elsewhere("agent-2", name);
+    }
+    master.etcd.open_elsewhere("agent-1", &names.iter().map(String::as_str).collect::<Vec<_>>());
+    master.later(15);
+    assert!(names.iter().all(|name| master.is_revoked(name)));
+    assert_eq!(master.state(), SessionState::Live);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shared::protocol::exchange::Key;
+use shared::protocol::exchange::{Key, WAITED_FOR};
 use shared::protocol::holder::{Idleness, Input, Sight, UnmountFault};
 use shared::protocol::timing::Profile;
 use shared::record::Epoch;
@@ -88,6 +88,29 @@ fn a_container_that_stays_after_a_revoke_of_its_volume_is_killed_after_the_grace
     host.later(Profile::Default.timing().kill + SECOND);
     let steps = host.steps();
     place(&steps, |step| matches!(step, Step::Fence(why) if why.contains("did not end after a revoke")));
+}
+
+/// Its agent may be back in a moment, and the others' tasks outlive that.
+#[test]
+fn for_a_volume_that_another_host_waits_for_no_host_is_fenced_and_its_container_killed_again_and_again() {
+    let mut host = running();
+    host.etcd.revoke_volume("a", WAITED_FOR);
+    host.later(SECOND * 2);
+    assert_eq!(limits(&host.steps()).len(), 1);
+    let round = GRACE + Profile::Default.timing().kill + SECOND * 2;
+    for _ in 0..20 {
+        host.later(round);
+        assert!(host.steps().contains(&Step::Kill("c1".into())));
+    }
+    assert!(host.core.is_open());
+    // Nor when the driver does not give it back.
+    host.cleanup("c1");
+    for _ in 0..40 {
+        host.later(SECOND * 30);
+        let called: Vec<_> = host.calls().into_iter().map(|(name, _)| name).collect();
+        called.into_iter().filter(|name| name != "a").for_each(|name| host.succeed(&name));
+    }
+    assert!(host.core.is_open() && host.core.volumes().contains_key(&volume("a")));
 }
 
 #[test]

@@ -183,8 +183,8 @@ pub(super) async fn look(
     drivers: Drivers,
 ) -> Look {
     let Question { asked, mut known, files, mut names } = question;
-    let kept = drivers.settings().filter_map(|(_, of)| of.directories.clone()).collect();
-    let files = tokio::time::timeout(LOOK_TIMEOUT, look_at_files(files, roots, kept, rules)).await;
+    let files =
+        tokio::time::timeout(LOOK_TIMEOUT, look_at_files(files, roots, drivers.directories(), rules)).await;
     let (roots, rules) = files.unwrap_or_else(|_| {
         let hangs =
             "the mount roots, or the volume rules, could not be looked at in time: a file system hangs";

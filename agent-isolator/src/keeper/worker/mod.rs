@@ -179,7 +179,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         let (events, received) = mpsc::unbounded_channel();
         let (to_worker, from_etcd) = mpsc::unbounded_channel();
         let mut table = checkpoint.load()?;
-        for root in parameters.mount_roots.iter().chain(&parameters.kept_directories()) {
+        for root in parameters.mount_roots.iter().chain(&parameters.drivers.directories()) {
             if let Err(why) = admission::close(root) {
                 tracing::warn!("{why}");
             }

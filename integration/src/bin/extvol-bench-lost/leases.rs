@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use integration::bench::{Goal, Report};
+use integration::trial::Trial;
 use shared::etcd::{EtcdConfig, EtcdStore};
 use shared::exchange_io::Exchange;
 use shared::keys::Keys;
@@ -34,12 +35,7 @@ pub(crate) const OF_A_COMMIT: usize = OPERATIONS_MAX - 1;
 
 pub(crate) fn measure(samples: usize) -> Result<Vec<Option<Report>>> {
     let trial = trial(1)?;
-    let changes = Changes::start(&trial.cluster)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let request = Duration::from_secs(10);
-    let config = EtcdConfig { request_timeout: request, ..EtcdConfig::new(trial.cluster.etcd_endpoints()) };
-    let exchange = Exchange::new(EtcdStore::new(config)?, Keys::default(), request, None);
-    let planter = Planter { runtime, exchange, changes };
+    let planter = Planter::start(&trial)?;
     let (mut after, mut writes) = (Vec::new(), Vec::new());
     for n in 0..samples {
         let sample = planter.sample(n)?;
@@ -67,8 +63,8 @@ pub(crate) fn measure(samples: usize) -> Result<Vec<Option<Report>>> {
 }
 
 pub(crate) struct Planter {
-    pub(crate) runtime: Runtime,
-    pub(crate) exchange: Exchange<EtcdStore>,
+    runtime: Runtime,
+    exchange: Exchange<EtcdStore>,
     pub(crate) changes: Changes,
 }
 
@@ -78,6 +74,16 @@ struct Sample {
 }
 
 impl Planter {
+    pub(crate) fn start(trial: &Trial) -> Result<Self> {
+        let changes = Changes::start(&trial.cluster)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let request = Duration::from_secs(10);
+        let config =
+            EtcdConfig { request_timeout: request, ..EtcdConfig::new(trial.cluster.etcd_endpoints()) };
+        let exchange = Exchange::new(EtcdStore::new(config)?, Keys::default(), request, None);
+        Ok(Self { runtime, exchange, changes })
+    }
+
     fn sample(&self, n: usize) -> Result<Sample> {
         let holder = holder(n)?;
         let key = Keys::default().session(&holder);

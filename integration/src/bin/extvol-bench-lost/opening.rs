@@ -1,19 +1,16 @@
 //! How long a keeper whose worker was killed takes to have its epoch again, beside more and more leases of others: it finds its own
 //! by an index, so that the size of the installation should not show.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use integration::bench::{Goal, Report};
-use integration::trial::app_with;
-use shared::etcd::{EtcdConfig, EtcdStore};
-use shared::exchange_io::Exchange;
+use integration::trial::{Trial, app_with};
 use shared::keys::Keys;
-use shared::protocol::exchange::{ByTime, Commit, Key, Lease, Reading, Record, Session};
+use shared::protocol::exchange::{ByTime, Commit, Key, Lease, Record, Session};
 use shared::record::LeaseRecord;
 use shared::store::Revision;
 use shared::volume::Holder;
 
-use crate::changes::Changes;
 use crate::leases::{OF_A_COMMIT, Planter, held, holder, session, volume};
 use crate::writer::writer;
 use crate::{NAME, Result, VOLUME, end, milliseconds, trial};
@@ -36,12 +33,7 @@ pub(crate) fn measure(samples: usize) -> Result<Vec<Option<Report>>> {
     let trial = trial(1)?;
     trial.run(app_with("writer", "agent-1", NAME, &writer("data"))?)?;
     trial.wait_lease(VOLUME, "is attached", |lease| matches!(lease, Some(LeaseRecord::Attached(_))))?;
-    let changes = Changes::start(&trial.cluster)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let request = Duration::from_secs(30);
-    let config = EtcdConfig { request_timeout: request, ..EtcdConfig::new(trial.cluster.etcd_endpoints()) };
-    let exchange = Exchange::new(EtcdStore::new(config)?, Keys::default(), request, None);
-    let planter = Planter { runtime, exchange, changes };
+    let planter = Planter::start(&trial)?;
     let me = Holder::new("agent-1")?;
     let (mut planted, mut medians, mut reports) = (0, Vec::new(), Vec::new());
     for (size, name) in [(FEW, "few"), (many, "many")] {
@@ -51,8 +43,7 @@ pub(crate) fn measure(samples: usize) -> Result<Vec<Option<Report>>> {
         for _ in 0..samples {
             took.push(adopting(&trial, &planter, &me)?);
         }
-        let own = planter.runtime.block_on(planter.exchange.try_read(&Reading::Own(me.clone())))?;
-        let entries = own.entries.len() as f64;
+        let entries = planter.read_own(&me)?.entries.len() as f64;
         let report = Report::new(&format!("worker-restart-beside-{name}-leases"), "ms", took, None);
         medians.extend(report.as_ref().map(|report| report.p50));
         reports.push(report);
@@ -96,7 +87,7 @@ fn plant(planter: &Planter, from: usize, to: usize) -> Result<()> {
 }
 
 /// From the worker's end to the barrier with which the next one has the epoch.
-fn adopting(trial: &integration::trial::Trial, planter: &Planter, me: &Holder) -> Result<f64> {
+fn adopting(trial: &Trial, planter: &Planter, me: &Holder) -> Result<f64> {
     let (key, before) = (Keys::default().session(me), planter.changes.count());
     let began = Instant::now();
     trial.kill_processes(0, &["extvol-worker"])?;
