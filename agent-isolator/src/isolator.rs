@@ -196,9 +196,8 @@ impl Isolator {
     /// Which directories of the host the container is not to see; with an image it sees none.
     fn hidden(&self, config: &ContainerConfig) -> ToHide {
         let sees_host = self.beside.filesystem_linux && config.rootfs.is_none();
-        let keeper = &self.parameters.keeper;
         match self.parameters.rules.hide_volumes && sees_host {
-            true => ToHide { roots: keeper.mount_roots.clone(), sockets: rules::of_no_container(keeper) },
+            true => ToHide::of(&self.parameters.keeper),
             false => ToHide::default(),
         }
     }

@@ -353,7 +353,11 @@ impl Watching<'_> {
                 continue;
             }
             self.after = *revision;
-            let concerns = |change: &&Change| change.key().starts_with(&self.prefix);
+            let is_prefix = self.prefix.ends_with('/');
+            let concerns = |change: &&Change| match is_prefix {
+                true => change.key().starts_with(&self.prefix),
+                false => change.key() == self.prefix,
+            };
             let changes: Vec<_> = changes.iter().filter(concerns).cloned().collect();
             if !changes.is_empty() {
                 return Ok(Some(changes));

@@ -110,6 +110,7 @@ contract! {
     a_prefix_is_read_whole_beyond_one_page_and_nothing_beside_it,
     keys_and_prefixes_are_read_together_at_one_revision,
     a_watch_sees_every_write_after_its_revision_in_order,
+    a_watch_of_one_key_tells_nothing_of_those_that_begin_with_it,
     a_watch_on_compacted_history_ends_with_an_error,
     a_range_is_deleted_whole_with_its_transaction_and_nothing_beside_it,
     too_large_and_contradictory_transactions_are_refused_undone,

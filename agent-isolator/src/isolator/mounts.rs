@@ -25,6 +25,8 @@ use crate::mesos::{
     BIND, ContainerLaunchInfo, ContainerMountInfo, NEW_MOUNT_NAMESPACE, NO_LINKS, NODEV, NOEXEC, NOSUID,
     READ_ONLY, REMOUNT_BIND,
 };
+use crate::parameters::KeeperParameters;
+use crate::rules;
 use crate::wire::Answer;
 
 /// Where a volume goes in a container, and how.
@@ -73,6 +75,10 @@ pub(super) struct ToHide {
 }
 
 impl ToHide {
+    pub(super) fn of(keeper: &KeeperParameters) -> Self {
+        Self { roots: keeper.mount_roots.clone(), sockets: rules::of_no_container(keeper) }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.roots.is_empty() && self.sockets.is_empty()
     }
@@ -187,6 +193,16 @@ fn present(roots: &[PathBuf]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hidden_are_the_roots_and_what_no_container_needs() {
+        let drivers = r#"{"vfs": {"storage": "directory", "directories": "/var/lib/vfs/vol"}}"#;
+        let pairs = [("etcd_endpoints", "h:1"), ("mount_roots", "/m"), ("drivers", drivers)];
+        let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let hidden = ToHide::of(&KeeperParameters::read(&pairs).unwrap());
+        let paths: Vec<_> = hidden.all().map(|path| path.to_str().unwrap()).collect();
+        assert_eq!(paths, ["/m", "/run/extvol", rules::PLUGIN_SOCKETS, "/var/lib/vfs/vol"]);
+    }
 
     fn target(path: &str, read_only: bool) -> Option<Target> {
         Some(Target { path: path.into(), read_only })

@@ -29,6 +29,7 @@ pub(super) fn check() -> Result<(), &'static str> {
     never_started()?;
     removal()?;
     owes_its_mount()?;
+    not_made()?;
     kill_first()
 }
 
@@ -212,6 +213,18 @@ fn owes_its_mount() -> Result<(), &'static str> {
     match story.etcd.entries.get(&Key::Lease(volume(0))) {
         Some((Record::Lease(Lease::Free { owed: Some(_), .. }), _)) => Ok(()),
         _ => Err("scenario: a host whose Mount came to no known end owes nothing"),
+    }
+}
+
+/// A driver call that was not made, in an epoch that goes on, is made later.
+fn not_made() -> Result<(), &'static str> {
+    let mut story = Alone::asked();
+    let Some(op) = story.next_mount() else { return Err("scenario: no Mount was asked for") };
+    story.tell(Input::NotMade(op));
+    story.later(Duration::from_secs(1));
+    match story.host.mounts.contains_key(&volume(0)) {
+        true => Ok(()),
+        false => Err("scenario: a driver call that was not made was waited for"),
     }
 }
 

@@ -204,6 +204,19 @@ pub(crate) async fn a_watch_sees_every_write_after_its_revision_in_order(subject
     assert_eq!(puts, revisions);
 }
 
+pub(crate) async fn a_watch_of_one_key_tells_nothing_of_those_that_begin_with_it(subject: &mut impl Subject) {
+    let before = put(subject.store(), "/w/agent-1", "1").await;
+    put(subject.store(), "/w/agent-10", "1").await;
+    put(subject.store(), "/w/agent-1/x", "1").await;
+    let last = put(subject.store(), "/w/agent-1", "2").await;
+    let mut watch = subject.store().watch("/w/agent-1", before);
+    let changes = next(&mut watch).await.unwrap();
+    assert_eq!(
+        changes.iter().map(|change| (change.key(), change.revision())).collect::<Vec<_>>(),
+        [("/w/agent-1", last)]
+    );
+}
+
 pub(crate) async fn a_watch_on_compacted_history_ends_with_an_error(subject: &mut impl Subject) {
     let first = put(subject.store(), "/w/a", "1").await;
     put(subject.store(), "/w/a", "2").await;

@@ -11,7 +11,7 @@ use shared::exchange_io::{Exchange, ReadError};
 use shared::protocol::exchange::{Commit, Key, Reading, View};
 use shared::protocol::holder::Input;
 use shared::protocol::{Op, Text};
-use shared::store::{LeaseStore, Revision};
+use shared::store::{LeaseStore, Revision, StoreError};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
@@ -20,6 +20,25 @@ use crate::keeper::{random_id, sentence};
 
 /// Before a watch that ended is opened again.
 const WATCH_AGAIN: Duration = Duration::from_millis(200);
+
+/// Whether etcd answers, as a person is told it. A full one answers each read, and takes no write: neither answer is the other's.
+#[derive(Debug, Default)]
+pub(super) struct Hearing {
+    silent_reads: bool,
+    silent_writes: bool,
+}
+
+impl Hearing {
+    /// Takes in what became of a read or a write. Answers whether that is news.
+    pub(super) fn take(&mut self, is_write: bool, is_silent: bool) -> bool {
+        let was_silent = self.silent_reads || self.silent_writes;
+        match is_write {
+            true => self.silent_writes = is_silent,
+            false => self.silent_reads = is_silent,
+        }
+        (self.silent_reads || self.silent_writes) != was_silent
+    }
+}
 
 /// What the worker has with etcd.
 pub(super) struct Etcd<S> {
@@ -95,15 +114,28 @@ async fn follow<S: LeaseStore>(exchange: &Exchange<S>, key: &Key, read: Revision
     let name = exchange::key(exchange.keys(), key);
     loop {
         let mut changes = exchange.store().watch(&name, read);
-        loop {
-            match changes.next().await {
-                // Longer names begin with this one.
-                Some(Ok(changes)) if changes.iter().any(|change| change.key() == name) => return,
-                Some(Ok(_)) => {}
-                Some(Err(shared::store::StoreError::Compacted { .. })) => return,
-                Some(Err(_)) | None => break,
-            }
+        if let Some(Ok(_) | Err(StoreError::Compacted { .. })) = changes.next().await {
+            return;
         }
         tokio::time::sleep(WATCH_AGAIN).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_full_etcd_each_change_is_told_once() {
+        let (read, write) = (false, true);
+        let mut hearing = Hearing::default();
+        let mut told = |is_write, is_silent| hearing.take(is_write, is_silent);
+        assert!(!told(read, false) && !told(write, false));
+        assert!(told(write, true));
+        for _ in 0..3 {
+            assert!(!told(read, false) && !told(write, true));
+        }
+        assert!(!told(read, true) && !told(write, false));
+        assert!(told(read, false));
     }
 }

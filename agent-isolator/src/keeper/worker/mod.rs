@@ -37,7 +37,7 @@ use tokio::sync::{Semaphore, mpsc};
 use self::admission::{Admission, Look};
 use self::calls::Calls;
 use self::effects::needs_table;
-use self::etcd::Etcd;
+use self::etcd::{Etcd, Hearing};
 use super::checkpoint::{Checkpoint, Machine, StartError};
 use super::deadman::DeadmanWatch;
 use super::driver::VolumeDriver;
@@ -149,8 +149,7 @@ pub struct Worker<S, D> {
     suspends: SuspendWatch,
     /// What was last said of the session, so that each change is said once.
     said: String,
-    /// Of reads, and of writes, whether the last had no answer.
-    etcd_silent: [bool; 2],
+    hearing: Hearing,
     events: mpsc::UnboundedSender<Event>,
     received: mpsc::UnboundedReceiver<Event>,
     /// Taken in before all else: a beat's answer that waits behind what tenants cause would fence the host.
@@ -236,7 +235,7 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             ailing_looks: Arc::new(Semaphore::new(1)),
             suspends: SuspendWatch::default(),
             said: String::new(),
-            etcd_silent: [false; 2],
+            hearing: Hearing::default(),
             events,
             received,
             from_etcd,
@@ -474,12 +473,10 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         if let Some(why) = silent.clone().filter(|_| matches!(input, Input::Committed(..))) {
             self.core.handle(holder_now(), Input::Silent(why));
         }
-        // A full one answers each read, and takes no write.
-        let was_silent = self.etcd_silent.contains(&true);
-        self.etcd_silent[usize::from(matches!(input, Input::Committed(..)))] = silent.is_some();
+        let news = self.hearing.take(matches!(input, Input::Committed(..)), silent.is_some());
         match silent {
-            Some(why) if !was_silent => tracing::warn!("etcd does not answer: {why}"),
-            None if was_silent && !self.etcd_silent.contains(&true) => tracing::info!("etcd answers again"),
+            Some(why) if news => tracing::warn!("etcd does not answer: {why}"),
+            None if news => tracing::info!("etcd answers again"),
             _ => {}
         }
     }

@@ -311,11 +311,10 @@ impl Core {
         self.table_changed = true;
     }
 
+    /// Nothing of what a look shows is in the table but who is doubted; and who is doubted no more leaves.
     pub(super) fn looked(&mut self, now: Now, op: Op, sight: Sight) {
         let bounds = self.settings.retry;
         let Some((id, volume)) = self.by_op(op) else { return };
-        // Of all that a look changes the table has the doubts alone.
-        let doubted = !volume.doubts.is_empty();
         match sight {
             Sight::Mounted { elsewhere: Some(by) }
                 if !volume.doubts.is_empty() && volume.users.is_empty() =>
@@ -332,7 +331,6 @@ impl Core {
                 volume.settle();
                 if volume.users.is_empty() {
                     volume.doubts.clear();
-                    self.table_changed |= doubted;
                 }
             }
             Sight::Unknown(why) => {
@@ -345,7 +343,6 @@ impl Core {
                 (volume.seen, volume.gone) = (true, true);
                 volume.doubts.clear();
                 let users = volume.users.clone();
-                self.table_changed |= doubted;
                 self.gone(&users, &format!("volume {id} was unmounted behind the keeper's back: {why}"));
             }
             Sight::Broken(why) => {
@@ -353,7 +350,6 @@ impl Core {
                 // Whether somebody still has it is proved before it is released; who has is to end like its users.
                 volume.doubts.clear();
                 let users = volume.users.clone();
-                self.table_changed |= doubted;
                 self.gone(&users, &format!("volume {id} can be written no more: {why}"));
             }
         }
