@@ -120,7 +120,7 @@ impl<'s, S: LeaseStore> Recorder<'s, S> {
         let mut conflicts = 0;
         loop {
             match self.write_once(batch).await {
-                Err(RecordingError::Store(StoreError::Conflict)) if conflicts < CONFLICTS_MAX => {
+                Err(RecordingError::Store(StoreError::Conflict(_))) if conflicts < CONFLICTS_MAX => {
                     conflicts += 1
                 }
                 result => return result,
@@ -238,7 +238,7 @@ impl<'s, S: LeaseStore> Recorder<'s, S> {
         match self.store.commit(ground.writer.trim(&trimmed)).await {
             Ok(_) => Ok(Some(trimmed)),
             // Somebody else trims, or writes what only one may write at a time.
-            Err(StoreError::Conflict) => Ok(None),
+            Err(StoreError::Conflict(_)) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }

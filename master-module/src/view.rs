@@ -430,7 +430,12 @@ impl View {
     fn lease_deleted(&mut self, volume: &VolumeId, at: Revision, seen: Seen, told: &mut Vec<Told>) {
         if let Some((volume, Known { lease, written })) = self.remove_lease(volume) {
             let of = Some((lease.epoch, lease.token));
-            let event = Event::Deleted { volume, holder: lease.holder, of };
+            // A keeper frees what it is giving back, or never mounted. What happened between two reads is not known.
+            let is_released = lease.stage != Stage::Attached || seen == Seen::ByALaterRead;
+            let event = match is_released {
+                true => Event::Released { volume, holder: Some(lease.holder), of },
+                false => Event::Deleted { volume, holder: lease.holder, of },
+            };
             told.push(Told { event, place: Place::Deleted { at, written, seen }, logged: true });
         }
     }

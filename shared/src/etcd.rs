@@ -174,7 +174,7 @@ impl EtcdStore {
         }
     }
 
-    async fn try_commit(&self, transaction: Transaction) -> Result<Option<Revision>, EtcdFault> {
+    async fn try_commit(&self, transaction: Transaction) -> Result<Result<Revision, Snapshot>, EtcdFault> {
         transaction.check_size()?;
         let txn = etcd_txn(&transaction);
         let (answer, chosen, at_send) = self
@@ -184,7 +184,10 @@ impl EtcdStore {
             })
             .await?;
         let revision = self.history.check(&chosen.member.endpoint, at_send, answer.header())?;
-        Ok(answer.succeeded().then_some(revision))
+        if answer.succeeded() {
+            return Ok(Ok(revision));
+        }
+        Ok(Err(read::of_transaction(revision, &answer)))
     }
 }
 
@@ -200,7 +203,8 @@ fn etcd_txn(transaction: &Transaction) -> Txn {
     };
     let puts = transaction.puts().iter().map(put);
     let writes: Vec<_> = puts.chain(transaction.deletions().iter().map(delete)).collect();
-    Txn::new().when(compares).and_then(writes)
+    let reads: Vec<_> = transaction.reads().iter().map(|key| TxnOp::get(key.as_str(), None)).collect();
+    Txn::new().when(compares).and_then(writes).or_else(reads)
 }
 
 impl LeaseStore for EtcdStore {
@@ -218,8 +222,7 @@ impl LeaseStore for EtcdStore {
 
     async fn commit(&self, transaction: Transaction) -> Result<Revision, StoreError> {
         match self.try_commit(transaction).await {
-            Ok(Some(revision)) => Ok(revision),
-            Ok(None) => Err(StoreError::Conflict),
+            Ok(done) => done.map_err(StoreError::Conflict),
             Err(fault) => Err(fault.of_write()),
         }
     }

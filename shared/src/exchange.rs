@@ -132,7 +132,12 @@ pub fn transaction(keys: &Keys, cluster: &[u8], commit: &Commit, now: &str) -> T
     for deleted in &commit.deletes {
         transaction = transaction.delete_range(KeyRange::of(&key(keys, deleted)));
     }
-    transaction
+    if commit.otherwise.is_empty() {
+        return transaction;
+    }
+    // Whose installation it is tells whether the rest means anything.
+    let reads = commit.otherwise.iter().map(|wanted| key(keys, wanted));
+    transaction.or_read([keys.cluster()].into_iter().chain(reads))
 }
 
 fn since(since: Option<&Text>, now: &str) -> String {

@@ -110,7 +110,7 @@ impl<S: LeaseStore> Exchange<S> {
         let record = encode(&ClusterRecord { id: id.to_owned(), naming });
         match timeout(self.request, self.store.commit(found(&self.keys, record))).await {
             // Somebody else was first, or this may have been: it is created only where there is none.
-            Ok(Ok(_) | Err(StoreError::Conflict | StoreError::Unknown(_))) | Err(_) => Ok(()),
+            Ok(Ok(_) | Err(StoreError::Conflict(_) | StoreError::Unknown(_))) | Err(_) => Ok(()),
             Ok(Err(error)) => Err(error),
         }
     }
@@ -125,12 +125,9 @@ impl<S: LeaseStore> Exchange<S> {
 
     /// The same, with an error that can be told apart.
     ///
-    /// A record that cannot be read makes the whole read fail, by its key. A view has no word for it: left out,
-    /// a lease would look free, or a session missing, which a reclaimer may end; put in as somebody's, it would
-    /// make that somebody lose it. The compares would stop most of what followed, but an epoch that is chosen
-    /// above all epochs in the leases is not compared with a lease that nobody could read. So nothing is decided
-    /// until a person has looked at the record, or a program that can read it runs. Keys that are not of this
-    /// layout are nobody's record, and no obstacle.
+    /// One among single keys that cannot be read is told as such: it hurts its own volume or holder alone. In any other reading
+    /// it makes the whole fail, by its key: left out, a session would look missing, which a reclaimer may end, and an epoch that
+    /// is chosen above all epochs in the own leases is not compared with one that nobody could read. Keys that are not of this layout are nobody's record, and no obstacle.
     ///
     /// # Errors
     /// See [`ReadError`].
@@ -154,15 +151,35 @@ impl<S: LeaseStore> Exchange<S> {
                 (cluster, snapshot, wanted)
             }
         };
-        let mut view = View { cluster, revision: snapshot.revision, entries: Default::default() };
-        for wanted in wanted {
-            let name = exchange::key(keys, &wanted);
-            let Some(entry) = snapshot.entries.get(&name) else { continue };
-            let record = exchange::from_bytes(&wanted, &entry.value)
-                .map_err(|source| ReadError::Unreadable { key: name, source })?;
-            view.entries.insert(wanted, (record, entry.mod_revision));
+        let view = self.view(cluster, &snapshot, wanted);
+        match view.unreadable.iter().next() {
+            // Whoever looks at single keys can leave out what another has spoilt.
+            Some((key, why)) if !matches!(reading, Reading::Keys(_)) => {
+                let (key, why) = (exchange::key(keys, key), why.to_string());
+                Err(ReadError::Unreadable { key, source: RecordError::Told(why) })
+            }
+            _ => Ok(view),
         }
-        Ok(view)
+    }
+
+    fn view(
+        &self,
+        cluster: ClusterId,
+        snapshot: &Snapshot,
+        wanted: impl IntoIterator<Item = Key>,
+    ) -> View {
+        let mut view = View::new(cluster, snapshot.revision);
+        for wanted in wanted {
+            let name = exchange::key(&self.keys, &wanted);
+            let Some(entry) = snapshot.entries.get(&name) else { continue };
+            match exchange::from_bytes(&wanted, &entry.value) {
+                Ok(record) => {
+                    view.entries.insert(wanted, (record, entry.mod_revision));
+                }
+                Err(why) => _ = view.unreadable.insert(wanted, sentence(&why).into()),
+            }
+        }
+        view
     }
 
     /// What is a holder's, at one revision: its index says which leases to read, and the index that is read with them is the same. The
@@ -195,12 +212,18 @@ impl<S: LeaseStore> Exchange<S> {
         mut keys: Vec<String>,
         prefixes: &[String],
     ) -> Result<(ClusterId, Snapshot), ReadError> {
-        let key = self.keys.cluster();
-        keys.push(key.clone());
+        keys.push(self.keys.cluster());
         let is_long = !prefixes.is_empty() || keys.len() > OPERATIONS_MAX;
         let after = if is_long { self.request * REQUESTS_OF_A_LONG_READ } else { self.request };
         let answer = timeout(after, self.store.get_all(&keys, prefixes)).await;
         let mut snapshot = answer.map_err(|_| ReadError::Late { after })??;
+        let id = self.whose(&mut snapshot)?;
+        Ok((id, snapshot))
+    }
+
+    /// Takes the installation's record out of what was read.
+    fn whose(&self, snapshot: &mut Snapshot) -> Result<ClusterId, ReadError> {
+        let key = self.keys.cluster();
         let Some(entry) = snapshot.entries.remove(&key) else { return Err(ReadError::NotFounded { key }) };
         let ClusterRecord { id, naming } =
             decode(&entry.value).map_err(|source| ReadError::Unreadable { key, source })?;
@@ -209,7 +232,7 @@ impl<S: LeaseStore> Exchange<S> {
         }
         let id = ClusterId(id.into());
         *self.cluster() = Some(Cluster { id: id.clone(), bytes: entry.value });
-        Ok((id, snapshot))
+        Ok(id)
     }
 
     /// What became of a commit. Sent once; [`Outcome::Unknown`] whenever it may have been sent and its answer is
@@ -221,24 +244,33 @@ impl<S: LeaseStore> Exchange<S> {
         };
         if cluster.id != commit.cluster {
             // Another installation's record has been read since: the compare does not hold any more.
-            return Outcome::Conflict;
+            return Outcome::Conflict(None);
         }
         let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         let transaction = exchange::transaction(&self.keys, &cluster.bytes, commit, &now);
         let answer = timeout(self.request, self.store.commit(transaction)).await;
         *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = match &answer {
-            Ok(Ok(_) | Err(StoreError::Conflict)) => None,
+            Ok(Ok(_) | Err(StoreError::Conflict(_))) => None,
             Ok(Err(error)) => Some(sentence(error).into()),
             Err(_) => Some(ReadError::Late { after: self.request }.to_string().into()),
         };
         match answer {
             Ok(Ok(revision)) => Outcome::Done(revision),
-            Ok(Err(StoreError::Conflict)) => Outcome::Conflict,
+            Ok(Err(StoreError::Conflict(snapshot))) => Outcome::Conflict(self.otherwise(commit, snapshot)),
             Ok(Err(StoreError::Unavailable(_))) => Outcome::NotSent,
             // An answer from another history comes from a store that may have done it.
             Ok(Err(StoreError::Unknown(_) | StoreError::Corrupt { .. } | StoreError::Compacted { .. }))
             | Err(_) => Outcome::Unknown,
         }
+    }
+
+    /// What a refused commit has read; `None` when it asked for nothing, or that cannot be read.
+    fn otherwise(&self, commit: &Commit, mut snapshot: Snapshot) -> Option<Box<View>> {
+        if commit.otherwise.is_empty() {
+            return None;
+        }
+        let cluster = self.whose(&mut snapshot).ok()?;
+        Some(Box::new(self.view(cluster, &snapshot, commit.otherwise.iter().cloned())))
     }
 
     /// Why the last commit had no answer of etcd's, in words; `None` when it had one.

@@ -267,8 +267,12 @@ impl MemoryStore {
             None => {
                 let applied = server.apply(transaction);
                 let answer = self.seen(server.revision);
+                let found = |key: &String| Some((key.clone(), server.entries.get(key)?.clone()));
+                let entries = transaction.reads().iter().filter_map(found).collect();
                 server.operation_done();
-                answer.and_then(|_| applied.ok_or(StoreError::Conflict))
+                answer.and_then(|revision| {
+                    applied.ok_or(StoreError::Conflict(Snapshot { entries, revision }))
+                })
             }
         }
     }

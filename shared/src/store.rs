@@ -115,6 +115,7 @@ pub struct Transaction {
     compares: Vec<Compare>,
     puts: Vec<(String, Vec<u8>)>,
     deletions: Vec<KeyRange>,
+    reads: Vec<String>,
 }
 
 impl Transaction {
@@ -159,6 +160,19 @@ impl Transaction {
         self
     }
 
+    /// Reads keys instead, when a condition does not hold: [`StoreError::Conflict`] has them.
+    #[must_use]
+    pub fn or_read(mut self, keys: impl IntoIterator<Item = String>) -> Self {
+        self.reads.extend(keys);
+        self
+    }
+
+    /// The keys that are read when a condition does not hold.
+    #[must_use]
+    pub fn reads(&self) -> &[String] {
+        &self.reads
+    }
+
     /// The conditions.
     #[must_use]
     pub fn compares(&self) -> &[Compare] {
@@ -183,7 +197,7 @@ impl Transaction {
     /// With its size, when it has more than [`OPERATIONS_MAX`] compares or writes.
     pub fn check_size(&self) -> Result<(), TooManyOperations> {
         let (compares, writes) = (self.compares.len(), self.puts.len() + self.deletions.len());
-        if compares.max(writes) > OPERATIONS_MAX {
+        if compares.max(writes).max(self.reads.len()) > OPERATIONS_MAX {
             return Err(TooManyOperations { compares, writes });
         }
         Ok(())
@@ -231,9 +245,9 @@ impl Change {
 /// Why a store operation has no plain answer. One variant for each different reaction.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// A compare did not hold; nothing was written. Read again.
+    /// A compare did not hold; nothing was written. The keys that the transaction reads then, as they were.
     #[error("etcd has changed since it was read")]
-    Conflict,
+    Conflict(Snapshot),
     /// A write may have been done, may be done later, or never. Close it by a barrier, never by a
     /// read: it may commit after a linearizable read that showed that it had not.
     #[error("etcd did not answer a write, which may have been done or may still be done")]

@@ -198,7 +198,7 @@ fn view(bytes: &[u8]) {
             entries.insert(key, (record, at));
         }
     }
-    let mut view = View { cluster: ClusterId("c1".into()), revision: Revision(100), entries };
+    let mut view = View { entries, ..View::new(ClusterId("c1".into()), Revision(100)) };
     let mut now = Duration::from_secs(1_000);
     let mut core = Core::new(now, settings(), Table::default(), Deadline::default());
     for _ in 0..200 {
@@ -233,7 +233,7 @@ fn carry_out(core: &mut Core, now: Duration, view: &mut View, output: Output) {
                     }
                     Outcome::Done(view.revision)
                 }
-                false => Outcome::Conflict,
+                false => Outcome::Conflict(None),
             };
             core.handle(now, Input::Committed(op, outcome));
         }

@@ -33,9 +33,9 @@ impl Etcd {
         let (cluster, revision) = (self.cluster.clone(), self.revision);
         if let Reading::Keys(keys) = reading {
             let found = |key: &Key| Some((key.clone(), self.entries.get(key)?.clone()));
-            return View { cluster, revision, entries: keys.iter().filter_map(found).collect() };
+            return View { entries: keys.iter().filter_map(found).collect(), ..View::new(cluster, revision) };
         }
-        View { cluster, revision, entries: self.entries.clone() }.of(reading)
+        View { entries: self.entries.clone(), ..View::new(cluster, revision) }.of(reading)
     }
 
     /// The revision that last wrote `key`.
@@ -53,7 +53,8 @@ impl Etcd {
     /// Commits, or does nothing.
     pub fn commit(&mut self, commit: &Commit) -> Outcome {
         if !self.would_commit(commit) {
-            return Outcome::Conflict;
+            let read = (!commit.otherwise.is_empty()).then(|| self.read(&Reading::Keys(commit.otherwise.clone())));
+            return Outcome::Conflict(read.map(Box::new));
         }
         self.revision.0 += 1;
         for (key, record) in &commit.puts {

@@ -218,7 +218,7 @@ impl World<'_> {
     /// detaches it there, and runs `extvol free`.
     pub(super) fn detach_by_hand(&mut self) {
         for volume in self.volumes.clone() {
-            let Some(Lease::Free { last_holder, owed: Some(owed) }) = self.etcd.lease(&volume).cloned()
+            let Some(Lease::Free { owed: Some(owed), .. }) = self.etcd.lease(&volume).cloned()
             else {
                 continue;
             };
@@ -231,9 +231,7 @@ impl World<'_> {
             }
             self.log(|| format!("a person has detached {volume} from {}", owed.hosts()));
             self.etcd.revision.0 += 1;
-            let at = self.etcd.revision;
-            let free = Record::Lease(Lease::Free { last_holder, owed: None });
-            self.etcd.entries.insert(Key::Lease(volume), (free, at));
+            self.etcd.entries.remove(&Key::Lease(volume));
         }
         self.after(PERSON, Event::Person);
     }

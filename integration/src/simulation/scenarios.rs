@@ -266,8 +266,9 @@ fn slow_answer() -> Result<(), &'static str> {
         let sent = story.now;
         story.now += Duration::from_millis(400);
         let outcome = story.etcd.commit(&commit);
+        let is_done = matches!(outcome, Outcome::Done(_));
         story.tell(holder::Input::Committed(op, outcome));
-        if matches!(outcome, Outcome::Done(_)) {
+        if is_done {
             return match story.host.shared.fence_at {
                 Some(at) if at == sent + timing().fence => Ok(()),
                 _ => Err("scenario: the deadline is not counted from the sending of a beat"),

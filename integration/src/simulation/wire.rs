@@ -87,7 +87,7 @@ impl World<'_> {
                 self.check_taken(commit);
                 self.check_revoked(&client, commit);
                 let outcome = self.etcd.commit(commit);
-                self.log(|| format!("etcd: {client:?} #{} {outcome:?}", op.0));
+                self.log(|| format!("etcd: {client:?} #{} {}", op.0, in_a_word(&outcome)));
                 if self.etcd.revision > before {
                     self.check_grants(commit);
                     self.notify(commit);
@@ -108,7 +108,8 @@ impl World<'_> {
             let watching = core.watching();
             let life = node.life;
             let mut dice = self.dice(15, host as u64, self.etcd.revision.0.unsigned_abs());
-            for (key, _) in commit.puts.iter().filter(|(key, _)| watching.contains_key(key)) {
+            let written = commit.puts.iter().map(|(key, _)| key).chain(&commit.deletes);
+            for key in written.filter(|key| watching.contains_key(key)) {
                 if !dice.permille(50) {
                     let input = Input::Changed(key.clone());
                     self.after(dice.range(200, 5 * MS), Event::CallAnswered { host, life, input });
@@ -173,5 +174,13 @@ impl World<'_> {
                 self.violated(Violation::TokenWentBack { volume: volume.clone(), last, new });
             }
         }
+    }
+}
+
+/// What became of a commit.
+fn in_a_word(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Conflict(_) => "Conflict".to_owned(),
+        other => format!("{other:?}"),
     }
 }

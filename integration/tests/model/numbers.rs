@@ -3,7 +3,6 @@
 use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
-use shared::protocol::exchange::Outcome;
 use shared::protocol::fence::Act;
 use shared::protocol::renumber::{self, Renumber};
 use shared::protocol::{Now, Op, reclaimer};
@@ -87,8 +86,8 @@ impl State {
             match &mut sent.stage {
                 Stage::Commit(commit) => renumber::commit(commit, r),
                 Stage::Seen(view) => renumber::view(view, r),
-                Stage::Done(Outcome::Done(at)) => r.revision(at),
-                Stage::Done(_) | Stage::Read(_) => {}
+                Stage::Done(outcome) => renumber::outcome(outcome, r),
+                Stage::Read(_) => {}
             }
             if sent.who == Who::Nobody {
                 sent.op = Op(0);

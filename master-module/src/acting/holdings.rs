@@ -158,7 +158,7 @@ impl Sessions {
         };
         let sessions = sessions.into_iter().map(session);
         let entries = leases.into_iter().chain(sessions).chain(beats).chain(storm).collect();
-        Ok(View { cluster, revision: snapshot.revision, entries })
+        Ok(View { entries, ..View::new(cluster, snapshot.revision) })
     }
 
     /// Looks through the sessions that were written since the last read for those that want something.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use etcd_client::{GetOptions, KeyValue, Txn, TxnOp, TxnOpResponse};
+use etcd_client::{GetOptions, KeyValue, Txn, TxnOp, TxnOpResponse, TxnResponse};
 
 use super::EtcdStore;
 use super::fault::EtcdFault;
@@ -35,11 +35,8 @@ impl EtcdStore {
                 })
                 .await?;
             let revision = self.history.check(&chosen.member.endpoint, at_send, answer.header())?;
-            for response in answer.op_responses() {
-                if let TxnOpResponse::Get(mut get) = response {
-                    collect(&mut snapshot.entries, get.take_kvs());
-                }
-            }
+            let Snapshot { mut entries, .. } = of_transaction(revision, &answer);
+            snapshot.entries.append(&mut entries);
             snapshot.revision = at.unwrap_or(revision);
         }
         Ok(snapshot)
@@ -149,6 +146,17 @@ impl EtcdStore {
             }
         }
     }
+}
+
+/// What a transaction has read whose compares did not hold.
+pub(super) fn of_transaction(revision: Revision, answer: &TxnResponse) -> Snapshot {
+    let mut snapshot = Snapshot { revision, ..Snapshot::default() };
+    for response in answer.op_responses() {
+        if let TxnOpResponse::Get(mut get) = response {
+            collect(&mut snapshot.entries, get.take_kvs());
+        }
+    }
+    snapshot
 }
 
 /// The least key above it.

@@ -334,9 +334,17 @@ pub struct View {
     pub revision: Revision,
     /// By key: the record, and the revision that last wrote it.
     pub entries: BTreeMap<Key, (Record, Revision)>,
+    /// Records that are there and cannot be read, with what is wrong.
+    pub unreadable: BTreeMap<Key, Text>,
 }
 
 impl View {
+    /// One without any key.
+    #[must_use]
+    pub fn new(cluster: ClusterId, revision: Revision) -> Self {
+        Self { cluster, revision, entries: BTreeMap::new(), unreadable: BTreeMap::new() }
+    }
+
     /// What a reading shows, of all that there is.
     #[must_use]
     pub fn of(mut self, reading: &Reading) -> Self {
@@ -419,13 +427,16 @@ pub struct Commit {
     pub puts: Vec<(Key, Record)>,
     /// What is deleted then. None of it is put as well.
     pub deletes: Vec<Key>,
+    /// What is read if a compare does not hold, so that who is refused knows why.
+    pub otherwise: Vec<Key>,
 }
 
 impl Commit {
     /// One that does nothing yet.
     #[must_use]
     pub fn new(cluster: &ClusterId) -> Self {
-        Self { cluster: cluster.clone(), compares: Vec::new(), puts: Vec::new(), deletes: Vec::new() }
+        let (compares, puts, deletes, otherwise) = Default::default();
+        Self { cluster: cluster.clone(), compares, puts, deletes, otherwise }
     }
 
     /// Adds the condition that `key` is unchanged since it was read at `at`.
@@ -443,6 +454,21 @@ impl Commit {
         self
     }
 
+    /// Deletes `key`, if it is unchanged since it was read at `at`.
+    #[must_use]
+    pub fn delete(mut self, key: Key, at: Revision) -> Self {
+        self.compares.push((key.clone(), at));
+        self.deletes.push(key);
+        self
+    }
+
+    /// Reads these keys instead, if a compare does not hold.
+    #[must_use]
+    pub fn or_read(mut self, keys: impl IntoIterator<Item = Key>) -> Self {
+        self.otherwise.extend(keys);
+        self
+    }
+
     /// Puts a volume into the index of the holder that takes its lease in this transaction, which compares that holder's session.
     #[must_use]
     pub fn index(mut self, holder: &Holder, volume: &VolumeId) -> Self {
@@ -457,22 +483,29 @@ impl Commit {
         self
     }
 
+    /// Beats, in a transaction that compares the holder's session (L14).
+    #[must_use]
+    pub fn with_beat(mut self, holder: &Holder) -> Self {
+        self.puts.push((Key::Beat(holder.clone()), Record::Beat));
+        self
+    }
+
     /// A beat: the one write that does not compare its own key. It compares the session, whose owner
     /// alone beats, and an own beat that commits late does no harm (L12 counts from the sending).
     #[must_use]
     pub fn beat(cluster: &ClusterId, holder: &Holder, session: Revision) -> Self {
-        let commit = Self::new(cluster).unchanged(Key::Session(holder.clone()), session);
-        Self { puts: vec![(Key::Beat(holder.clone()), Record::Beat)], ..commit }
+        let key = Key::Session(holder.clone());
+        Self::new(cluster).unchanged(key.clone(), session).with_beat(holder).or_read([key])
     }
 }
 
 /// What became of a commit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// Committed, as this revision.
     Done(Revision),
-    /// A compare did not hold; nothing was written.
-    Conflict,
+    /// A compare did not hold; nothing was written. With it comes what the commit reads then, if it could be read.
+    Conflict(Option<Box<View>>),
     /// It may have been done, may be done later, or never.
     Unknown,
     /// It certainly was not sent.

@@ -3,7 +3,7 @@
 //! two states that differ in them alone behave the same; without this the states would never end.
 
 use super::deadman::{Deadman, Fencing};
-use super::exchange::{Commit, Held, Lease, Record, View};
+use super::exchange::{Commit, Held, Lease, Outcome, Record, View};
 use super::holder::{Container, Deadline, Life, Phase, Row, Safety, Table};
 use super::reclaimer::Guard;
 use super::{Now, Op, holder, reclaimer};
@@ -48,6 +48,15 @@ pub fn record(record: &mut Record, r: &mut impl Renumber) {
 pub fn commit(commit: &mut Commit, r: &mut impl Renumber) {
     commit.compares.iter_mut().for_each(|(_, at)| r.revision(at));
     commit.puts.iter_mut().for_each(|(_, put)| record(put, r));
+}
+
+/// Visits what became of a commit.
+pub fn outcome(outcome: &mut Outcome, r: &mut impl Renumber) {
+    match outcome {
+        Outcome::Done(at) => r.revision(at),
+        Outcome::Conflict(read) => read.iter_mut().for_each(|read| view(read, r)),
+        Outcome::Unknown | Outcome::NotSent => {}
+    }
 }
 
 /// Visits what was read.
@@ -119,6 +128,7 @@ pub fn holder(core: &mut holder::Core, r: &mut impl Renumber) {
         mine.revoking.iter_mut().for_each(|at| r.since(at));
     }
     r.seen(&mut core.highest);
+    r.revision(&mut core.beat_at);
     // Texts are for people.
     core.obstacle = "".into();
     core.fault = None;
@@ -135,7 +145,7 @@ pub fn holder(core: &mut holder::Core, r: &mut impl Renumber) {
         r.op(op);
         r.seen(seen);
     }
-    core.renumber_lane(r);
+    core.renumber_queue(r);
     for (lease, at) in core.leases.values_mut() {
         held(lease, r);
         r.revision(at);

@@ -45,13 +45,13 @@ impl Etcd {
 
     pub(crate) fn read(&self, reading: &Reading) -> View {
         let (cluster, revision) = (ClusterId("c1".into()), self.revision);
-        View { cluster, revision, entries: self.entries.clone() }.of(reading)
+        View { entries: self.entries.clone(), ..View::new(cluster, revision) }.of(reading)
     }
 
     pub(crate) fn commit(&mut self, commit: &Commit) -> Outcome {
         let at = |key: &Key| self.entries.get(key).map_or(Revision::ABSENT, |(_, at)| *at);
         if !commit.compares.iter().all(|(key, expected)| at(key) == *expected) {
-            return Outcome::Conflict;
+            return Outcome::Conflict(Some(Box::new(self.read(&Reading::Keys(commit.otherwise.clone())))));
         }
         self.revision.0 += 1;
         for (key, record) in &commit.puts {
@@ -164,12 +164,14 @@ impl Etcd {
     }
 
     pub(crate) fn free(&mut self, name: &str) {
-        self.put(Key::Lease(volume(name)), Record::Lease(Lease::Free { last_holder: None, owed: None }));
+        self.revision.0 += 1;
+        self.entries.remove(&Key::Lease(volume(name)));
     }
 
     /// What is owed of a free lease.
     pub(crate) fn owed(&self, name: &str) -> Option<&Owed> {
         match self.entries.get(&Key::Lease(volume(name))) {
+            None => None,
             Some((Record::Lease(Lease::Free { owed, .. }), _)) => owed.as_ref(),
             other => panic!("the lease of {name} is not free: {other:?}"),
         }

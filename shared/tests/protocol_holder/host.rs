@@ -125,6 +125,8 @@ pub(crate) struct Host {
     /// Driver calls, looks and proofs under way: one at a time for a volume.
     calls: BTreeMap<String, (Op, Step)>,
     steps: Vec<Step>,
+    /// What was done together.
+    pub(crate) transactions: Vec<Vec<Step>>,
     requests: u64,
     /// The fence under way.
     fence: Option<Op>,
@@ -180,6 +182,7 @@ impl Host {
             deadline: Deadline::default(),
             calls: BTreeMap::new(),
             steps: Vec::new(),
+            transactions: Vec::new(),
             requests: 0,
             fence: None,
         };
@@ -270,13 +273,13 @@ impl Host {
                 self.core.handle(self.now, Input::Read(op, result));
             }
             Output::Commit { op, commit } => {
-                let step = shown(&commit);
-                if self.held_back.is_some_and(|held| held(&step)) {
+                let steps = shown(&commit);
+                if self.held_back.is_some_and(|held| steps.iter().any(held)) {
                     return self.back.push((op, commit));
                 }
-                let beat = step == Step::Beat;
+                let beat = steps == [Step::Beat];
                 let outcome = if beat { self.etcd.commit(&commit) } else { self.etcd.answer(&commit) };
-                self.committed(op, outcome, step);
+                self.committed(op, outcome, steps);
             }
             Output::Extend(fence_at) => self.deadline.fence_at = fence_at,
             Output::Reset => self.deadline = self.deadline.next(),
@@ -326,9 +329,10 @@ impl Host {
         }
     }
 
-    fn committed(&mut self, op: Op, outcome: Outcome, step: Step) {
+    fn committed(&mut self, op: Op, outcome: Outcome, steps: Vec<Step>) {
         if matches!(outcome, Outcome::Done(_)) {
-            self.steps.push(step);
+            self.transactions.push(steps.clone());
+            self.steps.extend(steps);
         }
         self.core.handle(self.now, Input::Committed(op, outcome));
     }
@@ -369,13 +373,13 @@ impl Host {
     pub(crate) fn hold_back_only(&mut self, held: Option<fn(&Step) -> bool>) {
         self.held_back = held;
         for (op, commit) in std::mem::take(&mut self.back) {
-            let step = shown(&commit);
-            if held.is_some_and(|held| held(&step)) {
+            let steps = shown(&commit);
+            if held.is_some_and(|held| steps.iter().any(held)) {
                 self.back.push((op, commit));
                 continue;
             }
             let outcome = self.etcd.answer(&commit);
-            self.committed(op, outcome, step);
+            self.committed(op, outcome, steps);
             self.wants_no_idle_wake_up();
         }
         self.carry_out();
@@ -584,26 +588,39 @@ impl Host {
     }
 }
 
-/// A commit as a step.
-fn shown(commit: &Commit) -> Step {
-    let mut acquired = Vec::new();
+/// A commit as steps.
+fn shown(commit: &Commit) -> Vec<Step> {
+    let (mut acquired, mut steps): (Vec<(_, Vec<String>)>, _) = (Vec::new(), Vec::new());
+    for key in &commit.deletes {
+        if let Key::Lease(id) = key {
+            steps.push(Step::Release(id.name.as_str().to_owned()));
+        }
+    }
     for (key, put) in &commit.puts {
         match (key, put) {
-            (Key::Beat(_), _) => return Step::Beat,
+            (Key::Beat(_), _) => steps.push(Step::Beat),
             (Key::Lease(id), Record::Lease(Lease::Free { .. })) => {
-                return Step::Release(id.name.as_str().to_owned());
+                steps.push(Step::Release(id.name.as_str().to_owned()));
             }
             (Key::Lease(id), Record::Lease(Lease::Held(held))) if held.token.is_some() => {
                 let users = held.containers.iter().map(|id| id.as_str().to_owned()).collect();
-                return Step::Record(id.name.as_str().to_owned(), held.stage, users);
+                steps.push(Step::Record(id.name.as_str().to_owned(), held.stage, users));
             }
-            (Key::Lease(id), _) => acquired.push(id.name.as_str().to_owned()),
+            (Key::Lease(id), Record::Lease(Lease::Held(held))) => {
+                let (name, user) = (id.name.as_str().to_owned(), held.containers.first());
+                match acquired.last_mut().filter(|(of, _)| *of == user) {
+                    Some((_, names)) => names.push(name),
+                    None => acquired.push((user, vec![name])),
+                }
+            }
             (Key::Held(..), Record::Held) => {}
             (_, Record::Session(session)) => {
-                return Step::Session(session.wants.iter().map(|id| id.name.as_str().to_owned()).collect());
+                let wants = session.wants.iter().map(|id| id.name.as_str().to_owned());
+                steps.push(Step::Session(wants.collect()));
             }
             other => panic!("{other:?} is not this host's to write"),
         }
     }
-    Step::Acquire(acquired)
+    steps.extend(acquired.into_iter().map(|(_, names)| Step::Acquire(names)));
+    steps
 }

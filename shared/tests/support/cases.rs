@@ -28,8 +28,15 @@ pub(crate) async fn an_unchanged_key_is_written_and_the_answer_is_its_revision(s
     assert_eq!(snapshot.revision, second, "nothing else writes");
     assert_eq!(snapshot.entries["/k"].value, b"2");
     assert_eq!(snapshot.mod_revision("/none"), Revision::ABSENT);
-    let stale = store.commit(Transaction::new().put("/k", first, b"3".to_vec())).await;
-    assert!(matches!(stale, Err(StoreError::Conflict)), "{stale:?}");
+    // Who is refused is told what it asked for.
+    let stale = Transaction::new().put("/k", first, b"3".to_vec());
+    let asking = stale.clone().or_read(["/k".to_owned(), "/none".to_owned()]);
+    for (stale, told) in [(stale, None), (asking, Some("2"))] {
+        let Err(StoreError::Conflict(read)) = store.commit(stale).await else { panic!("it has changed") };
+        let value = read.entries.get("/k").map(|entry| std::str::from_utf8(&entry.value).unwrap());
+        assert_eq!((value, read.revision, read.mod_revision("/none")), (told, second, Revision::ABSENT));
+        assert_eq!(read.mod_revision("/k"), told.map_or(Revision::ABSENT, |_| second));
+    }
     assert_eq!(value(store, "/k").await.as_deref(), Some("2"));
 }
 
@@ -37,7 +44,7 @@ pub(crate) async fn a_key_that_must_not_exist_is_written_only_while_it_does_not(
     let create = || Transaction::new().put("/k", Revision::ABSENT, b"new".to_vec());
     subject.store().commit(create()).await.unwrap();
     let again = subject.store().commit(create()).await;
-    assert!(matches!(again, Err(StoreError::Conflict)), "{again:?}");
+    assert!(matches!(again, Err(StoreError::Conflict(_))), "{again:?}");
     subject.delete("/k");
     subject.store().commit(create()).await.unwrap();
 }
@@ -50,7 +57,7 @@ pub(crate) async fn one_failed_compare_and_nothing_of_the_transaction_is_written
         .unchanged("/guard", Revision(revision.0 + 1))
         .put("/b", Revision::ABSENT, b"1".to_vec());
     let answer = store.commit(transaction).await;
-    assert!(matches!(answer, Err(StoreError::Conflict)), "{answer:?}");
+    assert!(matches!(answer, Err(StoreError::Conflict(_))), "{answer:?}");
     let snapshot = store.get_prefix("/").await.unwrap();
     assert_eq!(snapshot.entries.keys().collect::<Vec<_>>(), ["/guard"]);
     assert_eq!(snapshot.revision, revision);
@@ -64,11 +71,11 @@ pub(crate) async fn a_value_is_compared_only_with_a_key_that_exists(subject: &mu
     };
     for value in ["", "id"] {
         let missing = store.commit(guarded(value, "/a")).await;
-        assert!(matches!(missing, Err(StoreError::Conflict)), "{missing:?}");
+        assert!(matches!(missing, Err(StoreError::Conflict(_))), "{missing:?}");
     }
     put(store, "/cluster", "id").await;
     let other = store.commit(guarded("other", "/a")).await;
-    assert!(matches!(other, Err(StoreError::Conflict)), "{other:?}");
+    assert!(matches!(other, Err(StoreError::Conflict(_))), "{other:?}");
     store.commit(guarded("id", "/a")).await.unwrap();
     assert_eq!(value(store, "/a").await.as_deref(), Some(""));
 }
@@ -79,7 +86,7 @@ pub(crate) async fn a_value_that_came_back_is_still_a_change(subject: &mut impl 
     put(store, "/k", "b").await;
     put(store, "/k", "a").await;
     let answer = store.commit(Transaction::new().put("/k", read, b"c".to_vec())).await;
-    assert!(matches!(answer, Err(StoreError::Conflict)), "{answer:?}");
+    assert!(matches!(answer, Err(StoreError::Conflict(_))), "{answer:?}");
 }
 
 pub(crate) async fn a_transaction_without_writes_checks_its_compares_and_changes_nothing(
@@ -89,7 +96,7 @@ pub(crate) async fn a_transaction_without_writes_checks_its_compares_and_changes
     let revision = put(store, "/k", "a").await;
     assert_eq!(store.commit(Transaction::new().unchanged("/k", revision)).await.unwrap(), revision);
     let answer = store.commit(Transaction::new().unchanged("/k", Revision::ABSENT)).await;
-    assert!(matches!(answer, Err(StoreError::Conflict)), "{answer:?}");
+    assert!(matches!(answer, Err(StoreError::Conflict(_))), "{answer:?}");
 }
 
 pub(crate) async fn keys_are_read_at_one_revision_however_many(subject: &mut impl Subject) {
@@ -245,7 +252,7 @@ pub(crate) async fn a_range_is_deleted_whole_with_its_transaction_and_nothing_be
     }
     // A compare that fails deletes nothing.
     let refused = Transaction::new().unchanged("/f", Revision(1)).delete_range(range("/e/", "/e/3"));
-    assert!(matches!(store.commit(refused).await, Err(StoreError::Conflict)));
+    assert!(matches!(store.commit(refused).await, Err(StoreError::Conflict(_))));
     let mut watch = store.watch("/e/", last);
     let trim = Transaction::new().put("/trimmed", Revision::ABSENT, b"3".to_vec());
     let at = store.commit(trim.delete_range(range("/e/", "/e/3"))).await.unwrap();

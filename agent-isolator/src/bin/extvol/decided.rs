@@ -98,7 +98,7 @@ pub(crate) async fn write_read<S: LeaseStore>(
         };
         match &error {
             // Somebody wrote in between. An unanswered try may have been it: the next read tells.
-            StoreError::Conflict => {}
+            StoreError::Conflict(_) => {}
             StoreError::Unknown(_) => {
                 unanswered = Some(Failure::of_store(&error).to_string());
                 tokio::time::sleep(records.pause() * attempt).await;
@@ -109,7 +109,7 @@ pub(crate) async fn write_read<S: LeaseStore>(
             _ => return Err(open(unanswered.as_ref(), Some(Failure::of_store(&error)))),
         }
         last = Some(match error {
-            StoreError::Conflict => Failure::Refused(format!(
+            StoreError::Conflict(_) => Failure::Refused(format!(
                 "the records were written by somebody else between reading and writing, {attempt} times in a row"
             )),
             other => Failure::of_store(&other),

@@ -39,7 +39,7 @@ impl Failure {
             StoreError::Unavailable(cause) | StoreError::Unknown(cause) => {
                 cause.downcast_ref::<EtcdFault>().is_some_and(EtcdFault::is_final)
             }
-            StoreError::Conflict | StoreError::Compacted { .. } | StoreError::Corrupt { .. } => true,
+            StoreError::Conflict(_) | StoreError::Compacted { .. } | StoreError::Corrupt { .. } => true,
         };
         match refused_by_etcd {
             true => Self::Refused(sentence(error)),

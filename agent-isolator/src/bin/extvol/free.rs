@@ -80,10 +80,9 @@ fn decide(
         Some((Lease::Free { last_holder, owed: Some(owed) }, at)) => {
             return paid(view, volume, (last_holder.clone(), owed.clone(), at), from, meant);
         }
-        Some((Lease::Free { owed: None, .. }, _)) => {
-            return Decision::Already(format!("volume {volume} is free already"));
+        Some((Lease::Free { owed: None, .. }, _)) | None => {
+            return Decision::Already(format!("volume {volume} is free already: nobody has it, and nobody owes it"));
         }
-        None => return Decision::Refuse(format!("volume {volume} was never held by anybody")),
     };
     let (holder, epoch) = (&held.holder, held.epoch);
     let refuse =
@@ -138,10 +137,8 @@ fn decide(
     }
     // What others owe besides stays owed.
     let owed = held.owed.clone().and_then(|owed| owed.without(holder));
-    let free = Lease::Free { last_holder: Some(holder.clone()), owed };
     Decision::Write(
-        Commit::new(&view.cluster)
-            .put(Key::Lease(volume.clone()), at, Record::Lease(free))
+        freed(view, volume, at, Some(holder.clone()), owed)
             // The judgement rests on it: a session that was opened again in between takes its leases itself.
             .unchanged(Key::Session(holder.clone()), session_at),
     )
@@ -165,8 +162,16 @@ fn paid(
     if !meant.is((from.clone(), Epoch(0), Token(Revision::ABSENT))) {
         return Decision::Refuse(format!("volume {volume} is free only since this began"));
     }
-    let free = Lease::Free { last_holder, owed: owed.clone().without(from) };
-    Decision::Write(Commit::new(&view.cluster).put(Key::Lease(volume.clone()), at, Record::Lease(free)))
+    Decision::Write(freed(view, volume, at, last_holder, owed.clone().without(from)))
+}
+
+/// Of a free volume that nobody owes there is no record.
+fn freed(view: &View, volume: &VolumeId, at: Revision, last_holder: Option<Holder>, owed: Option<Owed>) -> Commit {
+    let (commit, key) = (Commit::new(&view.cluster), Key::Lease(volume.clone()));
+    match owed {
+        Some(owed) => commit.put(key, at, Record::Lease(Lease::Free { last_holder, owed: Some(owed) })),
+        None => commit.delete(key, at),
+    }
 }
 
 #[cfg(test)]
@@ -213,8 +218,7 @@ mod tests {
             );
             let said = free(&fixture, true).await.unwrap();
             assert!(said.starts_with("volume ebs/v is free since revision "), "{said}");
-            let freed = Record::Lease(Lease::Free { last_holder: Some(holder("a")), owed: None });
-            assert_eq!(fixture.stored(&Key::Lease(volume("v"))), Some(freed));
+            assert_eq!(fixture.stored(&Key::Lease(volume("v"))), None);
             // The session is compared and not written.
             assert!(fixture.at(&Key::Session(holder("a"))) <= before);
             let error = free(&fixture, true).await.unwrap_err().to_string();
@@ -233,7 +237,7 @@ mod tests {
             (of(dead(Proof::Fenced)), "proof \"fenced\": it can be taken over already"),
             (of(Session { epoch: Epoch(2), ..dead(Proof::Time) }), "has only epoch 2"),
             (missing, "whose session is missing"),
-            (Fixture::new(), "was never held by anybody"),
+            (Fixture::new(), "is free already"),
         ] {
             let before = fixture.revision();
             let error = free(&fixture, true).await.unwrap_err();
@@ -279,7 +283,7 @@ mod tests {
         assert_eq!(fixture.stored(&key), Some(owing(owed.without(&holder("b")))));
         let said = free(&fixture, true).await.unwrap();
         assert!(said.starts_with("volume ebs/v is free since revision "), "{said}");
-        assert_eq!(fixture.stored(&key), Some(owing(None)));
+        assert_eq!(fixture.stored(&key), None);
         let error = free(&fixture, true).await.unwrap_err().to_string();
         assert!(error.contains("is free already"), "{error}");
     }

@@ -282,7 +282,7 @@ impl<S: LeaseStore> Records<S> {
             }
             entries.insert(key.clone(), (record, entry.mod_revision));
         }
-        let view = View { cluster: ClusterId(record.id.into()), revision: snapshot.revision, entries };
+        let view = View { entries, ..View::new(ClusterId(record.id.into()), snapshot.revision) };
         Ok(Reading { view, cluster, without_beats })
     }
 

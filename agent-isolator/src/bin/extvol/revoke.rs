@@ -161,7 +161,7 @@ fn of_volume(reading: &Reading, volume: &VolumeId, reason: &str, meant: &Meant<W
             let last = last_holder.as_ref().map(|last| format!("; {last} held it last")).unwrap_or_default();
             return Decision::Refuse(format!("volume {volume} is not held by anybody{last}"));
         }
-        None => return Decision::Refuse(format!("volume {volume} was never held by anybody")),
+        None => return Decision::Refuse(format!("volume {volume} is not held by anybody")),
     };
     let holder = &held.holder;
     if !meant.is((holder.clone(), held.epoch, Some(token(held, lease_at)))) {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::lane::Job;
+use super::write_queue::Acquire;
 use super::{Answer, Container, Core, Output, Phase, Settings, Volume, Waiting, Wanted};
 use crate::protocol::exchange::Agent;
 use crate::protocol::{Now, Request, Text};
@@ -45,17 +45,13 @@ impl Core {
         Waiting { request, deadline, patience, others: None, wants: BTreeSet::new() }
     }
 
-    /// The session tells which agent it serves: the barrier's rewrite says so too.
+    /// The session tells which agent it serves.
     fn serve(&mut self, agent: Agent) {
         let told = self.mine.as_ref().and_then(|mine| mine.record.agent.as_ref());
         // The sandbox of a standalone container does not tell the agent's id.
         let known = self.agent.as_ref().or(told).filter(|known| known.address == agent.address);
         let id = agent.id.or_else(|| known?.id.clone());
-        let agent = Agent { id, ..agent };
-        if self.is_open() && told != Some(&agent) {
-            self.barrier = true;
-        }
-        self.agent = Some(agent);
+        self.agent = Some(Agent { id, ..agent });
     }
 
     /// The gate: a container is let go only while its volumes are mounted and no fence has begun. After
@@ -280,8 +276,8 @@ impl Core {
                 self.volumes.insert(volume, Volume::acquiring(wanted, id.clone()));
             }
             self.table_changed = true;
-            let (container, owners) = (id.clone(), BTreeSet::new());
-            self.queue_acquire(Job::Acquire { volumes, container, agent_id, owners });
+            let container = id.clone();
+            self.queue_acquire(Acquire { volumes, container, agent_id, seen: None, owners: BTreeSet::new() });
         }
     }
 }

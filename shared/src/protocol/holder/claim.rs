@@ -3,14 +3,45 @@
 use std::collections::BTreeSet;
 
 use super::Core;
-use crate::protocol::Text;
-use crate::protocol::exchange::{Held, Lease, Owed, Proof, SessionState, Stage, View};
+use super::wait::Others;
+use super::write_queue::Acquire;
+use crate::protocol::exchange::{ClusterId, Held, Key, Lease, Owed, Proof, SessionState, Stage, View};
+use crate::protocol::{Now, Text};
 use crate::record::{Epoch, Task};
 use crate::store::Revision;
 use crate::volume::{ContainerId, Holder, VolumeId};
 
+/// A lease as a transaction writes it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(in crate::protocol) struct Write {
+    pub(super) volume: VolumeId,
+    /// The revision that it compares.
+    pub(super) at: Revision,
+    /// The record; none is left of it otherwise.
+    pub(super) lease: Option<Lease>,
+    /// The session that it compares of another holder, whose lease it takes.
+    pub(super) from: Option<(Holder, Revision)>,
+}
+
+/// What becomes of an acquire.
+pub(super) enum Decision {
+    /// All may be taken.
+    Take(Vec<Write>),
+    /// These sessions decide, and were not read.
+    Ask(BTreeSet<Holder>),
+    /// Other hosts have these.
+    Wait {
+        /// Them.
+        wants: BTreeSet<VolumeId>,
+        /// What frees them.
+        others: Others,
+    },
+    /// It may not be, and waiting does not help; the sentence is for the task.
+    Refuse(Text),
+}
+
 /// What a lease means for one who wants it.
-pub(super) enum Claim {
+enum Claim {
     /// Its owner's session decides, and was not read.
     Ask(Holder),
     /// It may be taken.
@@ -36,15 +67,70 @@ pub(super) enum Claim {
 }
 
 impl Core {
-    pub(super) fn claim(
-        &self,
-        id: &VolumeId,
-        lease: Option<&Lease>,
-        epoch: Epoch,
-        view: &View,
-        asked: &BTreeSet<Holder>,
-    ) -> Claim {
-        let held = match lease {
+    /// Whether the leases of a container may be taken, as far as it is known what stands in etcd.
+    pub(super) fn decide(&self, now: Now, acquire: &Acquire) -> Decision {
+        let Some(mine) = &self.mine else { return Decision::Refuse("this host has no session".into()) };
+        if self.is_revoking() {
+            return Decision::Refuse("this host's session is revoked".into());
+        }
+        let wanted = |id| self.volumes.get(id).is_some_and(|volume| !volume.users.is_empty());
+        if !acquire.volumes.iter().any(wanted) {
+            return Decision::Refuse(format!("container {} has ended", acquire.container).into());
+        }
+        // Nobody has what was not read: whoever has it is found by the transaction's compares.
+        let nothing = View::new(ClusterId("".into()), Revision::ABSENT);
+        let view = acquire.seen.as_deref().unwrap_or(&nothing);
+        let (mut taken, mut ask) = (Vec::new(), BTreeSet::new());
+        let (mut wants, mut keys, mut held_by) = (BTreeSet::new(), BTreeSet::new(), None);
+        for id in &acquire.volumes {
+            match self.claim(id, mine.epoch(), view, &acquire.owners) {
+                Claim::Ask(owner) => _ = ask.insert(owner),
+                Claim::Refused(why) => return Decision::Refuse(why),
+                Claim::Held { owner, why } => {
+                    wants.insert(id.clone());
+                    keys.extend([Key::Lease(id.clone()), Key::Session(owner)]);
+                    held_by.get_or_insert(why);
+                }
+                Claim::Take { from, unsettled, calls, owed } => {
+                    let lease = Some(Lease::Held(self.granted(acquire, mine.epoch(), unsettled, calls, owed)));
+                    taken.push(Write { volume: id.clone(), at: view.at(&Key::Lease(id.clone())), lease, from });
+                }
+            }
+        }
+        match held_by {
+            _ if !ask.is_empty() => Decision::Ask(ask),
+            Some(why) => {
+                let again = now + mine.timing().ttl / 2;
+                Decision::Wait { wants, others: Others { keys, read: view.revision, why, again } }
+            }
+            None => Decision::Take(taken),
+        }
+    }
+
+    fn granted(&self, acquire: &Acquire, epoch: Epoch, unsettled: bool, calls: bool, owed: Option<Owed>) -> Held {
+        let containers = BTreeSet::from([acquire.container.clone()]);
+        Held {
+            stage: Stage::Attaching,
+            holder: self.settings.holder.clone(),
+            epoch,
+            token: None,
+            agent_id: acquire.agent_id.clone(),
+            tasks: self.tasks(&containers),
+            containers,
+            mount_point: None,
+            unsettled,
+            calls,
+            owed,
+            revoked: None,
+            since: None,
+        }
+    }
+
+    fn claim(&self, id: &VolumeId, epoch: Epoch, view: &View, asked: &BTreeSet<Holder>) -> Claim {
+        if let Some(why) = view.unreadable.get(&Key::Lease(id.clone())) {
+            return Claim::Refused(format!("the lease of volume {id} in etcd cannot be read: {why}").into());
+        }
+        let held = match view.lease(id).map(|(lease, _)| lease) {
             Some(Lease::Held(held)) => held,
             // Who had it in between has waited for calls and I/O; the volume may be attached where it was.
             Some(Lease::Free { owed: Some(owed), .. }) => {
@@ -71,6 +157,9 @@ impl Core {
         }
         if !asked.contains(&held.holder) {
             return Claim::Ask(held.holder.clone());
+        }
+        if let Some(why) = view.unreadable.get(&Key::Session(held.holder.clone())) {
+            return held_elsewhere(id, held, &format!("its session in etcd cannot be read: {why}"));
         }
         // A missing session proves nothing: the reclaimer writes a tombstone in time.
         let Some((owner, at)) = view.session(&held.holder) else {

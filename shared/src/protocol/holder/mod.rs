@@ -5,7 +5,7 @@
 //! io.rs       what goes in and comes out
 //! mod.rs      time; the fence
 //! session.rs  opening an epoch, beats, what a refused beat means, dying
-//! lane.rs     one write of leases or session at a time; the barrier after an unknown outcome
+//! write_queue.rs  one transaction of leases and session at a time; the barrier after an unknown outcome
 //! proof.rs    whether this host can prove its fence, and what its session says of silence
 //! claim.rs    whether a lease may be taken
 //! calls.rs    what the isolator asks: prepare, isolate, cleanup, recover; wait.rs: for others' leases
@@ -26,7 +26,6 @@
 mod calls;
 mod claim;
 mod io;
-mod lane;
 mod proof;
 mod results;
 mod revoke;
@@ -35,6 +34,7 @@ mod table;
 mod volume;
 mod volumes;
 mod wait;
+mod write_queue;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -46,9 +46,9 @@ pub use session::{Life, Safety, Silence};
 pub use table::{BlockDevice, Container, Directory, MountedVolume, OpenEpoch, Owner, Row, Table, Wanted};
 pub use volume::{Notes, Phase, Step, Volume};
 
-use self::lane::{Job, Lane};
 use self::session::{Beat, Mine};
 pub(super) use self::wait::Waiting;
+use self::write_queue::{Found, InFlight, Job};
 use super::exchange::{Agent, ByTime, ClusterId, Held, Instance, Means};
 use super::timing::Timing;
 use super::{Now, Op, Text};
@@ -142,8 +142,11 @@ pub struct Core {
     pub(super) cluster: Option<ClusterId>,
     /// The highest revision that etcd has shown: one below it means a restored backup.
     pub(super) highest: Revision,
-    /// When the last successful beat was sent. What is written is written before this plus T.
+    /// When the last beat was sent that got through; or that which is under way with the first lease. What is written is
+    /// written before this plus T.
     pub(super) beaten: Option<Now>,
+    /// The revision of this holder's last beat, as far as it is known.
+    pub(super) beat_at: Revision,
     pub(super) beat: Option<Beat>,
     pub(super) next_beat: Now,
     pub(super) guarded: bool,
@@ -155,9 +158,11 @@ pub struct Core {
     pub(super) agent: Option<Agent>,
     /// What the shared deadline was last told.
     pub(super) extended: Option<Now>,
-    // --- lane
-    pub(super) lane: Lane,
+    // --- write queue
+    pub(super) in_flight: InFlight,
     pub(super) jobs: VecDeque<Job>,
+    /// What is this holder's, once it was read; none again when it was taken in.
+    pub(super) found: Option<Found>,
     /// A write's outcome is unknown, or the session is adopted: the session is rewritten before anything
     /// is concluded (L2).
     pub(super) barrier: bool,
@@ -208,6 +213,7 @@ impl Core {
             obstacle: "the keeper has just started".into(),
             highest: Revision::ABSENT,
             beaten,
+            beat_at: Revision::ABSENT,
             beat: None,
             next_beat: now,
             guarded: true,
@@ -215,8 +221,9 @@ impl Core {
             lacking: None,
             agent: None,
             extended: deadline.fence_at,
-            lane: Lane::Idle,
-            jobs: adopted.iter().map(|_| Job::TakeOver).collect(),
+            in_flight: InFlight::Idle,
+            jobs: VecDeque::new(),
+            found: None,
             barrier: adopted.is_some(),
             allowing: adopted.is_some(),
             fault: None,
@@ -269,9 +276,9 @@ impl Core {
         let endings =
             self.containers.values().filter_map(|container| self.end_time(container).filter(|_| open));
         let beat = (self.wants_beat() && self.beat.is_none()).then_some(self.next_beat);
-        let lane = if let Lane::Pause { until } = self.lane { Some(until) } else { None };
+        let pause = if let InFlight::Pause { until } = self.in_flight { Some(until) } else { None };
         let check = self.check.filter(|_| open && self.checking.is_none());
-        let others = [beat, lane, check, self.fence_at(), self.revoke_ends()];
+        let others = [beat, pause, check, self.fence_at(), self.revoke_ends()];
         prepares.chain(retries).chain(endings).chain(others.into_iter().flatten()).min()
     }
 
@@ -416,10 +423,6 @@ impl Core {
                 self.start_effect(now, &id);
             }
         }
-        let told = self.mine.as_ref().map(|mine| &mine.record);
-        if self.is_open() && told.is_some_and(|told| told.wants != self.wants() || !self.has_said(told)) {
-            self.barrier = true;
-        }
         // Before what is written under the deadline, and after what may have been the last use.
         self.extend();
         self.progress_session(now);
@@ -428,7 +431,7 @@ impl Core {
 
     /// Whether this host holds a lease, or may: then the deadline runs (L14).
     fn armed(&self) -> bool {
-        !(self.volumes.is_empty() && self.leases.is_empty() && self.jobs.is_empty())
+        !(self.ready && self.volumes.is_empty() && self.leases.is_empty() && self.jobs.is_empty())
     }
 
     /// When the deadman fences, if no further beat gets through.
@@ -503,9 +506,10 @@ impl Core {
 
     /// Forgets all that is under way with etcd: late answers find nothing to match.
     fn close(&mut self) {
-        self.lane = Lane::Idle;
+        self.in_flight = InFlight::Idle;
         self.jobs.clear();
         self.leases.clear();
+        self.found = None;
         (self.barrier, self.allowing, self.ready) = (false, false, false);
         (self.check, self.checking, self.beat, self.beaten) = (None, None, None, None);
     }

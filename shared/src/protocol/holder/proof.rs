@@ -57,12 +57,6 @@ impl Core {
         Session { by_time, unproved, means: self.means.clone(), ..session }
     }
 
-    /// Whether etcd was told what it has to be.
-    pub(super) fn has_said(&self, told: &Session) -> bool {
-        let said = Word { by_time: told.by_time, unproved: told.unproved.clone() };
-        said == self.word(told.by_time) && told.means == self.means
-    }
-
     /// Whether no reclaimer can end this session by silence now, nor by a write of this holder's that is still under way: a
     /// rewrite to `allowed` whose answer was lost may come late, until a later rewrite has closed it (L2).
     pub(super) fn is_past_silence(&self) -> bool {

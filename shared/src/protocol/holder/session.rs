@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::lane::{Doing, Job, Lane};
+use super::write_queue::{Doing, InFlight};
 use super::{Core, OpenEpoch, Output, Settings};
 use crate::protocol::exchange::{
     ByTime, ClusterId, Commit, Key, Outcome, Proof, Record, Session, SessionState, View,
@@ -127,11 +127,11 @@ impl Core {
     }
 
     pub(super) fn progress_session(&mut self, now: Now) {
-        if matches!(self.lane, Lane::Pause { until } if until <= now) {
-            self.lane = Lane::Idle;
+        if matches!(self.in_flight, InFlight::Pause { until } if until <= now) {
+            self.in_flight = InFlight::Idle;
         }
         self.start_check(now);
-        if self.lane == Lane::Idle {
+        if self.in_flight == InFlight::Idle {
             self.live_on(now);
         }
         // Last: what came before may have ended the session, or the need for it.
@@ -143,7 +143,7 @@ impl Core {
             Life::Closed { safety: Safety::Making(_), .. }
             | Life::Fencing { op: Some(_) }
             | Life::Refused => {}
-            Life::Closed { .. } => self.lane_read(self.own(), Doing::OpenRead),
+            Life::Closed { .. } => self.send_read(self.own(), Doing::OpenRead),
             Life::Fencing { op: None } => {
                 let op = self.op();
                 self.life = Life::Fencing { op: Some(op) };
@@ -187,7 +187,7 @@ impl Core {
                 Some(silence) if silence.session == at && silence.beat == beat => {
                     let ends = silence.since + span;
                     if now < ends {
-                        self.lane = Lane::Pause { until: ends.min(now + self.settings.timing.beat) };
+                        self.in_flight = InFlight::Pause { until: ends.min(now + self.settings.timing.beat) };
                         return;
                     }
                     compared_beat = Some(beat);
@@ -205,7 +205,7 @@ impl Core {
                     self.outputs.push_back(Output::Warn(self.obstacle.clone()));
                     let silence = Some(Silence { session: at, beat, since: now });
                     self.life = Life::Closed { silence, safety };
-                    self.lane = Lane::Pause { until: now + self.settings.timing.beat };
+                    self.in_flight = InFlight::Pause { until: now + self.settings.timing.beat };
                     return;
                 }
             }
@@ -237,13 +237,13 @@ impl Core {
         if let Some(beat) = compared_beat {
             commit = commit.unchanged(Key::Beat(me.clone()), beat);
         }
-        self.lane_commit(commit, Doing::OpenWrite(Box::new(record)));
+        self.send_commit(commit, Doing::OpenWrite(Box::new(record)));
     }
 
     fn obstruct(&mut self, now: Now, why: String) {
         self.obstacle = why.into();
         self.outputs.push_back(Output::Warn(self.obstacle.clone()));
-        self.lane = Lane::Pause { until: now + self.settings.retry.1 };
+        self.in_flight = InFlight::Pause { until: now + self.settings.retry.1 };
     }
 
     /// The epoch is open.
@@ -254,7 +254,6 @@ impl Core {
         self.refused = None;
         self.close();
         self.extended = None;
-        self.jobs.push_back(Job::TakeOver);
         self.table_changed = true;
         self.outputs.push_back(Output::Reset);
     }
@@ -270,7 +269,7 @@ impl Core {
             let why: Text = format!("this host cannot be made safe, and gets no session: {why}").into();
             self.outputs.push_back(Output::Warn(why.clone()));
             self.obstacle = why;
-            self.lane = Lane::Pause { until: now + self.settings.retry.1 };
+            self.in_flight = InFlight::Pause { until: now + self.settings.retry.1 };
             match &mut self.life {
                 Life::Closed { safety, .. } => *safety = Safety::Unproved,
                 life => *life = Life::Fencing { op: None },
@@ -320,20 +319,29 @@ impl Core {
         let timing = mine.timing();
         match outcome {
             Outcome::Done(at) => {
-                // Counted from the sending: a reclaimer may have read it right after (L12).
-                self.beaten = self.beaten.max(Some(beat.sent));
-                self.next_beat = beat.sent + timing.beat;
-                self.fault = None;
+                self.beat_got_through(beat.sent, at);
                 self.saw(at, beat.seen);
             }
             // This holder has rewritten its session since: the beat goes out again against that.
-            Outcome::Conflict if beat.against != mine.at => self.next_beat = now,
-            Outcome::Conflict => {
-                self.check = Some(now);
+            Outcome::Conflict(_) if beat.against != mine.at => self.next_beat = now,
+            Outcome::Conflict(view) => {
                 self.next_beat = now + timing.beat / 4;
+                if view.is_none_or(|view| self.believes(&view, beat.seen) && self.learn(now, &view)) {
+                    // One of the leases alone may be revoked.
+                    self.check = Some(now);
+                }
             }
             Outcome::Unknown | Outcome::NotSent => self.next_beat = now + timing.beat / 4,
         }
+    }
+
+    /// A beat is known to stand in etcd. It counts from its sending: a reclaimer may have read it right after (L12).
+    pub(super) fn beat_got_through(&mut self, sent: Now, at: Revision) {
+        let Some(mine) = &self.mine else { return };
+        self.next_beat = self.next_beat.max(sent + mine.timing().beat);
+        self.beaten = self.beaten.max(Some(sent));
+        self.beat_at = self.beat_at.max(at);
+        self.fault = None;
     }
 
     // --- what etcd says of this session ----------------------------------------------------------
@@ -363,6 +371,12 @@ impl Core {
     pub(super) fn learn(&mut self, now: Now, view: &View) -> bool {
         let Some(mine) = &mut self.mine else { return false };
         let (machine, boot) = (&self.settings.machine, &self.settings.boot);
+        if let Some(why) = view.unreadable.get(&Key::Session(self.settings.holder.clone())) {
+            // No beat gets through while it is so: this host is fenced in time, unless a person puts it right.
+            self.fault = Some(format!("this host's session cannot be read: {why}").into());
+            self.in_flight = InFlight::Pause { until: now + self.settings.retry.0 };
+            return false;
+        }
         match view.session(&self.settings.holder) {
             Some((session, at)) if session.epoch == mine.epoch() && session.machine == *machine => {
                 if let SessionState::Dead(_) = session.state {
@@ -421,6 +435,6 @@ impl Core {
         let record = Session { state: SessionState::Dead(Proof::Unmounted), ..mine.record.clone() };
         let key = Key::Session(self.settings.holder.clone());
         let commit = Commit::new(cluster).put(key, mine.at, Record::Session(record));
-        self.lane_commit(commit, Doing::Die);
+        self.send_commit(commit, Doing::Die);
     }
 }

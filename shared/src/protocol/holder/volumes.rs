@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::lane::Job;
+use super::write_queue::Job;
 use super::{Core, FoundLease, Output, Phase, Step, Volume};
 use crate::protocol::{Now, Op};
 use crate::record::Token;
