@@ -93,7 +93,7 @@ pub(crate) enum Event {
     },
     /// A volume is free now.
     Released { volume: Arc<VolumeId>, holder: Option<Holder>, of: Option<(Epoch, Token)> },
-    /// A held volume's record is gone, which no part of this software does.
+    /// The record of a volume that is in use is gone: `extvol free` does that, and a person.
     Deleted { volume: Arc<VolumeId>, holder: Holder, of: Option<(Epoch, Token)> },
     /// A holder's session is new, or has changed.
     Session {

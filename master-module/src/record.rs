@@ -216,7 +216,7 @@ impl<'s, S: LeaseStore> Recorder<'s, S> {
         Ok(taken)
     }
 
-    /// Whether the first event about a record after it was last written is that of its deletion.
+    /// Whether the first event about a record after it was last written is that of its end.
     fn told_as_deleted(&self, event: &Event, written: Revision, events: &Snapshot) -> bool {
         let Some(subject) = self.subject(event) else { return false };
         let from = self.keys.event(Revision(written.0 + 1), &Keys::least_subject());
@@ -226,7 +226,10 @@ impl<'s, S: LeaseStore> Recorder<'s, S> {
             .find(|(key, _)| self.keys.event_of(key).is_some_and(|(_, other)| other == subject.as_str()));
         let Some((_, entry)) = next else { return false };
         decode::<EventRecord>(&entry.value)
-            .is_ok_and(|event| matches!(event.what, EventKind::LeaseDeleted | EventKind::SessionDeleted))
+            .is_ok_and(|event| {
+                let gone = [EventKind::Released, EventKind::LeaseDeleted, EventKind::SessionDeleted];
+                gone.contains(&event.what)
+            })
     }
 
     /// Trims all events up to `trimmed`, and answers it; nothing, if others have trimmed meanwhile.

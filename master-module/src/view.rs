@@ -436,7 +436,12 @@ impl View {
                 true => Event::Released { volume, holder: Some(lease.holder), of },
                 false => Event::Deleted { volume, holder: lease.holder, of },
             };
-            told.push(Told { event, place: Place::Deleted { at, written, seen }, logged: true });
+            // The place of what each module sees at once is the same.
+            let place = match (is_released, seen) {
+                (true, Seen::AtOnce) => Place::Written { at, seen },
+                _ => Place::Deleted { at, written, seen },
+            };
+            told.push(Told { event, place, logged: true });
         }
     }
 
@@ -503,7 +508,7 @@ impl View {
             let event = match (self.keys.volume_of(&key), event.holder) {
                 (Some(volume), Some(holder)) => {
                     let of = event.epoch.zip(event.token);
-                    Event::Deleted { volume: Arc::new(volume), holder, of }
+                    Event::Released { volume: Arc::new(volume), holder: Some(holder), of }
                 }
                 (None, Some(holder)) => Event::SessionDeleted { holder, epoch: event.epoch },
                 (_, None) => continue,

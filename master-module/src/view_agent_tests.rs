@@ -179,7 +179,7 @@ fn what_events_told_and_the_first_read_does_not_show_was_deleted_meanwhile() {
     let told = view.read_sessions(&snapshot(60, &[]));
     assert_eq!(kinds(&told), [EventKind::SessionDeleted]);
     let told = view.read_leases(&snapshot(61, &[]));
-    assert_eq!(kinds(&told), [EventKind::LeaseDeleted]);
+    assert_eq!(kinds(&told), [EventKind::Released]);
     let deleted = &told[1];
     let place = Place::Deleted { at: Revision(61), written: Revision(20), seen: Seen::ByALaterRead };
     assert_eq!(deleted.place, place);

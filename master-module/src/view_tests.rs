@@ -162,7 +162,7 @@ fn what_was_missed_between_two_reads_is_told_by_the_second() {
     assert_eq!(
         told,
         [
-            "volume ebs/c: its lease was deleted while agent-1 held it",
+            "volume ebs/c: released by agent-1",
             "volume ebs/b: released by agent-1",
             "volume ebs/d: attached to agent-1 (agent S0, active; epoch 3, token 42; no container)",
         ]

@@ -120,9 +120,9 @@ fn root_no_driver_is_called_once_the_flag_is_set() {
         with_worker(alone, &[("driver_calls_max", "1")], async |mut world| {
             world.driver.hold("ebs");
             let first = world.prepare("c1", &["ebs/missing"]);
-            let second = world.prepare("c2", &["ebs/a"]);
             let driver = world.driver.clone();
             eventually("the first call is under way", async || driver.calls() == ["mount ebs/missing"]).await;
+            let second = world.prepare("c2", &["ebs/a"]);
             let lease = async || world.stored("leases/ebs/a").await.is_some();
             eventually("the other one has its lease, and waits for the driver", lease).await;
             // The call's end comes before the worker's own look at the flag.

@@ -31,6 +31,10 @@ pub(crate) struct Etcd {
     pub(crate) down: Option<&'static str>,
     pub(crate) fate: Option<Fate>,
     pub(crate) late: Vec<Commit>,
+    /// What was committed, as it was sent.
+    pub(crate) sent: Vec<Commit>,
+    /// Records that nobody can read.
+    pub(crate) spoilt: BTreeMap<Key, &'static str>,
 }
 
 pub(crate) fn holder(name: &str) -> Holder {
@@ -39,13 +43,19 @@ pub(crate) fn holder(name: &str) -> Holder {
 
 impl Etcd {
     pub(crate) fn new() -> Self {
-        let (entries, late) = (BTreeMap::new(), Vec::new());
-        Self { revision: Revision(1), entries, down: None, fate: None, late }
+        let (entries, late, sent, spoilt) = Default::default();
+        Self { revision: Revision(1), entries, down: None, fate: None, late, sent, spoilt }
     }
 
     pub(crate) fn read(&self, reading: &Reading) -> View {
         let (cluster, revision) = (ClusterId("c1".into()), self.revision);
-        View { entries: self.entries.clone(), ..View::new(cluster, revision) }.of(reading)
+        let mut view = View { entries: self.entries.clone(), ..View::new(cluster, revision) }.of(reading);
+        for (key, why) in &self.spoilt {
+            if view.entries.remove(key).is_some() {
+                view.unreadable.insert(key.clone(), (*why).into());
+            }
+        }
+        view
     }
 
     pub(crate) fn commit(&mut self, commit: &Commit) -> Outcome {
@@ -54,6 +64,7 @@ impl Etcd {
             return Outcome::Conflict(Some(Box::new(self.read(&Reading::Keys(commit.otherwise.clone())))));
         }
         self.revision.0 += 1;
+        self.sent.push(commit.clone());
         for (key, record) in &commit.puts {
             self.entries.insert(key.clone(), (record.clone(), self.revision));
         }
@@ -80,6 +91,20 @@ impl Etcd {
                 Outcome::Unknown
             }
         }
+    }
+
+    /// Somebody writes what is no record.
+    pub(crate) fn spoil(&mut self, key: Key) {
+        self.revision.0 += 1;
+        if let Some((_, at)) = self.entries.get_mut(&key) {
+            *at = self.revision;
+        }
+        self.spoilt.insert(key, "has version 9");
+    }
+
+    /// How many records there are of volumes.
+    pub(crate) fn leases(&self) -> usize {
+        self.entries.keys().filter(|key| matches!(key, Key::Lease(_))).count()
     }
 
     fn put(&mut self, key: Key, record: Record) {

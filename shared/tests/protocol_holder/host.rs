@@ -125,6 +125,8 @@ pub(crate) struct Host {
     /// Driver calls, looks and proofs under way: one at a time for a volume.
     calls: BTreeMap<String, (Op, Step)>,
     steps: Vec<Step>,
+    /// How often etcd was read.
+    pub(crate) reads: usize,
     /// What was done together.
     pub(crate) transactions: Vec<Vec<Step>>,
     requests: u64,
@@ -182,6 +184,7 @@ impl Host {
             deadline: Deadline::default(),
             calls: BTreeMap::new(),
             steps: Vec::new(),
+            reads: 0,
             transactions: Vec::new(),
             requests: 0,
             fence: None,
@@ -265,6 +268,7 @@ impl Host {
     fn output(&mut self, output: Output) {
         match output {
             Output::Read { op, reading } => {
+                self.reads += 1;
                 let result =
                     self.etcd.down.map_or_else(|| Ok(self.etcd.read(&reading)), |why| Err(why.into()));
                 if self.readings_are_late {

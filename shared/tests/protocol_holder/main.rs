@@ -20,3 +20,4 @@ mod removes;
 mod revokes;
 mod schedules;
 mod waits;
+mod write_queue;

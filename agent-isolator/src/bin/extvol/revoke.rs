@@ -400,7 +400,7 @@ mod tests {
             (put(Session { epoch: Epoch(4), ..session() }), one(), "run `extvol free ebs/v --detached a`"),
             (put(Session { epoch: Epoch(2), ..session() }), one(), "Was etcd restored from a backup?"),
             (with(Some(free)), one(), "ebs/v is not held by anybody; a held it last"),
-            (with(None), one(), "ebs/v was never held by anybody"),
+            (with(None), one(), "ebs/v is not held by anybody"),
             (with(Some(alone)), one(), "volume ebs/v of a is revoked already: so"),
             (missing, one(), "a, whose session is missing"),
             (Fixture::new(), all(), "there is no session of a holder a"),

@@ -142,8 +142,7 @@ pub struct Core {
     pub(super) cluster: Option<ClusterId>,
     /// The highest revision that etcd has shown: one below it means a restored backup.
     pub(super) highest: Revision,
-    /// When the last beat was sent that got through; or that which is under way with the first lease. What is written is
-    /// written before this plus T.
+    /// When the last beat was sent that got through. What is written is written before this plus T.
     pub(super) beaten: Option<Now>,
     /// The revision of this holder's last beat, as far as it is known.
     pub(super) beat_at: Revision,

@@ -332,10 +332,9 @@ impl Core {
         self.send(Batch { purpose: Purpose::Jobs(jobs), session, beat, leases });
     }
 
-    /// Whether leases may be taken, under a beat of their own. A host that holds nothing is not to be fenced for a lease that it
-    /// asks for in vain: if etcd was silent just now, a beat goes first. And one that is under way changes what is compared.
+    /// Whether leases may be taken, under a beat of their own: one that is under way changes what it compares.
     fn may_take(&self) -> bool {
-        self.guarded && self.beat.is_none() && (self.fault.is_none() || self.beaten.is_some())
+        self.guarded && self.beat.is_none()
     }
 
     /// The session as it has to be now.
@@ -435,10 +434,6 @@ impl Core {
         if let Some(sent) = batch.beat {
             commit = commit.with_beat(&me);
             self.next_beat = sent + mine.timing().beat;
-            // Nothing is held before this is done, and nobody's wait began before it that can end while it is held.
-            self.beaten.get_or_insert(sent);
-            // The deadline comes before what is written under it.
-            self.extend();
         }
         self.send_commit(commit, Doing::Write(Box::new(batch)));
     }
@@ -635,28 +630,15 @@ impl Core {
                 if batch.purpose == Purpose::Barrier {
                     self.in_flight = InFlight::Pause { until: now + self.settings.retry.0 };
                 }
-                // Whether it beat, the next beat tells.
-                if batch.beat.is_some() {
-                    self.next_beat = now;
-                }
                 self.barrier = true;
                 self.put_back(now, *batch, None);
             }
             (Doing::Write(batch), Outcome::NotSent) => {
                 self.in_flight = InFlight::Pause { until: now + self.settings.retry.0 };
-                self.never_beat(now, &batch);
                 self.put_back(now, *batch, None);
             }
             // An opening begins with a read: it is done again from there.
             _ => {}
-        }
-    }
-
-    /// A transaction was certainly not done, and so neither was the beat in it.
-    fn never_beat(&mut self, now: Now, batch: &Batch) {
-        if batch.beat.is_some() {
-            self.next_beat = now;
-            self.beaten = self.beaten.filter(|beaten| Some(*beaten) != batch.beat);
         }
     }
 
@@ -708,7 +690,6 @@ impl Core {
 
     /// Something that a transaction compared has changed. It was not done, and tried again on what is there.
     fn conflicted(&mut self, now: Now, batch: Batch, view: Option<Box<View>>, seen: Revision) {
-        self.never_beat(now, &batch);
         let Some(view) = view else {
             // Nothing was read: the session, and all that is held, are.
             if let Some(mine) = self.mine.as_mut().filter(|_| batch.purpose == Purpose::Barrier) {
@@ -740,6 +721,10 @@ impl Core {
     fn put_back(&mut self, now: Now, batch: Batch, view: Option<&Arc<View>>) {
         if !self.is_open() {
             return;
+        }
+        if batch.beat.is_some() {
+            // It is not known to have got through.
+            self.next_beat = now;
         }
         let Purpose::Jobs(jobs) = batch.purpose else {
             self.found = None;
