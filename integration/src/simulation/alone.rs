@@ -97,6 +97,18 @@ impl Alone {
         }
     }
 
+    /// Goes on until the host wants to write a lease, and is not mistaken in what it compares.
+    pub(super) fn next_taking(&mut self) -> Option<(Op, Commit)> {
+        loop {
+            let (op, commit) = self.next_commit(|key| matches!(key, Key::Lease(_)))?;
+            if self.etcd.would_commit(&commit) {
+                return Some((op, commit));
+            }
+            let outcome = self.etcd.commit(&commit);
+            self.tell(Input::Committed(op, outcome));
+        }
+    }
+
     /// Goes on until the host calls its driver to mount.
     pub(super) fn next_mount(&mut self) -> Option<Op> {
         match self.next(|effect| matches!(effect, Effect::Mount(..)))? {
