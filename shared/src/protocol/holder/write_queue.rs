@@ -733,7 +733,10 @@ impl Core {
         for job in jobs.into_iter().rev() {
             match (job, view) {
                 (Job::Acquire(mut acquire), Some(view)) => {
-                    acquire.seen = Some(Arc::clone(view));
+                    let leases = acquire.volumes.iter().cloned().map(Key::Lease).collect();
+                    acquire.seen = Some(View::clone(view).of(&Reading::Keys(leases)).into());
+                    // Their sessions are read with what the leases say now.
+                    acquire.owners.clear();
                     self.jobs.push_front(Job::Acquire(acquire));
                 }
                 // Nobody can write it as long as it is so, and what waits behind it is not to wait for that.
