@@ -168,10 +168,10 @@ fn mesos_without_a_preempting_plugin_a_host_that_was_fenced_gives_its_volume_bac
         let journal = trial.journal().map_err(|error| error.to_string())?;
         if journal.iter().any(detached) { Ok(()) } else { Err(format!("{journal:?}")) }
     })?;
-    trial.cluster.wait_for("a free lease that nobody owes", SOON, || {
+    trial.cluster.wait_for("a volume that nobody has, and nobody owes", SOON, || {
         let key = lease_key(VOLUME).map_err(|error| error.to_string())?;
         let text = trial.cluster.etcdctl(&["get", "--print-value-only", &key]).map_err(|e| e.to_string())?;
-        if text.contains("\"free\"") && !text.contains("owed") { Ok(()) } else { Err(text) }
+        if text.is_empty() { Ok(()) } else { Err(text) }
     })?;
     let other = trial.cluster.host(1 - from).name();
     trial.run(app_with("again", other, "vol-1", &trial.writer("vol-1")?)?)?;
