@@ -89,5 +89,8 @@ sanitize: build
 check: build
 	cargo fmt --all --check
 	cargo clippy --quiet --release --workspace --all-targets -- -D warnings
+	@# The core has nothing to do I/O with.
+	@test "$$(cargo tree --package protocol --edges normal --prefix none | sort -u | wc -l)" -lt 15 || \
+		{ echo "the protocol crate has 15 packages or more beneath it"; exit 1; }
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --release --no-deps --workspace
 	cxx-glue/check release

@@ -11,10 +11,10 @@ pub mod exchange_io;
 pub mod keys;
 pub mod memory;
 pub mod parameters;
-pub mod protocol;
-pub mod quote;
 pub mod record;
 pub mod retry;
 pub mod store;
 pub mod transaction;
-pub mod volume;
+
+pub use ::protocol;
+pub use ::protocol::{quote, volume};

@@ -6,7 +6,7 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::protocol::timing::{Profile, TTL_MAX, Timing};
+use crate::protocol::timing::{Profile, TTL_MAX, Timing, TimingFault};
 
 /// Why the parameters are refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,6 +47,12 @@ pub enum ParameterError {
         /// What is wrong with it, as the end of the sentence.
         reason: String,
     },
+}
+
+impl From<TimingFault> for ParameterError {
+    fn from(TimingFault { name, value, reason }: TimingFault) -> Self {
+        Self::Invalid { name, value, reason }
+    }
 }
 
 /// Reads a module's parameters, each by its name, and at last refuses those that nobody asked for.

@@ -2,28 +2,11 @@
 //! their renewals bypass raft (docs/decisions/0001-no-etcd-leases.md).
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 
 use futures::Stream;
-use serde::{Deserialize, Serialize};
-
-/// An etcd revision. As a key's `mod_revision`, 0 means that the key does not exist.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Revision(pub i64);
-
-impl Revision {
-    /// The `mod_revision` of a key that does not exist.
-    pub const ABSENT: Self = Self(0);
-}
-
-impl fmt::Display for Revision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
+pub use protocol::ids::Revision;
 
 /// One key as it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]

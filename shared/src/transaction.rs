@@ -1,15 +1,13 @@
 //! The transactions beside those of the protocol core (`protocol::exchange::Commit`): the installation's record, and the
 //! event log. Each compares the installation's record and what it rewrites.
 
+pub use protocol::VOLUMES_MAX;
+
 use crate::event::{EventRecord, StandingRecord, TrimmedRecord};
 use crate::keys::Keys;
 use crate::record::encode;
 use crate::store::{Compare, KeyRange, Revision, Transaction};
 use crate::volume::Holder;
-
-/// The most volumes that one container may name: etcd allows 128 operations in a transaction by
-/// default, and a lease takes up to three of them (its compare, its put, its old session's compare).
-pub const VOLUMES_MAX: usize = 40;
 
 /// Makes the installation's record, if there is none.
 #[must_use]

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use shared::protocol::exchange::{Commit, Key};
-use shared::protocol::holder::{Input, Settings, Wanted};
-use shared::protocol::{Op, Request, Text};
+use protocol::exchange::{Commit, Key};
+use protocol::holder::{Input, Settings, Wanted};
+use protocol::{Op, Request, Text};
 
 use super::etcd::Etcd;
 use super::host::{Effect, Host, Mount, mounted};

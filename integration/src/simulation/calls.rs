@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use shared::protocol::exchange::{
+use protocol::exchange::{
     ClusterId, Commit, Held, Key, Lease, Proof, Record, Session, SessionState, Stage,
 };
-use shared::protocol::fence::{Act, Fence};
-use shared::protocol::holder::{Idleness, Input, MountFault, Phase, Settings, UnmountFault};
-use shared::protocol::{Request, Text};
-use shared::store::Revision;
+use protocol::fence::{Act, Fence};
+use protocol::holder::{Idleness, Input, MountFault, Phase, Settings, UnmountFault};
+use protocol::{Request, Text};
+use protocol::ids::Revision;
 
 use super::alone::Alone;
 use super::host::Effect;

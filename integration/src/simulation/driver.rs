@@ -6,9 +6,9 @@
 //! storage attaches a volume to one host, refuses it to others, and lets go of it when that host's driver unmounts, when it
 //! is taken away, or when a person detaches it.
 
-use shared::protocol::Op;
-use shared::protocol::holder::{Input, MountFault, UnmountFault};
-use shared::volume::VolumeId;
+use protocol::Op;
+use protocol::holder::{Input, MountFault, UnmountFault};
+use protocol::volume::VolumeId;
 
 use super::host::{Effect, Mount, mounted};
 use super::plan::{MS, Micros};

@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use shared::protocol::exchange::{
+use protocol::exchange::{
     ClusterId, Commit, Key, Lease, Outcome, Reading, Record, SessionState, View,
 };
-use shared::store::Revision;
-use shared::volume::{Holder, VolumeId};
+use protocol::ids::Revision;
+use protocol::volume::{Holder, VolumeId};
 
 /// The store.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

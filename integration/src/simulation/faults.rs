@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use shared::protocol::Request;
-use shared::protocol::deadman;
-use shared::protocol::exchange::{ClusterId, Key, Lease, Record, SessionState};
-use shared::protocol::holder::Input;
-use shared::protocol::reclaimer;
+use protocol::Request;
+use protocol::deadman;
+use protocol::exchange::{ClusterId, Key, Lease, Record, SessionState};
+use protocol::holder::Input;
+use protocol::reclaimer;
 
 use super::plan::{Fault, MS, Micros};
 use super::run::{Event, World, holder, new_reclaimer};

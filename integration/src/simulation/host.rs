@@ -4,14 +4,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use shared::protocol::deadman::{self, Deadman};
-use shared::protocol::exchange::{Commit, Reading};
-use shared::protocol::fence::{Act, Fence};
-use shared::protocol::holder::{
+use protocol::deadman::{self, Deadman};
+use protocol::exchange::{Commit, Reading};
+use protocol::fence::{Act, Fence};
+use protocol::holder::{
     Answer, Core, Deadline, Idleness, Input, MountedVolume, Output, Settings, Sight, Table, Wanted,
 };
-use shared::protocol::{Now, Op, Request, Text};
-use shared::volume::{ContainerId, VolumeId};
+use protocol::{Now, Op, Request, Text};
+use protocol::volume::{ContainerId, VolumeId};
 
 use super::run::volume;
 

@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::fmt;
 use std::time::Duration;
 
-use shared::protocol::exchange::{ByTime, Commit, Instance, Means, Outcome, Reading, View};
-use shared::protocol::fence::Act;
-use shared::protocol::holder::{Idleness, Input, Settings};
-use shared::protocol::reclaimer::{self, Agents};
-use shared::protocol::timing::{Profile, Timing};
-use shared::protocol::{Now, Op, Text};
-use shared::record::Token;
-use shared::volume::{ContainerId, Driver, Holder, VolumeId, VolumeName};
+use protocol::exchange::{ByTime, Commit, Instance, Means, Outcome, Reading, View};
+use protocol::fence::Act;
+use protocol::holder::{Idleness, Input, Settings};
+use protocol::reclaimer::{self, Agents};
+use protocol::timing::{Profile, Timing};
+use protocol::{Now, Op, Text};
+use protocol::ids::Token;
+use protocol::volume::{ContainerId, Driver, Holder, VolumeId, VolumeName};
 
 use super::driver::Call;
 use super::etcd::Etcd;

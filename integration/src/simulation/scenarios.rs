@@ -3,17 +3,17 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use shared::protocol::Request;
-use shared::protocol::deadman::{self, Deadman};
-use shared::protocol::exchange::{
+use protocol::Request;
+use protocol::deadman::{self, Deadman};
+use protocol::exchange::{
     Agent, ByTime, ClusterId, Commit, Held, Instance, Key, Lease, Outcome, Record, Session,
     SessionState, Stage, Storm,
 };
-use shared::protocol::holder;
-use shared::protocol::reclaimer::{Agents, Core, Input, Output};
-use shared::protocol::timing::RATE_ERROR;
-use shared::record::Epoch;
-use shared::store::Revision;
+use protocol::holder;
+use protocol::reclaimer::{Agents, Core, Input, Output};
+use protocol::timing::RATE_ERROR;
+use protocol::ids::Epoch;
+use protocol::ids::Revision;
 
 use super::alone::Alone;
 use super::calls;

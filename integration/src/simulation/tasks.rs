@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use shared::protocol::holder::{Answer, Input, Wanted};
-use shared::protocol::{Request, Text};
-use shared::volume::{ContainerId, VolumeId};
+use protocol::holder::{Answer, Input, Wanted};
+use protocol::{Request, Text};
+use protocol::volume::{ContainerId, VolumeId};
 
 use super::plan::{MS, Micros, TaskPlan};
 use super::run::{Event, Violation, World, container};

@@ -1,9 +1,9 @@
 //! Requests to etcd: how long they take, and which are lost, late or done twice.
 
-use shared::protocol::Op;
-use shared::protocol::exchange::{Commit, Key, Lease, Outcome, Record, SessionState, Stage};
-use shared::protocol::holder::Input;
-use shared::record::Token;
+use protocol::Op;
+use protocol::exchange::{Commit, Key, Lease, Outcome, Record, SessionState, Stage};
+use protocol::holder::Input;
+use protocol::ids::Token;
 
 use super::plan::{MS, Micros};
 use super::run::{Answer, Ask, Client, Event, Violation, World};
@@ -28,7 +28,7 @@ impl World<'_> {
         };
         if let (Client::Host(host), Ask::Commit(commit)) = (client, &ask)
             && commit.puts.iter().any(|(key, _)| matches!(key, Key::Beat(_)))
-            && !self.nodes[host].host.worker.as_ref().is_some_and(shared::protocol::holder::Core::is_open)
+            && !self.nodes[host].host.worker.as_ref().is_some_and(protocol::holder::Core::is_open)
         {
             self.violated(Violation::BeatAfterEnd { host });
         }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use shared::protocol::exchange::{ByTime, Instance, Means};
-use shared::protocol::holder::Settings;
-use shared::protocol::timing::Timing;
+use protocol::exchange::{ByTime, Instance, Means};
+use protocol::holder::Settings;
+use protocol::timing::Timing;
 
 use integration::simulation::run::{holder, volume};
 

@@ -9,11 +9,11 @@
 
 use std::collections::VecDeque;
 
-use shared::protocol::exchange::{Key, Outcome, Record, SessionState};
-use shared::protocol::fence::Act;
-use shared::protocol::holder::{Input, Wanted};
-use shared::protocol::{Request, reclaimer};
-use shared::store::Revision;
+use protocol::exchange::{Key, Outcome, Record, SessionState};
+use protocol::fence::Act;
+use protocol::holder::{Input, Wanted};
+use protocol::{Request, reclaimer};
+use protocol::ids::Revision;
 use stateright::{Model, Property};
 
 use integration::simulation::etcd::Etcd;

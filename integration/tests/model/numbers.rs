@@ -3,10 +3,10 @@
 use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
-use shared::protocol::fence::Act;
-use shared::protocol::renumber::{self, Renumber};
-use shared::protocol::{Now, Op, reclaimer};
-use shared::store::Revision;
+use protocol::fence::Act;
+use protocol::renumber::{self, Renumber};
+use protocol::{Now, Op, reclaimer};
+use protocol::ids::Revision;
 
 use integration::simulation::host::{Effect, Runner};
 

@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use shared::protocol::exchange::{Commit, Key, Lease, Outcome, Reading, Record, View};
-use shared::protocol::fence::Act;
-use shared::protocol::holder::{Answer, Input, Life, MountFault, UnmountFault, Wanted};
-use shared::protocol::{Now, Op, Request, Text, reclaimer};
-use shared::store::Revision;
-use shared::volume::{ContainerId, VolumeId};
+use protocol::exchange::{Commit, Key, Lease, Outcome, Reading, Record, View};
+use protocol::fence::Act;
+use protocol::holder::{Answer, Input, Life, MountFault, UnmountFault, Wanted};
+use protocol::{Now, Op, Request, Text, reclaimer};
+use protocol::ids::Revision;
+use protocol::volume::{ContainerId, VolumeId};
 
 use integration::simulation::etcd::Etcd;
 use integration::simulation::host::{Effect, Host, Mount, mounted};

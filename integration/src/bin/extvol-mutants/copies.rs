@@ -14,24 +14,11 @@ use std::path::Path;
 
 use super::list::{MUTANTS, Mutant};
 
-/// What of `shared` the core needs.
-const SHARED: [&str; 9] = [
-    "event.rs",
-    "keys.rs",
-    "parameters.rs",
-    "quote.rs",
-    "record.rs",
-    "store.rs",
-    "transaction.rs",
-    "volume.rs",
-    "protocol",
-];
+/// Where the core is.
+const CORE: &str = "shared/protocol/src";
 
 const MAIN: &str = r#"#![allow(warnings)]
-mod shared {
-    pub mod event; pub mod keys; pub mod parameters; pub mod quote; pub mod record; pub mod store; pub mod transaction; pub mod volume;
-    pub mod protocol;
-}
+mod protocol;
 mod simulation;
 mod model { pub mod bounds; pub mod explore; mod fingerprint; mod machine; mod numbers; mod state; }
 static CHOSEN: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(usize::MAX);
@@ -53,10 +40,7 @@ edition = "2024"
 publish = false
 [workspace]
 [dependencies]
-futures = "0.3"
-percent-encoding = "2"
 serde = { version = "1", features = ["derive", "rc"] }
-serde_json = "1"
 stateright = { version = "0.31", default-features = false }
 thiserror = "2"
 [profile.release]
@@ -75,23 +59,22 @@ pub(crate) fn write_copy(tree: &Path, root: &Path) -> io::Result<String> {
     let mut digest = DefaultHasher::new();
     MANIFEST.hash(&mut digest);
     let mut applied = 0;
-    for part in SHARED {
-        let from = tree.join("shared/src").join(part);
-        copy(&from, &source.join("shared").join(part), &mut |path, text| {
-            text.hash(&mut digest);
-            let of_file = |(_, m): &(usize, &Mutant)| path == tree.join("shared/src/protocol").join(m.file);
-            let mutants: Vec<_> = MUTANTS.iter().enumerate().filter(of_file).collect();
-            applied += mutants.len();
-            Ok(with_mistakes(path, text, &mutants)?
-                .replace("crate::", "crate::shared::")
-                .replace(CHOOSE, "crate::chosen"))
-        })?;
-    }
+    let core = tree.join(CORE);
+    copy(&core, &source.join("protocol"), &mut |path, text| {
+        text.hash(&mut digest);
+        let of_file = |(_, m): &(usize, &Mutant)| path == core.join(m.file);
+        let mutants: Vec<_> = MUTANTS.iter().enumerate().filter(of_file).collect();
+        applied += mutants.len();
+        Ok(with_mistakes(path, text, &mutants)?
+            .replace("crate::", "crate::protocol::")
+            .replace(CHOOSE, "crate::chosen"))
+    })?;
+    fs::rename(source.join("protocol/lib.rs"), source.join("protocol/mod.rs"))?;
     for (part, name) in [("src/simulation", "simulation"), ("tests/model", "model")] {
         copy(&tree.join("integration").join(part), &source.join(name), &mut |_, text| {
             text.hash(&mut digest);
             Ok(text
-                .replace("shared::", "crate::shared::")
+                .replace("protocol::", "crate::protocol::")
                 .replace("integration::simulation", "crate::simulation"))
         })?;
     }

@@ -6,7 +6,7 @@ pub(crate) struct Mutant {
     pub(crate) name: &'static str,
     /// What is wrong, for the table.
     pub(crate) mistake: &'static str,
-    /// Below `shared/src/protocol/`.
+    /// Below `shared/protocol/src/`.
     pub(crate) file: &'static str,
     /// What stands in the core, once.
     pub(crate) from: &'static str,
