@@ -37,14 +37,22 @@ pub struct Machine {
 /// The version of the table that this program writes, and the only one that it reads.
 const VERSION: u32 = 2;
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Stored {
-    version: u32,
     boot_id: String,
     /// Whose leases the table tells of. Read by another holder, or against another etcd, they would
     /// all look lost.
     owner: Owner,
     table: Table,
+}
+
+/// The same, as it is written.
+#[derive(Serialize)]
+struct Storing<'a> {
+    version: u32,
+    boot_id: &'a str,
+    owner: &'a Owner,
+    table: &'a Table,
 }
 
 /// Whose leases a table tells of.
@@ -259,12 +267,7 @@ impl Checkpoint {
     /// # Errors
     /// When it is not stored; the old one is still there.
     pub fn store(&self, table: &Table) -> io::Result<()> {
-        let stored = Stored {
-            version: VERSION,
-            boot_id: self.boot_id.clone(),
-            owner: self.owner.clone(),
-            table: table.clone(),
-        };
+        let stored = Storing { version: VERSION, boot_id: &self.boot_id, owner: &self.owner, table };
         let part = self.path.with_extension("json.part");
         // Options of volumes may be passwords: the directory is root's alone, and so is the file.
         let mut options = File::options();

@@ -34,6 +34,9 @@ const ENDS_WITHIN: Duration = Duration::from_millis(500);
 const AGAIN: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
+/// Between two readings of a table that changes.
+const READ_AGAIN: Duration = Duration::from_secs(1);
+
 /// The host's own file systems by device number, each with a path that is on it.
 pub(super) type Hosts = BTreeMap<String, PathBuf>;
 
@@ -48,6 +51,7 @@ pub struct Pool {
     wanted: usize,
     /// The table that `wanted` was read from: its file's inode, time and size.
     table: Option<(u64, i64, i64, u64)>,
+    read_at: Now,
     hosts: Option<Hosts>,
     looking: Option<Helper>,
     look_at: Now,
@@ -70,6 +74,7 @@ impl Pool {
             ending: Vec::new(),
             wanted: 0,
             table: None,
+            read_at: Now::ZERO,
             hosts: None,
             looking: None,
             look_at: Now::ZERO,
@@ -82,7 +87,7 @@ impl Pool {
 
     /// Sees that as many stand by as the table at `path` needs. To be called now and then while nothing is fenced; does not block.
     pub fn tend(&mut self, now: Now, path: &Path, policy: &Policy) {
-        self.follow(path);
+        self.follow(now, path);
         self.answered.clear();
         self.hung.clear();
         self.ending.retain_mut(|helper| !helper.has_ended());
@@ -117,13 +122,16 @@ impl Pool {
         Ok(())
     }
 
-    fn follow(&mut self, path: &Path) {
+    fn follow(&mut self, now: Now, path: &Path) {
         let of = |found: Metadata| (found.ino(), found.mtime(), found.mtime_nsec(), found.size());
         let found = std::fs::metadata(path).ok().map(of);
-        if found == self.table && self.wanted > 0 {
+        let is_known = found == self.table && self.wanted > 0;
+        // A busy host stores its table many times a second, and how many helpers stand by is no matter of a moment; but for
+        // the first volumes.
+        if is_known || self.wanted > BESIDE && now < self.read_at + READ_AGAIN {
             return;
         }
-        self.table = found;
+        (self.table, self.read_at) = (found, now);
         let volumes = match read_table(path) {
             Stored::Table(table) => table.volumes.len(),
             Stored::Missing | Stored::Broken(_) => 0,

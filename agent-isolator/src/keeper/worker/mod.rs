@@ -67,6 +67,10 @@ const AILS_AGAIN: Duration = Duration::from_secs(5);
 /// trusted for no longer.
 const POLL: Duration = Duration::from_millis(50);
 
+/// So many events are taken in together, and for so long, before what they ask for is done.
+const TOGETHER: usize = 32;
+const TOGETHER_FOR: Duration = Duration::from_millis(5);
+
 /// A container that has its volumes has to start within this. Mesos's own limit, which counts from before the
 /// prepare, is a minute by default (`executor_registration_timeout`).
 const START_TIMEOUT: Duration = Duration::from_secs(15 * 60);
@@ -278,10 +282,22 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             };
             if let Ok(Some(event)) = tokio::time::timeout(due, next).await {
                 self.handle(event);
+                self.take_in_what_waits(holder_now());
                 // What was decided is done before the flag is looked at: a new epoch begins by clearing it.
                 self.go_on();
             }
             self.poll();
+        }
+    }
+
+    /// Takes in some of what came meanwhile, so that the table is stored once for all of it.
+    fn take_in_what_waits(&mut self, began: Now) {
+        for _ in 0..TOGETHER {
+            if holder_now() >= began + TOGETHER_FOR {
+                return;
+            }
+            let Ok(event) = self.from_etcd.try_recv().or_else(|_| self.received.try_recv()) else { return };
+            self.handle(event);
         }
     }
 

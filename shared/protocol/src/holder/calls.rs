@@ -143,10 +143,12 @@ impl Core {
         self.unisolated.remove(container);
         // While the host is fenced the table says what has to be killed; a container that ended stays in it.
         let keep = matches!(self.life, super::Life::Fencing { .. });
-        if !keep && self.containers.remove(container).is_some() {
+        if let Some(entry) = (!keep).then(|| self.containers.remove(container)).flatten() {
             self.table_changed = true;
-            for volume in self.volumes.values_mut() {
-                if volume.users.remove(container) {
+            for wanted in &entry.volumes {
+                if let Some(volume) = self.volumes.get_mut(&wanted.volume)
+                    && volume.users.remove(container)
+                {
                     volume.recorded = false;
                 }
             }

@@ -77,7 +77,11 @@ impl Core {
         let own = matches!(key, Key::Session(holder) if *holder == self.settings.holder);
         // A reading under way may have been made before.
         if own && self.is_open() && self.check.is_none() {
-            self.check = Some(now);
+            match self.rewrites_session() {
+                // It may be that rewrite. Done, it was, for it compares what the session was before.
+                true => self.noticed = true,
+                false => self.check = Some(now),
+            }
         }
         for waiting in self.waiting.values_mut() {
             if waiting.others.as_ref().is_some_and(|others| others.keys.contains(key)) {

@@ -187,6 +187,11 @@ impl Core {
         self.volumes.keys().chain(self.leases.keys()).cloned().collect()
     }
 
+    /// Whether a rewrite of the session is with etcd.
+    pub(super) fn rewrites_session(&self) -> bool {
+        matches!(&self.in_flight, InFlight::Busy { doing: Doing::Write(batch), .. } if batch.session.is_some())
+    }
+
     // --- what is sent ----------------------------------------------------------------------------
 
     /// The next step of an open epoch that has nothing in flight.
@@ -462,12 +467,7 @@ impl Core {
             }
             return;
         }
-        let InFlight::Busy { op: expected, seen, doing } = &self.in_flight else { return };
-        if *expected != op {
-            return;
-        }
-        let (seen, doing) = (*seen, doing.clone());
-        self.in_flight = InFlight::Idle;
+        let Some((seen, doing)) = self.answered(op) else { return };
         let view = match result {
             Ok(view) => {
                 self.fault = None;
@@ -502,6 +502,17 @@ impl Core {
             Doing::SessionRead => _ = self.learn(now, &view),
             Doing::AcquireRead(asking) => self.ask_again(asking, Some(&Arc::new(view))),
             _ => {}
+        }
+    }
+
+    /// What the request was about that has now been answered.
+    fn answered(&mut self, op: Op) -> Option<(Revision, Doing)> {
+        match std::mem::replace(&mut self.in_flight, InFlight::Idle) {
+            InFlight::Busy { op: expected, seen, doing } if expected == op => Some((seen, doing)),
+            other => {
+                self.in_flight = other;
+                None
+            }
         }
     }
 
@@ -600,12 +611,10 @@ impl Core {
         if let Some(beat) = self.beat.take_if(|beat| beat.op == op) {
             return self.beat_answered(now, &beat, outcome);
         }
-        let InFlight::Busy { op: expected, seen, doing } = &self.in_flight else { return };
-        if *expected != op {
-            return;
+        let Some((seen, doing)) = self.answered(op) else { return };
+        if std::mem::take(&mut self.noticed) && !matches!(outcome, Outcome::Done(_)) {
+            self.check = Some(now);
         }
-        let (seen, doing) = (*seen, doing.clone());
-        self.in_flight = InFlight::Idle;
         if doing == Doing::Die {
             // It may have been written, or be written late: this epoch is over either way.
             self.mine = None;
