@@ -348,7 +348,8 @@ impl Trial {
             self.cluster.wait_for(&format!("an empty table on {}", host.name()), SOON, || {
                 let table =
                     host.run(&["cat", "/run/extvol/table.json"]).map_err(|error| error.to_string())?;
-                let empty = table.contains(r#""containers":{},"volumes":[]"#);
+                // Its first line is whole, and each further one tells of a change.
+                let empty = table.contains(r#""containers":{},"volumes":[]"#) && table.lines().count() == 1;
                 if empty { Ok(()) } else { Err(format!("{table}\n{}", self.keeper_log(host))) }
             })?;
             let mounted = self.mounted(index)?;

@@ -11,18 +11,19 @@
 //!   machine-id                random, made at the first start
 //! ```
 //!
-//! The table need not survive a power failure: after a reboot nothing of it is true. It is written
-//! beside its place and renamed, so that a crash leaves the old one or the new one.
+//! The table need not survive a power failure: after a reboot nothing of it is true. A whole one is written
+//! beside its place and renamed, so that a crash leaves the old one or the new one; changes are added to it line by line, and a
+//! last line that is not whole was never acted on.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::stored_table::is_want;
+use super::stored_table::{is_want, lines, replayed};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
-use shared::protocol::holder::Table;
+use shared::protocol::holder::{StoredTable, Table, TableChange};
 use shared::volume::Holder;
 
 /// The host that runs this keeper, as its kernel and its disk tell it.
@@ -35,10 +36,10 @@ pub struct Machine {
 }
 
 /// The version of the table that this program writes, and the only one that it reads.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 #[derive(Deserialize)]
-struct Stored {
+struct Loaded {
     boot_id: String,
     /// Whose leases the table tells of. Read by another holder, or against another etcd, they would
     /// all look lost.
@@ -182,18 +183,32 @@ fn make_key(path: &Path) -> Result<String, StartError> {
     Ok(key)
 }
 
-/// The file that holds the table.
+/// So much is added to a table of which that is more than twice, before it is written whole again.
+const LOG_MIN: u64 = 64 << 10;
+
+/// The file that holds the table: its first line is a whole one, each further line a change of it.
 pub struct Checkpoint {
     path: PathBuf,
     boot_id: String,
     owner: Owner,
+    /// Where changes are added; none before a table was written whole, nor after one that could not be.
+    log: Option<Log>,
+}
+
+struct Log {
+    file: File,
+    /// What stands in the file.
+    stored: StoredTable,
+    /// Bytes of its first line, and of all others.
+    whole: u64,
+    added: u64,
 }
 
 impl Checkpoint {
     /// In `run_directory`, for this boot and owner.
     #[must_use]
     pub fn new(run_directory: &Path, boot_id: &str, owner: Owner) -> Self {
-        Self { path: run_directory.join("table.json"), boot_id: boot_id.to_owned(), owner }
+        Self { path: run_directory.join("table.json"), boot_id: boot_id.to_owned(), owner, log: None }
     }
 
     /// Where it is.
@@ -222,14 +237,18 @@ impl Checkpoint {
         struct Versioned {
             version: u32,
         }
-        match serde_json::from_slice::<Versioned>(&bytes) {
+        let (whole, changes) = lines(&bytes);
+        match serde_json::from_slice::<Versioned>(whole) {
             Ok(Versioned { version: VERSION }) => {}
             Ok(Versioned { version }) => {
                 return Ok(self.set_aside(&format!("it has version {version}, not {VERSION}")));
             }
             Err(error) => return Ok(self.set_aside(&error.to_string())),
         }
-        let stored = match serde_json::from_slice::<Stored>(&bytes) {
+        let read = serde_json::from_slice::<Loaded>(whole).and_then(|loaded| {
+            Ok(Loaded { table: replayed(loaded.table, changes)?, ..loaded })
+        });
+        let stored = match read {
             Ok(stored) => stored,
             Err(error) => return Ok(self.set_aside(&error.to_string())),
         };
@@ -262,26 +281,68 @@ impl Checkpoint {
         Table { lost: true, ..Table::default() }
     }
 
-    /// Stores the table.
+    /// Stores what has changed since this was last called, of a table that is this now.
     ///
     /// # Errors
-    /// When it is not stored; the old one is still there.
-    pub fn store(&self, table: &Table) -> io::Result<()> {
+    /// When it is not stored; what was is still there.
+    pub fn store(&mut self, change: TableChange, table: impl FnOnce() -> Table) -> io::Result<()> {
+        // After any fault the next one is written whole: nothing is added to half a line.
+        let Some(mut log) = self.log.take().filter(|log| log.is_at(&self.path)) else {
+            return self.store_whole(table());
+        };
+        let Some(change) = log.stored.differs(change) else {
+            self.log = Some(log);
+            return Ok(());
+        };
+        let mut line = serde_json::to_vec(&change)?;
+        line.push(b'\n');
+        log.stored.apply(change);
+        log.added += line.len() as u64;
+        // An empty one is seen to be empty by who reads its first line.
+        if log.stored.is_empty() || log.added > LOG_MIN.max(log.whole * 2) {
+            return self.store_whole(table());
+        }
+        log.file.write_all(&line)?;
+        self.log = Some(log);
+        Ok(())
+    }
+
+    fn store_whole(&mut self, table: Table) -> io::Result<()> {
+        self.log = None;
+        let table = &table;
         let stored = Storing { version: VERSION, boot_id: &self.boot_id, owner: &self.owner, table };
         let part = self.path.with_extension("json.part");
         // Options of volumes may be passwords: the directory is root's alone, and so is the file.
         let mut options = File::options();
         let mut file = options.create(true).truncate(true).write(true).mode(0o600).open(&part)?;
-        file.write_all(&serde_json::to_vec(&stored)?)?;
-        fs::rename(&part, &self.path)
+        let mut line = serde_json::to_vec(&stored)?;
+        line.push(b'\n');
+        file.write_all(&line)?;
+        fs::rename(&part, &self.path)?;
+        let (stored, whole) = (StoredTable::from(table.clone()), line.len() as u64);
+        self.log = Some(Log { file, stored, whole, added: 0 });
+        Ok(())
+    }
+}
+
+impl Log {
+    /// Whether what is at `path` is still this file.
+    fn is_at(&self, path: &Path) -> bool {
+        let there = fs::metadata(path).map(|found| (found.dev(), found.ino()));
+        let this = self.file.metadata().map(|found| (found.dev(), found.ino()));
+        matches!((there, this), (Ok(there), Ok(this)) if there == this)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::os::unix::fs::PermissionsExt;
 
+    use shared::volume::VolumeId;
+
     use super::*;
+    use crate::keeper::stored_table::{Stored, read_table};
 
     fn owner(holder: &str) -> Owner {
         Owner { holder: Holder::new(holder).unwrap(), etcd_prefix: "/x".into() }
@@ -295,12 +356,103 @@ mod tests {
         serde_json::from_str(json).unwrap()
     }
 
+    /// Stores a table of which everything may have changed.
+    fn store(checkpoint: &mut Checkpoint, table: &Table) {
+        let names = |table: &Table| -> Vec<_> {
+            table.volumes.iter().map(|row| row.wanted.volume.clone()).collect()
+        };
+        let before = checkpoint.load().map(|before| names(&before)).unwrap_or_default();
+        let volumes: BTreeSet<_> = before.into_iter().chain(names(table)).collect();
+        let row = |id: &VolumeId| table.volumes.iter().find(|row| row.wanted.volume == *id).cloned();
+        let change = TableChange {
+            open: table.open.clone(),
+            refused: table.refused.clone(),
+            lost: table.lost,
+            containers: Vec::new(),
+            volumes: volumes.into_iter().map(|id| (id.clone(), row(&id))).collect(),
+        };
+        checkpoint.store(change, || table.clone()).unwrap();
+    }
+
+    /// A table of these volumes, in this phase.
+    fn of(names: &[&str], phase: &str) -> Table {
+        let row = |name: &&str| {
+            format!(
+                r#"{{"wanted":{{"volume":{{"driver":"d","name":"{name}"}},"asked":{{"driver":"d","name":"{name}"}},
+                "create":null}},"phase":"{phase}","token":7,"users":[],"asked":true,"unsettled":false,"doubts":{{}}}}"#
+            )
+        };
+        let rows = names.iter().map(row).collect::<Vec<_>>().join(",");
+        serde_json::from_str(&format!(r#"{{"open":null,"refused":null,"containers":{{}},"volumes":[{rows}]}}"#)).unwrap()
+    }
+
+    #[test]
+    fn changes_are_added_line_by_line_and_read_as_what_they_come_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut writer = Checkpoint::new(directory.path(), "boot-1", owner("a"));
+        let path = writer.path().to_owned();
+        let reader = Checkpoint::new(directory.path(), "boot-1", owner("a"));
+        let names: Vec<_> = (0..1_000).map(|n| format!("v{n:04}")).collect();
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        let size = || fs::metadata(&path).unwrap().len();
+        store(&mut writer, &of(&names[..999], "mounting"));
+        let whole = size();
+        for table in [of(&names, "mounting"), of(&names[1..], "mounting"), of(&names[1..], "mounting")] {
+            store(&mut writer, &table);
+            assert_eq!(reader.load().unwrap(), table);
+            let Stored::Table(read) = read_table(&path) else { panic!("it is a table") };
+            assert_eq!(*read, table);
+        }
+        // One came, one went, and nothing was written of what is as it was.
+        assert!(size() - whole < 600, "{} bytes", size() - whole);
+        // A last line that is not whole was never acted on, and the next writer goes on from what is.
+        let mut torn = File::options().append(true).open(&path).unwrap();
+        torn.write_all(br#"{"open":null,"refused":"no","#).unwrap();
+        assert_eq!(reader.load().unwrap(), of(&names[1..], "mounting"));
+        let mut next = Checkpoint::new(directory.path(), "boot-1", owner("a"));
+        store(&mut next, &of(&names[2..], "mounting"));
+        assert_eq!(reader.load().unwrap(), of(&names[2..], "mounting"));
+        // One in between is broken: nobody may guess what it said.
+        let mut broken = File::options().append(true).open(&path).unwrap();
+        broken.write_all(b"{\n{\"open\":null,\"refused\":null,\"lost\":false}\n").unwrap();
+        assert!(matches!(read_table(&path), Stored::Broken(_)));
+        assert!(reader.load().unwrap().lost);
+    }
+
+    #[test]
+    fn a_log_is_written_whole_when_it_has_grown_when_it_was_taken_away_and_when_nothing_is_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut writer = Checkpoint::new(directory.path(), "boot-1", owner("a"));
+        let path = writer.path().to_owned();
+        let lines = || fs::read_to_string(&path).unwrap().lines().count();
+        for n in 0..1_000 {
+            store(&mut writer, &of(&["a"], if n % 2 == 0 { "mounting" } else { "settling" }));
+        }
+        assert!(fs::metadata(&path).unwrap().len() < 2 * LOG_MIN && lines() > 1);
+        assert_eq!(writer.load().unwrap(), of(&["a"], "settling"));
+        fs::remove_file(&path).unwrap();
+        store(&mut writer, &of(&["a"], "mounting"));
+        assert_eq!((writer.load().unwrap(), lines()), (of(&["a"], "mounting"), 1));
+        // What stands in its place, and cannot be written over, is a fault; after it, it is whole.
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        let change = TableChange { open: None, refused: None, lost: true, containers: vec![], volumes: vec![] };
+        assert!(writer.store(change, || of(&["a", "b"], "mounting")).is_err());
+        fs::remove_dir(&path).unwrap();
+        store(&mut writer, &of(&["a", "b"], "mounting"));
+        assert_eq!((writer.load().unwrap(), lines()), (of(&["a", "b"], "mounting"), 1));
+        store(&mut writer, &of(&["b"], "mounting"));
+        assert_eq!(lines(), 2);
+        store(&mut writer, &Table::default());
+        assert_eq!((writer.load().unwrap(), lines()), (Table::default(), 1));
+    }
+
     #[test]
     fn a_table_comes_back_in_the_same_boot_only() {
         let directory = tempfile::tempdir().unwrap();
         let open = |boot: &str| Checkpoint::new(directory.path(), boot, owner("a"));
         assert_eq!(open("boot-1").load().unwrap(), Table::default());
-        open("boot-1").store(&used()).unwrap();
+        store(&mut open("boot-1"), &used());
         assert_eq!(open("boot-1").load().unwrap(), used());
         let mode = fs::metadata(open("boot-1").path()).unwrap().permissions().mode();
         assert_eq!(mode & 0o077, 0, "{mode:o}");
@@ -311,20 +463,20 @@ mod tests {
     #[test]
     fn a_table_in_use_is_its_owners_alone() {
         let directory = tempfile::tempdir().unwrap();
-        let first = Checkpoint::new(directory.path(), "boot-1", owner("a"));
-        first.store(&used()).unwrap();
+        let mut first = Checkpoint::new(directory.path(), "boot-1", owner("a"));
+        store(&mut first, &used());
         assert_eq!(first.load().unwrap(), used());
         let other = Checkpoint::new(directory.path(), "boot-1", owner("b"));
         let error = other.load().unwrap_err().to_string();
         assert!(error.contains("of the holder a under") && error.contains("was given b"), "{error}");
         // Nothing is in use: nothing can be mistaken.
-        first.store(&Table::default()).unwrap();
+        store(&mut first, &Table::default());
         assert_eq!(other.load().unwrap(), Table::default());
     }
 
     #[test]
     fn a_broken_table_is_set_aside_and_never_stops_the_keeper() {
-        for bytes in ["", "{", r#"{"version":3,"tables":[]}"#, r#"{"version":2,"boot_id":"boot-1"}"#] {
+        for bytes in ["", "{", r#"{"version":4,"tables":[]}"#, r#"{"version":3,"boot_id":"boot-1"}"#] {
             let directory = tempfile::tempdir().unwrap();
             let checkpoint = Checkpoint::new(directory.path(), "boot-1", owner("a"));
             fs::write(checkpoint.path(), bytes).unwrap();
@@ -337,8 +489,8 @@ mod tests {
     fn a_table_that_a_process_without_descriptors_cannot_open_is_not_set_aside() {
         use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
         let directory = tempfile::tempdir().unwrap();
-        let checkpoint = Checkpoint::new(directory.path(), "boot-1", owner("a"));
-        checkpoint.store(&used()).unwrap();
+        let mut checkpoint = Checkpoint::new(directory.path(), "boot-1", owner("a"));
+        store(&mut checkpoint, &used());
         let usual = getrlimit(Resource::Nofile);
         setrlimit(Resource::Nofile, Rlimit { current: Some(0), maximum: usual.maximum }).unwrap();
         let loaded = checkpoint.load();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use std::{fs, io};
 
 use serde::Deserialize;
-use shared::protocol::holder::Table;
+use shared::protocol::holder::{Table, TableChange};
 
 /// Its name in the run directory.
 pub const TABLE: &str = "table.json";
@@ -50,13 +50,37 @@ pub fn read_table(path: &Path) -> Stored {
         read = fs::read(path);
     }
     match read {
-        Ok(text) => match serde_json::from_slice::<OnlyTable>(&text) {
-            Ok(OnlyTable { table }) => Stored::Table(Box::new(table)),
-            Err(error) => Stored::Broken(format!("{}: {error}", path.display())),
-        },
+        Ok(text) => {
+            let (whole, changes) = lines(&text);
+            let table = serde_json::from_slice::<OnlyTable>(whole);
+            match table.and_then(|OnlyTable { table }| replayed(table, changes)) {
+                Ok(table) => Stored::Table(Box::new(table)),
+                Err(error) => Stored::Broken(format!("{}: {error}", path.display())),
+            }
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Stored::Missing,
         Err(error) => Stored::Broken(format!("{}: {error}", path.display())),
     }
+}
+
+/// The whole table that is stored, and the lines of what has changed since. A last one that does not end was being written when its
+/// writer ended: nothing was done that it tells.
+#[must_use]
+pub(super) fn lines(text: &[u8]) -> (&[u8], impl Iterator<Item = &[u8]>) {
+    let end = text.iter().position(|byte| *byte == b'\n').unwrap_or(text.len());
+    let (whole, rest) = text.split_at(end);
+    let ended = rest.iter().rposition(|byte| *byte == b'\n').unwrap_or(0);
+    let changes = rest[..ended].split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    (whole, changes)
+}
+
+/// A table with what has changed since.
+///
+/// # Errors
+/// When a line is none.
+pub(super) fn replayed<'a>(table: Table, changes: impl Iterator<Item = &'a [u8]>) -> serde_json::Result<Table> {
+    let changes = changes.map(serde_json::from_slice::<TableChange>).collect::<Result<Vec<_>, _>>()?;
+    Ok(table.after(changes))
 }
 
 #[cfg(test)]

@@ -141,8 +141,9 @@ fn root_nothing_is_done_that_the_table_does_not_say_and_beats_go_on() {
             world.disk("a");
             world.disk("b");
             let process = world.running("c1", &["ebs/a"]).await;
-            // As on a full file system: what is written beside the table cannot be.
-            let part = world.run_directory.join("table.json.part");
+            // As on a full file system: nothing can be written where the table is.
+            let part = world.run_directory.join("table.json");
+            fs::remove_file(&part).unwrap();
             fs::create_dir(&part).unwrap();
             let refused = world.prepare("c2", &["ebs/b"]);
             let why = world.answer(refused).await.unwrap_err();

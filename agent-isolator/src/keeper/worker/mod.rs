@@ -448,7 +448,8 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
         if !self.unstored || (self.store_fault.is_some() && now < self.store_again) {
             return;
         }
-        match self.checkpoint.store(&self.core.table()) {
+        let change = self.core.table_change();
+        match self.checkpoint.store(change, || self.core.table()) {
             Ok(()) => {
                 self.unstored = false;
                 if let Some(links) = &mut self.links {

@@ -128,10 +128,15 @@ impl Core {
 
     /// Mesos says that these containers of an agent have ended, though the keeper may have seen it before.
     pub(super) fn mesos_ended(&mut self, agent: &Text, ended: impl Fn(&ContainerId) -> bool) {
-        for volume in self.volumes.values_mut() {
-            let before = volume.doubts.len();
-            volume.doubts.retain(|id, of| of != agent || !ended(id));
-            self.table_changed |= volume.doubts.len() != before;
+        let is_over = |id: &ContainerId, of: &Text| of == agent && ended(id);
+        let told = |volume: &Volume| volume.doubts.iter().any(|(id, of)| is_over(id, of));
+        let told: Vec<_> =
+            self.volumes.iter().filter(|(_, volume)| told(volume)).map(|(id, _)| id.clone()).collect();
+        for id in told {
+            if let Some(volume) = self.volumes.get_mut(&id) {
+                volume.doubts.retain(|id, of| !is_over(id, of));
+                self.table_changed = true;
+            }
         }
     }
 

@@ -31,6 +31,7 @@ mod results;
 mod revoke;
 mod session;
 mod table;
+mod tracked;
 mod volume;
 mod volumes;
 mod wait;
@@ -43,10 +44,11 @@ pub use calls::READ_ONLY;
 pub use io::{Answer, FoundLease, Idleness, Input, MountFault, Output, Sight, UnmountFault};
 pub use results::other_name_in_words;
 pub use session::{Life, Safety, Silence};
-pub use table::{BlockDevice, Container, Directory, MountedVolume, OpenEpoch, Owner, Row, Table, Wanted};
+pub use table::{BlockDevice, Container, Directory, MountedVolume, OpenEpoch, Owner, Row, StoredTable, Table, TableChange, Wanted};
 pub use volume::{Notes, Phase, Step, Volume};
 
 use self::session::{Beat, Mine};
+use self::tracked::Tracked;
 pub(super) use self::wait::Waiting;
 use self::write_queue::{Found, InFlight, Job};
 use super::exchange::{Agent, ByTime, ClusterId, Held, Instance, Means};
@@ -179,8 +181,8 @@ pub struct Core {
     // --- volumes
     /// Whether the found leases have been taken in.
     pub(super) ready: bool,
-    pub(super) containers: BTreeMap<ContainerId, Container>,
-    pub(super) volumes: BTreeMap<VolumeId, Volume>,
+    pub(super) containers: Tracked<ContainerId, Container>,
+    pub(super) volumes: Tracked<VolumeId, Volume>,
     /// Prepares that are not yet answered.
     pub(super) waiting: BTreeMap<ContainerId, Waiting>,
     /// Until when containers must start that have their volumes, or did before a restart.
@@ -233,8 +235,8 @@ impl Core {
             noticed: false,
             leases: BTreeMap::new(),
             ready: false,
-            containers,
-            volumes: volumes.into_iter().map(Row::volume).collect(),
+            containers: containers.into(),
+            volumes: volumes.into_iter().map(Row::volume).collect::<BTreeMap<_, _>>().into(),
             waiting: BTreeMap::new(),
             unisolated: BTreeMap::new(),
             outputs: VecDeque::new(),
@@ -251,8 +253,22 @@ impl Core {
             open: self.mine.as_ref().filter(|_| self.is_open()).zip(self.cluster.clone()).map(Mine::open),
             refused: self.refused.clone(),
             lost: self.lost,
-            containers: self.containers.clone(),
+            containers: BTreeMap::clone(&self.containers),
             volumes: self.volumes.values().map(Row::of).collect(),
+        }
+    }
+
+    /// What may differ in [`Core::table`] since this was last called.
+    #[must_use]
+    pub fn table_change(&mut self) -> TableChange {
+        let containers = self.containers.take_touched().into_iter();
+        let volumes = self.volumes.take_touched().into_iter();
+        TableChange {
+            open: self.mine.as_ref().filter(|_| self.is_open()).zip(self.cluster.clone()).map(Mine::open),
+            refused: self.refused.clone(),
+            lost: self.lost,
+            containers: containers.map(|id| (id.clone(), self.containers.get(&id).cloned())).collect(),
+            volumes: volumes.map(|id| (id.clone(), self.volumes.get(&id).map(Row::of))).collect(),
         }
     }
 
@@ -363,10 +379,13 @@ impl Core {
                 // Mesos has not said so: others who see the volume are looked for before it is unmounted. One that was
                 // told to end is known to have, and nobody waits for its neighbours' copies of the mount.
                 let untold = self.containers.get(&container).filter(|entry| entry.ending.is_none());
-                if let Some(agent) = untold.map(|entry| entry.agent.clone()) {
-                    for volume in self.volumes.values_mut().filter(|volume| volume.users.contains(&container))
-                    {
-                        volume.doubts.insert(container.clone(), agent.clone());
+                if let Some(Container { agent, volumes, .. }) = untold.cloned() {
+                    for wanted in &volumes {
+                        if let Some(volume) = self.volumes.get_mut(&wanted.volume)
+                            && volume.users.contains(&container)
+                        {
+                            volume.doubts.insert(container.clone(), agent.clone());
+                        }
                     }
                 }
                 self.end(&container, "its processes have ended");

@@ -25,9 +25,11 @@ pub fn other_name_in_words(other: &VolumeId) -> String {
 impl Core {
     /// The volume whose effect `op` is; none for the effect of a phase that was left.
     fn by_op(&mut self, op: Op) -> Option<(VolumeId, &mut Volume)> {
-        let (id, volume) = self.volumes.iter_mut().find(|(_, volume)| volume.awaits == Some(op))?;
+        let (id, _) = self.volumes.iter().find(|(_, volume)| volume.awaits == Some(op))?;
+        let id = id.clone();
+        let volume = self.volumes.get_mut(&id)?;
         volume.awaits = None;
-        Some((id.clone(), volume))
+        Some((id, volume))
     }
 
     /// Until when the call of this effect may still land, if it had no answer.

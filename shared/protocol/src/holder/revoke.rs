@@ -1,8 +1,8 @@
 //! Winding down what was revoked: a message first, then a kill, then the short path, which is the fence (L15).
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::tracked::Tracked;
 use super::{Container, Core, Output, Volume};
 use crate::exchange::SessionState;
 use crate::{Now, Text};
@@ -73,7 +73,7 @@ impl Core {
         }
         let (mut unprepared, mut unstarted) = (Vec::new(), Vec::new());
         let mut overdue = false;
-        for (id, container) in &mut self.containers {
+        for (id, container) in self.containers.iter_mut() {
             if !all && revoked(container, &self.volumes).next().is_none() {
                 continue;
             }
@@ -132,7 +132,7 @@ impl Core {
 /// Those of a container's volumes that were revoked alone.
 fn revoked<'a>(
     container: &'a Container,
-    volumes: &'a BTreeMap<VolumeId, Volume>,
+    volumes: &'a Tracked<VolumeId, Volume>,
 ) -> impl Iterator<Item = &'a VolumeId> + Clone {
     let ids = container.volumes.iter().map(|wanted| &wanted.volume);
     ids.filter(|id| volumes.get(id).is_some_and(|volume| volume.revoked.is_some()))

@@ -280,7 +280,7 @@ impl Core {
         self.volumes.clear();
         self.lost = false;
         let waiting = &self.waiting;
-        self.containers.retain(|container, _| waiting.contains_key(container));
+        self.containers.retain(|container| waiting.contains_key(container));
         self.table_changed = true;
         match &mut self.life {
             Life::Closed { safety, .. } => *safety = Safety::Proved,

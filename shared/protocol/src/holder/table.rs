@@ -258,6 +258,82 @@ pub struct Table {
     pub volumes: Vec<Row>,
 }
 
+/// What has changed of a stored table. What is not in it is as it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableChange {
+    /// As in [`Table`].
+    pub open: Option<OpenEpoch>,
+    /// As in [`Table`].
+    pub refused: Option<Text>,
+    /// As in [`Table`].
+    pub lost: bool,
+    /// Containers as they are now; `None`: no more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<(ContainerId, Option<Container>)>,
+    /// Volumes as they are now; `None`: no more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<(VolumeId, Option<Row>)>,
+}
+
+impl Table {
+    /// The table after these changes, one after the other.
+    #[must_use]
+    pub fn after(self, changes: impl IntoIterator<Item = TableChange>) -> Self {
+        let mut stored = StoredTable::from(self);
+        changes.into_iter().for_each(|change| stored.apply(change));
+        let StoredTable { open, refused, lost, containers, volumes } = stored;
+        Self { open, refused, lost, containers, volumes: volumes.into_values().collect() }
+    }
+}
+
+/// A table by its rows, as changes find them.
+#[derive(Clone, Debug)]
+pub struct StoredTable {
+    open: Option<OpenEpoch>,
+    refused: Option<Text>,
+    lost: bool,
+    containers: BTreeMap<ContainerId, Container>,
+    volumes: BTreeMap<VolumeId, Row>,
+}
+
+impl From<Table> for StoredTable {
+    fn from(Table { open, refused, lost, containers, volumes }: Table) -> Self {
+        let volumes = volumes.into_iter().map(|row| (row.wanted.volume.clone(), row)).collect();
+        Self { open, refused, lost, containers, volumes }
+    }
+}
+
+impl StoredTable {
+    /// What of a change is one; none when nothing is.
+    #[must_use]
+    pub fn differs(&self, mut change: TableChange) -> Option<TableChange> {
+        change.containers.retain(|(id, is)| self.containers.get(id) != is.as_ref());
+        change.volumes.retain(|(id, is)| self.volumes.get(id) != is.as_ref());
+        let is_same = self.open == change.open && self.refused == change.refused && self.lost == change.lost;
+        (!is_same || !change.containers.is_empty() || !change.volumes.is_empty()).then_some(change)
+    }
+
+    /// Takes in a change.
+    pub fn apply(&mut self, TableChange { open, refused, lost, containers, volumes }: TableChange) {
+        (self.open, self.refused, self.lost) = (open, refused, lost);
+        containers.into_iter().for_each(|(id, is)| set(&mut self.containers, id, is));
+        volumes.into_iter().for_each(|(id, is)| set(&mut self.volumes, id, is));
+    }
+
+    /// Whether there is neither a container nor a volume.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.containers.is_empty() && self.volumes.is_empty()
+    }
+}
+
+fn set<K: Ord, V>(rows: &mut BTreeMap<K, V>, id: K, is: Option<V>) {
+    match is {
+        Some(is) => _ = rows.insert(id, is),
+        None => _ = rows.remove(&id),
+    }
+}
+
 impl Row {
     /// Whether a driver call for it may be under way.
     #[must_use]

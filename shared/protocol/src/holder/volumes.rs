@@ -24,8 +24,8 @@ impl Core {
         if let Some(id) = self.volumes.iter().find_map(lost) {
             return self.fence(&format!("etcd names another holder of volume {id}"));
         }
-        self.volumes.retain(|id, _| found.contains_key(id));
-        for (id, volume) in &mut self.volumes {
+        self.volumes.retain(|id| found.contains_key(id));
+        for (id, volume) in self.volumes.iter_mut() {
             if let Some(lease) = found.remove(id) {
                 volume.adopt(&lease, now + self.settings.settle(id));
             }
