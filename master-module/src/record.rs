@@ -225,11 +225,10 @@ impl<'s, S: LeaseStore> Recorder<'s, S> {
             .range(from..)
             .find(|(key, _)| self.keys.event_of(key).is_some_and(|(_, other)| other == subject.as_str()));
         let Some((_, entry)) = next else { return false };
-        decode::<EventRecord>(&entry.value)
-            .is_ok_and(|event| {
-                let gone = [EventKind::Released, EventKind::LeaseDeleted, EventKind::SessionDeleted];
-                gone.contains(&event.what)
-            })
+        decode::<EventRecord>(&entry.value).is_ok_and(|event| {
+            let gone = [EventKind::Released, EventKind::LeaseDeleted, EventKind::SessionDeleted];
+            gone.contains(&event.what)
+        })
     }
 
     /// Trims all events up to `trimmed`, and answers it; nothing, if others have trimmed meanwhile.

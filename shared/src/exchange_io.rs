@@ -162,12 +162,7 @@ impl<S: LeaseStore> Exchange<S> {
         }
     }
 
-    fn view(
-        &self,
-        cluster: ClusterId,
-        snapshot: &Snapshot,
-        wanted: impl IntoIterator<Item = Key>,
-    ) -> View {
+    fn view(&self, cluster: ClusterId, snapshot: &Snapshot, wanted: impl IntoIterator<Item = Key>) -> View {
         let mut view = View::new(cluster, snapshot.revision);
         for wanted in wanted {
             let name = exchange::key(&self.keys, &wanted);

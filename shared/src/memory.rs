@@ -270,9 +270,8 @@ impl MemoryStore {
                 let found = |key: &String| Some((key.clone(), server.entries.get(key)?.clone()));
                 let entries = transaction.reads().iter().filter_map(found).collect();
                 server.operation_done();
-                answer.and_then(|revision| {
-                    applied.ok_or(StoreError::Conflict(Snapshot { entries, revision }))
-                })
+                answer
+                    .and_then(|revision| applied.ok_or(StoreError::Conflict(Snapshot { entries, revision })))
             }
         }
     }

@@ -92,7 +92,8 @@ async fn what_was_committed_is_read_at_one_revision<S: LeaseStore>(store: S) {
     let Outcome::Done(at) = exchange.commit(&open).await else { panic!("it is done") };
     // It is there now; and a refused beat tells what the session is.
     assert!(is_conflict(&exchange.commit(&open).await));
-    let Outcome::Conflict(Some(read)) = exchange.commit(&Commit::beat(&cluster, &me(), Revision::ABSENT)).await
+    let Outcome::Conflict(Some(read)) =
+        exchange.commit(&Commit::beat(&cluster, &me(), Revision::ABSENT)).await
     else {
         panic!("it compares the session")
     };

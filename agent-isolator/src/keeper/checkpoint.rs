@@ -35,8 +35,9 @@ pub struct Machine {
     pub boot_id: String,
 }
 
-/// The version of the table that this program writes, and the only one that it reads.
+/// The version of the table that this program writes. It also reads the one before, which is a whole table without changes.
 const VERSION: u32 = 3;
+const OLDEST: u32 = 2;
 
 #[derive(Deserialize)]
 struct Loaded {
@@ -239,15 +240,16 @@ impl Checkpoint {
         }
         let (whole, changes) = lines(&bytes);
         match serde_json::from_slice::<Versioned>(whole) {
-            Ok(Versioned { version: VERSION }) => {}
+            Ok(Versioned { version: OLDEST..=VERSION }) => {}
             Ok(Versioned { version }) => {
-                return Ok(self.set_aside(&format!("it has version {version}, not {VERSION}")));
+                return Ok(self.set_aside(&format!(
+                    "it has version {version}, and this program reads {OLDEST} to {VERSION}"
+                )));
             }
             Err(error) => return Ok(self.set_aside(&error.to_string())),
         }
-        let read = serde_json::from_slice::<Loaded>(whole).and_then(|loaded| {
-            Ok(Loaded { table: replayed(loaded.table, changes)?, ..loaded })
-        });
+        let read = serde_json::from_slice::<Loaded>(whole)
+            .and_then(|loaded| Ok(Loaded { table: replayed(loaded.table, changes)?, ..loaded }));
         let stored = match read {
             Ok(stored) => stored,
             Err(error) => return Ok(self.set_aside(&error.to_string())),
@@ -358,9 +360,8 @@ mod tests {
 
     /// Stores a table of which everything may have changed.
     fn store(checkpoint: &mut Checkpoint, table: &Table) {
-        let names = |table: &Table| -> Vec<_> {
-            table.volumes.iter().map(|row| row.wanted.volume.clone()).collect()
-        };
+        let names =
+            |table: &Table| -> Vec<_> { table.volumes.iter().map(|row| row.wanted.volume.clone()).collect() };
         let before = checkpoint.load().map(|before| names(&before)).unwrap_or_default();
         let volumes: BTreeSet<_> = before.into_iter().chain(names(table)).collect();
         let row = |id: &VolumeId| table.volumes.iter().find(|row| row.wanted.volume == *id).cloned();
@@ -383,7 +384,10 @@ mod tests {
             )
         };
         let rows = names.iter().map(row).collect::<Vec<_>>().join(",");
-        serde_json::from_str(&format!(r#"{{"open":null,"refused":null,"containers":{{}},"volumes":[{rows}]}}"#)).unwrap()
+        serde_json::from_str(&format!(
+            r#"{{"open":null,"refused":null,"containers":{{}},"volumes":[{rows}]}}"#
+        ))
+        .unwrap()
     }
 
     #[test]
@@ -436,7 +440,8 @@ mod tests {
         // What stands in its place, and cannot be written over, is a fault; after it, it is whole.
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
-        let change = TableChange { open: None, refused: None, lost: true, containers: vec![], volumes: vec![] };
+        let change =
+            TableChange { open: None, refused: None, lost: true, containers: vec![], volumes: vec![] };
         assert!(writer.store(change, || of(&["a", "b"], "mounting")).is_err());
         fs::remove_dir(&path).unwrap();
         store(&mut writer, &of(&["a", "b"], "mounting"));
@@ -458,6 +463,17 @@ mod tests {
         assert_eq!(mode & 0o077, 0, "{mode:o}");
         assert_eq!(open("boot-2").load().unwrap(), Table::default());
         assert!(!directory.path().join("table.json.broken").exists());
+    }
+
+    #[test]
+    fn a_table_of_the_version_before_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut checkpoint = Checkpoint::new(directory.path(), "boot-1", owner("a"));
+        store(&mut checkpoint, &used());
+        let text = fs::read_to_string(checkpoint.path()).unwrap();
+        fs::write(checkpoint.path(), text.trim_end().replacen(r#""version":3"#, r#""version":2"#, 1))
+            .unwrap();
+        assert_eq!(checkpoint.load().unwrap(), used());
     }
 
     #[test]

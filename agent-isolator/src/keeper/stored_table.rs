@@ -78,7 +78,10 @@ pub(super) fn lines(text: &[u8]) -> (&[u8], impl Iterator<Item = &[u8]>) {
 ///
 /// # Errors
 /// When a line is none.
-pub(super) fn replayed<'a>(table: Table, changes: impl Iterator<Item = &'a [u8]>) -> serde_json::Result<Table> {
+pub(super) fn replayed<'a>(
+    table: Table,
+    changes: impl Iterator<Item = &'a [u8]>,
+) -> serde_json::Result<Table> {
     let changes = changes.map(serde_json::from_slice::<TableChange>).collect::<Result<Vec<_>, _>>()?;
     Ok(table.after(changes))
 }

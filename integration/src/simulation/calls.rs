@@ -3,13 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use protocol::exchange::{
-    ClusterId, Commit, Held, Key, Lease, Proof, Record, Session, SessionState, Stage,
-};
+use protocol::exchange::{ClusterId, Commit, Held, Key, Lease, Proof, Record, Session, SessionState, Stage};
 use protocol::fence::{Act, Fence};
 use protocol::holder::{Idleness, Input, MountFault, Phase, Settings, UnmountFault};
-use protocol::{Request, Text};
 use protocol::ids::Revision;
+use protocol::{Request, Text};
 
 use super::alone::Alone;
 use super::host::Effect;

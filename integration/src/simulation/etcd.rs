@@ -3,9 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use protocol::exchange::{
-    ClusterId, Commit, Key, Lease, Outcome, Reading, Record, SessionState, View,
-};
+use protocol::exchange::{ClusterId, Commit, Key, Lease, Outcome, Reading, Record, SessionState, View};
 use protocol::ids::Revision;
 use protocol::volume::{Holder, VolumeId};
 
@@ -53,7 +51,8 @@ impl Etcd {
     /// Commits, or does nothing.
     pub fn commit(&mut self, commit: &Commit) -> Outcome {
         if !self.would_commit(commit) {
-            let read = (!commit.otherwise.is_empty()).then(|| self.read(&Reading::Keys(commit.otherwise.clone())));
+            let read =
+                (!commit.otherwise.is_empty()).then(|| self.read(&Reading::Keys(commit.otherwise.clone())));
             return Outcome::Conflict(read.map(Box::new));
         }
         self.revision.0 += 1;

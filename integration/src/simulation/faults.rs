@@ -218,8 +218,7 @@ impl World<'_> {
     /// detaches it there, and runs `extvol free`.
     pub(super) fn detach_by_hand(&mut self) {
         for volume in self.volumes.clone() {
-            let Some(Lease::Free { owed: Some(owed), .. }) = self.etcd.lease(&volume).cloned()
-            else {
+            let Some(Lease::Free { owed: Some(owed), .. }) = self.etcd.lease(&volume).cloned() else {
                 continue;
             };
             let attached = self.attached.get(&volume).copied();

@@ -10,8 +10,8 @@ use protocol::fence::{Act, Fence};
 use protocol::holder::{
     Answer, Core, Deadline, Idleness, Input, MountedVolume, Output, Settings, Sight, Table, Wanted,
 };
-use protocol::{Now, Op, Request, Text};
 use protocol::volume::{ContainerId, VolumeId};
+use protocol::{Now, Op, Request, Text};
 
 use super::run::volume;
 

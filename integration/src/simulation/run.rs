@@ -8,11 +8,11 @@ use std::time::Duration;
 use protocol::exchange::{ByTime, Commit, Instance, Means, Outcome, Reading, View};
 use protocol::fence::Act;
 use protocol::holder::{Idleness, Input, Settings};
+use protocol::ids::Token;
 use protocol::reclaimer::{self, Agents};
 use protocol::timing::{Profile, Timing};
-use protocol::{Now, Op, Text};
-use protocol::ids::Token;
 use protocol::volume::{ContainerId, Driver, Holder, VolumeId, VolumeName};
+use protocol::{Now, Op, Text};
 
 use super::driver::Call;
 use super::etcd::Etcd;

@@ -6,14 +6,14 @@ use std::time::Duration;
 use protocol::Request;
 use protocol::deadman::{self, Deadman};
 use protocol::exchange::{
-    Agent, ByTime, ClusterId, Commit, Held, Instance, Key, Lease, Outcome, Record, Session,
-    SessionState, Stage, Storm,
+    Agent, ByTime, ClusterId, Commit, Held, Instance, Key, Lease, Outcome, Record, Session, SessionState,
+    Stage, Storm,
 };
 use protocol::holder;
-use protocol::reclaimer::{Agents, Core, Input, Output};
-use protocol::timing::RATE_ERROR;
 use protocol::ids::Epoch;
 use protocol::ids::Revision;
+use protocol::reclaimer::{Agents, Core, Input, Output};
+use protocol::timing::RATE_ERROR;
 
 use super::alone::Alone;
 use super::calls;

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use protocol::holder::{Answer, Input, Wanted};
-use protocol::{Request, Text};
 use protocol::volume::{ContainerId, VolumeId};
+use protocol::{Request, Text};
 
 use super::plan::{MS, Micros, TaskPlan};
 use super::run::{Event, Violation, World, container};

@@ -12,8 +12,8 @@ use std::collections::VecDeque;
 use protocol::exchange::{Key, Outcome, Record, SessionState};
 use protocol::fence::Act;
 use protocol::holder::{Input, Wanted};
-use protocol::{Request, reclaimer};
 use protocol::ids::Revision;
+use protocol::{Request, reclaimer};
 use stateright::{Model, Property};
 
 use integration::simulation::etcd::Etcd;

@@ -4,9 +4,9 @@ use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use protocol::fence::Act;
+use protocol::ids::Revision;
 use protocol::renumber::{self, Renumber};
 use protocol::{Now, Op, reclaimer};
-use protocol::ids::Revision;
 
 use integration::simulation::host::{Effect, Runner};
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 use protocol::exchange::{Commit, Key, Lease, Outcome, Reading, Record, View};
 use protocol::fence::Act;
 use protocol::holder::{Answer, Input, Life, MountFault, UnmountFault, Wanted};
-use protocol::{Now, Op, Request, Text, reclaimer};
 use protocol::ids::Revision;
 use protocol::volume::{ContainerId, VolumeId};
+use protocol::{Now, Op, Request, Text, reclaimer};
 
 use integration::simulation::etcd::Etcd;
 use integration::simulation::host::{Effect, Host, Mount, mounted};

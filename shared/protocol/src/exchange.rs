@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Text;
 use super::timing::Timing;
-use crate::ids::{Epoch, Task, Token};
 use crate::ids::Revision;
+use crate::ids::{Epoch, Task, Token};
 use crate::volume::{ContainerId, Holder, VolumeId};
 
 /// The id of this installation, another one after etcd was restored from a backup.

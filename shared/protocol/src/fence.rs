@@ -203,8 +203,8 @@ impl Fence {
 mod tests {
     use super::*;
     use crate::holder::{Container, Notes, Phase, Row, Wanted};
-    use crate::ids::Token;
     use crate::ids::Revision;
+    use crate::ids::Token;
     use crate::volume::{Driver, VolumeName};
 
     fn table() -> Table {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// A time that breaks a rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{name}` is `{value}`, which {reason}")]
+#[error("the parameter `{name}` has the value `{value}`, which {reason}")]
 pub struct TimingFault {
     /// Its name, as parameters have it.
     pub name: String,

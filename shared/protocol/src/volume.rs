@@ -276,7 +276,8 @@ impl NamingRules {
         let aliases: BTreeMap<_, _> =
             driver_aliases.iter().map(|(alias, of)| (alias.as_str(), of.as_str())).collect();
         let case_sensitive: BTreeSet<_> = case_sensitive_drivers.iter().map(Driver::as_str).collect();
-        let names: BTreeMap<_, _> = volume_names.iter().map(|(driver, kind)| (driver.as_str(), kind)).collect();
+        let names: BTreeMap<_, _> =
+            volume_names.iter().map(|(driver, kind)| (driver.as_str(), kind)).collect();
         format!("aliases {aliases:?}, case_sensitive {case_sensitive:?}, names {names:?}")
     }
 

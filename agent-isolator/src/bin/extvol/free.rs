@@ -81,7 +81,9 @@ fn decide(
             return paid(view, volume, (last_holder.clone(), owed.clone(), at), from, meant);
         }
         Some((Lease::Free { owed: None, .. }, _)) | None => {
-            return Decision::Already(format!("volume {volume} is free already: nobody has it, and nobody owes it"));
+            return Decision::Already(format!(
+                "volume {volume} is free already: nobody has it, and nobody owes it"
+            ));
         }
     };
     let (holder, epoch) = (&held.holder, held.epoch);
@@ -166,7 +168,13 @@ fn paid(
 }
 
 /// Of a free volume that nobody owes there is no record.
-fn freed(view: &View, volume: &VolumeId, at: Revision, last_holder: Option<Holder>, owed: Option<Owed>) -> Commit {
+fn freed(
+    view: &View,
+    volume: &VolumeId,
+    at: Revision,
+    last_holder: Option<Holder>,
+    owed: Option<Owed>,
+) -> Commit {
     let (commit, key) = (Commit::new(&view.cluster), Key::Lease(volume.clone()));
     match owed {
         Some(owed) => commit.put(key, at, Record::Lease(Lease::Free { last_holder, owed: Some(owed) })),

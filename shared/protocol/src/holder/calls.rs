@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::write_queue::Acquire;
 use super::{Answer, Container, Core, Output, Phase, Settings, Volume, Waiting, Wanted};
 use crate::exchange::Agent;
-use crate::{Now, Request, Text};
 use crate::volume::ContainerId;
+use crate::{Now, Request, Text};
 
 /// Why a task that asked to write does not get a volume.
 pub const READ_ONLY: &str = "its driver has mounted it read-only here, and the task asked to write; set extvol.mode to ro, or \

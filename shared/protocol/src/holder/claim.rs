@@ -6,10 +6,10 @@ use super::Core;
 use super::wait::Others;
 use super::write_queue::Acquire;
 use crate::exchange::{ClusterId, Held, Key, Lease, Owed, Proof, SessionState, Stage, View};
-use crate::{Now, Text};
-use crate::ids::{Epoch, Task};
 use crate::ids::Revision;
+use crate::ids::{Epoch, Task};
 use crate::volume::{ContainerId, Holder, VolumeId};
+use crate::{Now, Text};
 
 /// A lease as a transaction writes it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -92,8 +92,14 @@ impl Core {
                     held_by.get_or_insert(why);
                 }
                 Claim::Take { from, unsettled, calls, owed } => {
-                    let lease = Some(Lease::Held(self.granted(acquire, mine.epoch(), unsettled, calls, owed)));
-                    taken.push(Write { volume: id.clone(), at: view.at(&Key::Lease(id.clone())), lease, from });
+                    let lease =
+                        Some(Lease::Held(self.granted(acquire, mine.epoch(), unsettled, calls, owed)));
+                    taken.push(Write {
+                        volume: id.clone(),
+                        at: view.at(&Key::Lease(id.clone())),
+                        lease,
+                        from,
+                    });
                 }
             }
         }
@@ -107,7 +113,14 @@ impl Core {
         }
     }
 
-    fn granted(&self, acquire: &Acquire, epoch: Epoch, unsettled: bool, calls: bool, owed: Option<Owed>) -> Held {
+    fn granted(
+        &self,
+        acquire: &Acquire,
+        epoch: Epoch,
+        unsettled: bool,
+        calls: bool,
+        owed: Option<Owed>,
+    ) -> Held {
         let containers = BTreeSet::from([acquire.container.clone()]);
         Held {
             stage: Stage::Attaching,

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::table::{MountedVolume, Wanted};
 use crate::exchange::{Commit, Key, Means, Outcome, Reading, View};
-use crate::{Now, Op, Request, Text};
 use crate::ids::{Task, Token};
 use crate::volume::{ContainerId, VolumeId};
+use crate::{Now, Op, Request, Text};
 
 /// A lease that is this session's, found in etcd when the session was opened or adopted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -44,7 +44,10 @@ pub use calls::READ_ONLY;
 pub use io::{Answer, FoundLease, Idleness, Input, MountFault, Output, Sight, UnmountFault};
 pub use results::other_name_in_words;
 pub use session::{Life, Safety, Silence};
-pub use table::{BlockDevice, Container, Directory, MountedVolume, OpenEpoch, Owner, Row, StoredTable, Table, TableChange, Wanted};
+pub use table::{
+    BlockDevice, Container, Directory, MountedVolume, OpenEpoch, Owner, Row, StoredTable, Table, TableChange,
+    Wanted,
+};
 pub use volume::{Notes, Phase, Step, Volume};
 
 use self::session::{Beat, Mine};

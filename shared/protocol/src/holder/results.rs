@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::{Core, Idleness, MountFault, MountedVolume, Output, Phase, Sight, Step, UnmountFault, Volume};
-use crate::{Now, Op};
 use crate::volume::{ContainerId, VolumeId};
+use crate::{Now, Op};
 
 /// How often a driver that refuses to detach an idle disk is asked again before the lease is released
 /// all the same: another host's Mount then meets the storage's own refusal.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::tracked::Tracked;
 use super::{Container, Core, Output, Volume};
 use crate::exchange::SessionState;
-use crate::{Now, Text};
 use crate::volume::VolumeId;
+use crate::{Now, Text};
 
 /// The longest that a driver call is waited for: a Mount's.
 const CALL: Duration = Duration::from_secs(120);

@@ -4,13 +4,11 @@ use std::collections::BTreeSet;
 
 use super::write_queue::{Doing, InFlight};
 use super::{Core, OpenEpoch, Output, Settings};
-use crate::exchange::{
-    ByTime, ClusterId, Commit, Key, Outcome, Proof, Record, Session, SessionState, View,
-};
-use crate::timing::{RATE_ERROR, TTL_MAX, Timing};
-use crate::{Now, Op, Text};
+use crate::exchange::{ByTime, ClusterId, Commit, Key, Outcome, Proof, Record, Session, SessionState, View};
 use crate::ids::Epoch;
 use crate::ids::Revision;
+use crate::timing::{RATE_ERROR, TTL_MAX, Timing};
+use crate::{Now, Op, Text};
 
 /// Where a holder is in its life.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use super::volume::{Notes, Phase, Volume};
 use crate::exchange::{ByTime, ClusterId};
-use crate::timing::Timing;
-use crate::{Now, Text};
-use crate::quote;
 use crate::ids::{Epoch, Task};
+use crate::quote;
+use crate::timing::Timing;
 use crate::volume::{ContainerId, VolumeId};
+use crate::{Now, Text};
 
 /// A volume as a container asks for it.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -187,12 +187,7 @@ pub struct Container {
 }
 
 impl Container {
-    pub(crate) fn new(
-        agent: Text,
-        agent_id: Option<Text>,
-        task: Option<Task>,
-        volumes: Vec<Wanted>,
-    ) -> Self {
+    pub(crate) fn new(agent: Text, agent_id: Option<Text>, task: Option<Task>, volumes: Vec<Wanted>) -> Self {
         let (pid, cgroup, ending) = (None, None, None);
         Self { agent, agent_id, task, volumes, pid, cgroup, prepared: false, ending, killed: false }
     }

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::FoundLease;
 use super::table::{MountedVolume, Wanted};
 use crate::exchange::Stage;
-use crate::{Now, Op, Text};
 use crate::ids::Token;
 use crate::volume::{ContainerId, VolumeId};
+use crate::{Now, Op, Text};
 
 /// How far a volume is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

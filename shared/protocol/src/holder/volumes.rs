@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::write_queue::Job;
 use super::{Core, FoundLease, Output, Phase, Step, Volume};
-use crate::{Now, Op};
 use crate::ids::Token;
 use crate::volume::{ContainerId, VolumeId};
+use crate::{Now, Op};
 
 impl Core {
     /// Takes in the leases that are this session's.

@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Core;
 use crate::exchange::Key;
-use crate::{Now, Request, Text};
 use crate::ids::Revision;
 use crate::volume::{ContainerId, VolumeId};
+use crate::{Now, Request, Text};
 
 /// A prepare that is not yet answered.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

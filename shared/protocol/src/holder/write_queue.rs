@@ -15,15 +15,15 @@ use std::sync::Arc;
 use super::claim::{Decision, Write};
 use super::session::Life;
 use super::{Core, FoundLease, Output};
+use crate::VOLUMES_MAX;
 use crate::exchange::{
     ByTime, Commit, Held, Key, Lease, Outcome, Owed, Reading, Record, Session, Stage, View,
 };
-use crate::renumber::Renumber;
-use crate::{Now, Op, Text};
-use crate::ids::{Task, Token};
 use crate::ids::Revision;
-use crate::VOLUMES_MAX;
+use crate::ids::{Task, Token};
+use crate::renumber::Renumber;
 use crate::volume::{ContainerId, Holder, VolumeId};
+use crate::{Now, Op, Text};
 
 /// Of so many containers a lease says for whom they run.
 const TASKS_TOLD: usize = 5;
@@ -259,7 +259,8 @@ impl Core {
         let (mut room, mut users) = (VOLUMES_MAX, 0);
         let mut asking: Vec<Acquire> = Vec::new();
         while let Some(job) = self.jobs.pop_front() {
-            let names = job.volumes().iter().filter_map(|id| Some(self.volumes.get(id)?.users.len())).sum::<usize>();
+            let names =
+                job.volumes().iter().filter_map(|id| Some(self.volumes.get(id)?.users.len())).sum::<usize>();
             let is_full = job.volumes().len() > room || users > 0 && users + names > USERS_TOLD;
             let is_read = asking.is_empty() || matches!(job, Job::Acquire(_));
             if is_full || !is_read {

@@ -18,9 +18,9 @@ use super::exchange::{
 };
 use super::timing::{RATE_ERROR, TTL_MAX, Timing};
 use super::{Now, Op, Text};
+use crate::VOLUMES_MAX;
 use crate::ids::Epoch;
 use crate::ids::Revision;
-use crate::VOLUMES_MAX;
 use crate::volume::{Holder, VolumeId};
 
 /// What does not change while a master module runs.

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::Settings;
 use crate::exchange::{Key, Record, Storm, View};
-use crate::{Now, Text};
 use crate::ids::Revision;
+use crate::{Now, Text};
 
 /// The fewest silent sessions that make a storm: one or two hosts do die together.
 const STORM_MIN: usize = 3;

@@ -6,9 +6,9 @@ use protocol::exchange::{
     Agent, ByTime, ClusterId, Commit, Held, Instance, Key, Lease, Outcome, Owed, Proof, Reading, Record,
     Session, SessionState, Stage, View,
 };
-use protocol::timing::Profile;
 use protocol::ids::Epoch;
 use protocol::ids::Revision;
+use protocol::timing::Profile;
 use protocol::volume::{ContainerId, Holder};
 
 use crate::host::volume;

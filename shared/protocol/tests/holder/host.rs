@@ -9,10 +9,10 @@ use protocol::holder::{
     Answer, BlockDevice, Core, Deadline, Idleness, Input, MountFault, MountedVolume, Output, Settings, Sight,
     Table, UnmountFault, Wanted,
 };
-use protocol::timing::Profile;
-use protocol::{Op, Request, Text};
 use protocol::ids::Task;
+use protocol::timing::Profile;
 use protocol::volume::{ContainerId, Driver, VolumeId, VolumeName};
+use protocol::{Op, Request, Text};
 
 use crate::etcd::{Etcd, holder};
 

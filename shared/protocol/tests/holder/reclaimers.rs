@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use protocol::VOLUMES_MAX;
 use protocol::exchange::SessionState;
 use protocol::reclaimer::{Agents, Core, Input, Output, Settings};
 use protocol::timing::Profile;
-use protocol::VOLUMES_MAX;
 
 use crate::etcd::Etcd;
 
@@ -61,9 +61,7 @@ impl Master {
     }
 }
 
-fn of_agent_2(
-    list: impl Fn(&mut Agents) -> &mut std::collections::BTreeSet<protocol::Text>,
-) -> Agents {
+fn of_agent_2(list: impl Fn(&mut Agents) -> &mut std::collections::BTreeSet<protocol::Text>) -> Agents {
     let mut agents = Agents::default();
     list(&mut agents).insert("agent of agent-2".into());
     agents

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use protocol::exchange::{Key, WAITED_FOR};
 use protocol::holder::{Idleness, Input, Sight, UnmountFault};
-use protocol::timing::Profile;
 use protocol::ids::Epoch;
+use protocol::timing::Profile;
 
 use crate::etcd::holder;
 use crate::host::{GRACE, Host, ME, SETTLE, Step, WAIT, place, release, volume};

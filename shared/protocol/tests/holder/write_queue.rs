@@ -117,7 +117,8 @@ fn nothing_is_taken_while_no_deadman_ticks_nor_while_a_beat_is_under_way() {
 fn an_idle_host_is_not_fenced_for_a_lease_that_it_asks_for_in_vain() {
     let mut host = Host::new();
     host.etcd.fate = Some(Fate::Late);
-    host.held_back = Some(|step| matches!(step, Step::Session(_) | Step::Beat) && *step != Step::Session(vec![]));
+    host.held_back =
+        Some(|step| matches!(step, Step::Session(_) | Step::Beat) && *step != Step::Session(vec![]));
     host.prepare("c1", &["a"]);
     host.later(SETTLE);
     let steps = host.steps();
@@ -132,8 +133,10 @@ fn a_lease_that_cannot_be_read_refuses_who_wants_it_and_nobody_else() {
     let request = host.prepare("c1", &["a"]);
     let other = host.prepare("c2", &["b"]);
     let why = host.until_quiet();
-    let refused = |step: &Step| matches!(step, Step::Refused(number, why) if *number == request
-        && why.contains("the lease of volume ebs/a in etcd cannot be read: has version 9"));
+    let refused = |step: &Step| {
+        matches!(step, Step::Refused(number, why) if *number == request
+        && why.contains("the lease of volume ebs/a in etcd cannot be read: has version 9"))
+    };
     place(&why, refused);
     place(&why, |step| matches!(step, Step::Ready(number, _) if *number == other));
 }
@@ -155,7 +158,10 @@ fn an_own_lease_that_cannot_be_read_holds_up_itself_alone_until_it_can() {
     host.etcd.spoil(Key::Lease(volume("a")));
     host.cleanup("c1");
     let steps = host.until_quiet();
-    assert!(steps.contains(&release("b")) && !steps.contains(&record("a", Stage::Detaching, &[])), "{steps:#?}");
+    assert!(
+        steps.contains(&release("b")) && !steps.contains(&record("a", Stage::Detaching, &[])),
+        "{steps:#?}"
+    );
     assert!(!steps.iter().any(|step| matches!(step, Step::Fence(_))), "{steps:#?}");
     // A person puts back what was there.
     host.etcd.spoilt.clear();
@@ -171,7 +177,10 @@ fn an_own_session_that_cannot_be_read_ends_in_a_fence_that_says_so() {
     host.etcd.spoil(Key::Session(holder(ME)));
     host.later(BEAT * 20);
     let steps = host.steps();
-    place(&steps, |step| matches!(step, Step::Fence(why) if why.contains("session cannot be read: has version 9")));
+    place(
+        &steps,
+        |step| matches!(step, Step::Fence(why) if why.contains("session cannot be read: has version 9")),
+    );
     assert!(host.reads < 200, "{} readings", host.reads);
 }
 
