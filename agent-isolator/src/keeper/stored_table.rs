@@ -65,7 +65,6 @@ pub fn read_table(path: &Path) -> Stored {
 
 /// The whole table that is stored, and the lines of what has changed since. A last one that does not end was being written when its
 /// writer ended: nothing was done that it tells.
-#[must_use]
 pub(super) fn lines(text: &[u8]) -> (&[u8], impl Iterator<Item = &[u8]>) {
     let end = text.iter().position(|byte| *byte == b'\n').unwrap_or(text.len());
     let (whole, rest) = text.split_at(end);
