@@ -87,9 +87,8 @@ impl Alone {
 
     /// Goes on until the host wants to commit something to a key for which `wanted` holds.
     pub(super) fn next_commit(&mut self, wanted: impl Fn(&Key) -> bool) -> Option<(Op, Commit)> {
-        let writes = |commit: &Commit| {
-            commit.puts.iter().map(|(key, _)| key).chain(&commit.deletes).any(&wanted)
-        };
+        let writes =
+            |commit: &Commit| commit.puts.iter().map(|(key, _)| key).chain(&commit.deletes).any(&wanted);
         let commits = |effect: &Effect| matches!(effect, Effect::Commit(_, commit) if writes(commit));
         match self.next(commits)? {
             Effect::Commit(op, commit) => Some((op, commit)),
