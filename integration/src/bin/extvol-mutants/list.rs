@@ -153,6 +153,13 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "Some(lease) if lease.held().is_some_and(|held| held.token.is_some()) => {\n                    commit.put(key, *at, Record::Lease(lease.clone()))\n                }\n                Some(lease) => {\n                    commit.puts.push((key, Record::Lease(lease.clone())));\n                    commit\n                }",
     ),
     mutant(
+        "lost_lease_forgotten",
+        "a lease that is found lost is forgotten while its volume is mounted",
+        "holder/write_queue.rs",
+        "if self.volumes.get(&id).is_some_and(Volume::needs_its_lease) {",
+        "if self.volumes.get(&id).is_some_and(|volume| volume.needs_its_lease() && volume.users.is_empty()) {",
+    ),
+    mutant(
         "boot_id_of_another_machine",
         "a boot id is believed across machines",
         "holder/session.rs",
@@ -487,6 +494,13 @@ pub(crate) const MUTANTS: &[Mutant] = &[
         "holder/write_queue.rs",
         "is_none_or(|(lease, _)| !lease.named().contains(me));",
         "is_none_or(|(lease, _)| lease.held().is_none_or(|held| held.holder != *me));",
+    ),
+    mutant(
+        "index_cleared_unseen",
+        "what cleans the index of a holder does not compare the leases, so that a second copy of it hides what is held again",
+        "holder/write_queue.rs",
+        "commit.unchanged(Key::Lease(id.clone()), *at).unindex(&me, id)",
+        "{\n                    let _ = at;\n                    commit.unindex(&me, id)\n                }",
     ),
     mutant(
         "removed_on_the_drivers_word",

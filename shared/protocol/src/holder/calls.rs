@@ -42,7 +42,8 @@ impl Core {
     fn waiting(&self, now: Now, request: Request) -> Waiting {
         let Settings { prepare_timeout, wait_timeout, .. } = self.settings;
         let (deadline, patience) = (now + prepare_timeout, now + wait_timeout);
-        Waiting { request, deadline, patience, others: None, wants: BTreeSet::new() }
+        let (wants, owners) = (BTreeSet::new(), BTreeSet::new());
+        Waiting { request, deadline, patience, others: None, wants, owners }
     }
 
     /// The session tells which agent it serves.
@@ -284,7 +285,10 @@ impl Core {
             }
             self.table_changed = true;
             let container = id.clone();
-            self.queue_acquire(Acquire { volumes, container, agent_id, seen: None, owners: BTreeSet::new() });
+            let waiting = self.waiting.get(id).filter(|waiting| !waiting.wants.is_empty());
+            let (reads_first, owners) = (waiting.is_some(), waiting.map(|waiting| waiting.owners.clone()));
+            let owners = owners.unwrap_or_default();
+            self.queue_acquire(Acquire { volumes, container, agent_id, seen: None, owners, reads_first });
         }
     }
 }

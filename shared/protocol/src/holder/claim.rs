@@ -77,6 +77,9 @@ impl Core {
         if !acquire.volumes.iter().any(wanted) {
             return Decision::Refuse(format!("container {} has ended", acquire.container).into());
         }
+        if acquire.reads_first && acquire.seen.is_none() {
+            return Decision::Ask(BTreeSet::new());
+        }
         // Nobody has what was not read: whoever has it is found by the transaction's compares.
         let nothing = View::new(ClusterId("".into()), Revision::ABSENT);
         let view = acquire.seen.as_deref().unwrap_or(&nothing);

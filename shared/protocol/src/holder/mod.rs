@@ -204,7 +204,9 @@ impl Core {
         let Table { open, refused, lost, mut containers, volumes } = table;
         // Told to end by another worker: this one has yet to learn why, and a time that has passed would wake for ever.
         containers.values_mut().for_each(Container::forget_revoke);
-        let holds = !volumes.is_empty() || !containers.is_empty();
+        // Of what is merely asked for nothing can have been done: the first lease is taken before the deadline is set.
+        let holds = volumes.iter().any(|row| row.phase != Phase::Acquiring)
+            || containers.values().any(|container| container.prepared || container.is_isolated());
         let never = open.as_ref().is_some_and(|open| open.by_time == ByTime::Never);
         let in_time = deadline.fence_at.map_or(never || !holds, |at| now < at);
         let adopted = open.filter(|_| refused.is_none() && !lost && !deadline.fenced && in_time);
@@ -438,6 +440,8 @@ impl Core {
         if self.is_open() {
             self.wind_down(now);
         }
+        // Before a driver is called under it.
+        self.extend();
         if self.is_open() && self.ready {
             for container in self.waiting.keys().cloned().collect::<Vec<_>>() {
                 self.advance(now, &container);

@@ -311,6 +311,11 @@ impl Volume {
         matches!(self.phase, Phase::Attached { .. }) && !self.gone
     }
 
+    /// Whether it is mounted here, so that a lease that is lost fences (L3).
+    pub(super) fn needs_its_lease(&self) -> bool {
+        self.mounted().is_some() && !matches!(self.phase, Phase::Detaching { step: Step::Release, .. })
+    }
+
     /// Whether nothing is to be done for it whatever the time: nearly all volumes of a host, at each event.
     pub(super) fn is_at_rest(&self) -> bool {
         let is_used = matches!(self.phase, Phase::Attached { .. }) && !self.users.is_empty();

@@ -16,10 +16,7 @@ impl Core {
         // An acquire of an older life that never committed, or a release that did. What is mounted without a
         // lease was lost: that is for the fence.
         let lost = |(id, volume): (&VolumeId, &Volume)| {
-            (volume.mounted().is_some()
-                && !found.contains_key(id)
-                && !matches!(volume.phase, Phase::Detaching { step: Step::Release, .. }))
-            .then(|| id.clone())
+            (volume.needs_its_lease() && !found.contains_key(id)).then(|| id.clone())
         };
         if let Some(id) = self.volumes.iter().find_map(lost) {
             return self.fence(&format!("etcd names another holder of volume {id}"));

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Core;
 use crate::exchange::Key;
 use crate::ids::Revision;
-use crate::volume::{ContainerId, VolumeId};
+use crate::volume::{ContainerId, Holder, VolumeId};
 use crate::{Now, Request, Text};
 
 /// A prepare that is not yet answered.
@@ -23,6 +23,8 @@ pub(crate) struct Waiting {
     pub(crate) others: Option<Others>,
     /// The volumes that others had when it last asked.
     pub(crate) wants: BTreeSet<VolumeId>,
+    /// Who had them.
+    pub(crate) owners: BTreeSet<Holder>,
 }
 
 /// Leases of others that stand in the way.
@@ -68,6 +70,8 @@ impl Core {
             return false;
         };
         waiting.wants = wants;
+        let owner = |key: &Key| if let Key::Session(owner) = key { Some(owner.clone()) } else { None };
+        waiting.owners = others.keys.iter().filter_map(owner).collect();
         waiting.others = Some(others);
         true
     }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use super::claim::{Decision, Write};
 use super::session::Life;
-use super::{Core, FoundLease, Output};
+use super::{Core, FoundLease, Output, Volume};
 use crate::VOLUMES_MAX;
 use crate::exchange::{
     ByTime, Commit, Held, Key, Lease, Outcome, Owed, Reading, Record, Session, Stage, View,
@@ -51,8 +51,10 @@ pub(crate) struct Acquire {
     pub(super) agent_id: Option<Text>,
     /// What was read of them. Before that, they are taken to be nobody's.
     pub(super) seen: Option<Arc<View>>,
-    /// Whose sessions were read with them.
+    /// Whose sessions were read with them, or are.
     pub(super) owners: BTreeSet<Holder>,
+    /// Another host had one of them: they are read first.
+    pub(super) reads_first: bool,
 }
 
 impl Job {
@@ -121,8 +123,9 @@ enum Purpose {
 pub(crate) struct Found {
     /// Leases of earlier epochs, as this one takes them over.
     older: Vec<Write>,
-    /// Volumes in the index that are no more this holder's: others took them, or they were freed by hand.
-    stale: Vec<VolumeId>,
+    /// Volumes in the index that are no more this holder's: others took them, or they were freed by hand. With the revisions of
+    /// their leases, for a second copy of what takes them out must not do so once they are this holder's again.
+    stale: Vec<(VolumeId, Revision)>,
 }
 
 impl Core {
@@ -228,7 +231,7 @@ impl Core {
     fn take_over(&mut self, now: Now) {
         let Some(found) = &self.found else { return self.send_read(self.own(), Doing::OwnRead) };
         if !found.older.is_empty() {
-            if self.may_take() {
+            if self.may_take(now) {
                 let leases: Vec<_> = found.older.iter().take(VOLUMES_MAX).cloned().collect();
                 let (purpose, session) = (Purpose::TakeOver(leases.len()), self.session_to_write());
                 self.send(Batch { purpose, session, beat: Some(now), leases });
@@ -287,7 +290,7 @@ impl Core {
                         acquire.owners.extend(owners);
                         asking.push(*acquire);
                     }
-                    Decision::Take(taken) if asking.is_empty() && self.may_take() => {
+                    Decision::Take(taken) if asking.is_empty() && self.may_take(now) => {
                         takes = true;
                         leases.extend(taken);
                         jobs.push(Job::Acquire(acquire));
@@ -338,9 +341,12 @@ impl Core {
         self.send(Batch { purpose: Purpose::Jobs(jobs), session, beat, leases });
     }
 
-    /// Whether leases may be taken, under a beat of their own: one that is under way changes what it compares.
-    fn may_take(&self) -> bool {
-        self.guarded && self.beat.is_none()
+    /// Whether leases may be taken, under a beat of their own: one that is under way changes what it compares, and one that is
+    /// overdue goes first, for it compares no beat.
+    fn may_take(&self, now: Now) -> bool {
+        let Some(mine) = &self.mine else { return false };
+        let is_overdue = self.beaten.is_some_and(|beaten| now >= beaten + mine.timing().beat * 2);
+        self.guarded && self.beat.is_none() && !is_overdue
     }
 
     /// The session as it has to be now.
@@ -428,7 +434,9 @@ impl Core {
             commit = commit.unchanged(Key::Session(owner), at);
         }
         if let (Purpose::Index(count), Some(found)) = (&batch.purpose, &self.found) {
-            commit = found.stale.iter().take(*count).fold(commit, |commit, id| commit.unindex(&me, id));
+            commit = found.stale.iter().take(*count).fold(commit, |commit, (id, at)| {
+                commit.unchanged(Key::Lease(id.clone()), *at).unindex(&me, id)
+            });
         }
         if batch.beat.is_some() {
             // What is absent may be so again after a release: a second copy of this transaction finds that the first has beaten.
@@ -575,7 +583,8 @@ impl Core {
         }
         // Whoever takes a lease, or frees it by hand, leaves the index of another alone.
         let is_stale = |id: &&VolumeId| view.lease(id).is_none_or(|(lease, _)| !lease.named().contains(me));
-        let stale = view.index_of(me).filter(is_stale).cloned().collect();
+        let stale = view.index_of(me).filter(is_stale);
+        let stale = stale.map(|id| (id.clone(), view.at(&Key::Lease(id.clone())))).collect();
         self.beat_at = view.at(&Key::Beat(me.clone()));
         self.leases = leases;
         self.found = Some(Found { older, stale });
@@ -603,6 +612,9 @@ impl Core {
                 None if view.unreadable.contains_key(&Key::Lease(id.clone())) => {}
                 _ => {
                     self.leases.remove(&id);
+                    if self.volumes.get(&id).is_some_and(Volume::needs_its_lease) {
+                        return self.fence(&format!("etcd names another holder of volume {id}"));
+                    }
                 }
             }
         }

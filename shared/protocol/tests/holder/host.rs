@@ -125,6 +125,8 @@ pub(crate) struct Host {
     /// Driver calls, looks and proofs under way: one at a time for a volume.
     calls: BTreeMap<String, (Op, Step)>,
     steps: Vec<Step>,
+    /// Calls of drivers, and the deadline, as they came.
+    pub(crate) order: Vec<Step>,
     /// How often etcd was read.
     pub(crate) reads: usize,
     /// What was done together.
@@ -184,6 +186,7 @@ impl Host {
             deadline: Deadline::default(),
             calls: BTreeMap::new(),
             steps: Vec::new(),
+            order: Vec::new(),
             reads: 0,
             transactions: Vec::new(),
             requests: 0,
@@ -285,7 +288,10 @@ impl Host {
                 let outcome = if beat { self.etcd.commit(&commit) } else { self.etcd.answer(&commit) };
                 self.committed(op, outcome, steps);
             }
-            Output::Extend(fence_at) => self.deadline.fence_at = fence_at,
+            Output::Extend(fence_at) => {
+                self.order.push(Step::Note("the deadline".to_owned()));
+                self.deadline.fence_at = fence_at;
+            }
             Output::Reset => self.deadline = self.deadline.next(),
             Output::MakeSafe { op } => self.core.handle(self.now, Input::Safe(op, Ok(()))),
             Output::Fence { op, why } => {
@@ -346,7 +352,16 @@ impl Host {
         if let Some((_, before)) = self.calls.insert(name.to_owned(), (op, step.clone())) {
             panic!("two effects at once: {before:?} and {step:?}");
         }
+        self.order.push(step.clone());
         self.steps.push(step);
+    }
+
+    /// Whoever asked is gone, and what was asked is done.
+    pub(crate) fn hold_nothing_back_and_forget_who_asked(&mut self) {
+        self.held_back = None;
+        for (_, commit) in std::mem::take(&mut self.back) {
+            assert!(matches!(self.etcd.commit(&commit), Outcome::Done(_)));
+        }
     }
 
     /// What was read a while ago arrives.

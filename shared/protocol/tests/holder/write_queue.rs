@@ -1,6 +1,6 @@
 //! How leases, sessions and beats are written: how many transactions it takes, and what a copy of one does.
 
-use protocol::exchange::{Key, Outcome, Record, Stage};
+use protocol::exchange::{Commit, Key, Outcome, Record, Stage};
 use protocol::holder::{Input, MountFault};
 
 use crate::etcd::{Fate, holder};
@@ -194,5 +194,74 @@ fn a_refused_mount_is_released_with_its_neighbours() {
     }
     let steps = host.until_quiet();
     assert!(steps.contains(&release("a")) && steps.contains(&release("b")), "{steps:#?}");
+    assert_eq!(host.etcd.leases(), 0);
+}
+
+#[test]
+fn a_second_copy_of_what_cleans_the_index_leaves_what_is_held_again() {
+    let mut host = Host::new();
+    host.prepared("c1", &["a"]);
+    // A person frees it; the host comes back, and takes what is stale out of its index.
+    host.etcd.free("a");
+    host.etcd.sent.clear();
+    host.reboot();
+    host.until_quiet();
+    let cleans = |commit: &Commit| commit.puts.is_empty() && !commit.deletes.is_empty();
+    let copy = host.etcd.sent.iter().find(|commit| cleans(commit)).cloned().unwrap();
+    assert_eq!(host.etcd.index_of(ME), [] as [String; 0]);
+    host.prepared("c2", &["a"]);
+    assert!(matches!(host.etcd.commit(&copy), Outcome::Conflict(_)));
+    assert_eq!(host.etcd.index_of(ME), ["a"]);
+}
+
+#[test]
+fn a_lease_that_is_found_lost_while_its_volume_is_mounted_fences_though_nothing_was_to_be_written() {
+    let mut host = Host::new();
+    host.prepared("c1", &["a"]);
+    host.isolate("c1");
+    host.until_quiet();
+    // Somebody deletes it, another host takes it, and something makes this one look.
+    host.etcd.free("a");
+    host.etcd.hold_elsewhere("agent-2", "a");
+    host.give(Input::Changed(Key::Session(holder(ME))));
+    let steps = host.steps();
+    place(&steps, |step| matches!(step, Step::Fence(why) if why.contains("another holder of volume ebs/a")));
+}
+
+#[test]
+fn who_waits_for_another_host_reads_before_it_asks_again_and_its_neighbours_lose_nothing_by_it() {
+    let mut host = Host::new();
+    host.etcd.hold_elsewhere("agent-2", "a");
+    host.prepare("c1", &["a"]);
+    trips(&mut host);
+    host.give(Input::Changed(Key::Lease(volume("a"))));
+    assert_eq!(trips(&mut host), (vec![], 1));
+}
+
+#[test]
+fn the_deadline_is_set_before_the_first_mount_is_asked_for() {
+    let mut host = Host::new();
+    host.order.clear();
+    host.prepare("c1", &["a"]);
+    let at = |wanted: fn(&Step) -> bool| host.order.iter().position(wanted).unwrap();
+    assert!(
+        at(|step| matches!(step, Step::Note(_))) < at(|step| matches!(step, Step::Mount(_))),
+        "{:?}",
+        host.order
+    );
+}
+
+#[test]
+fn a_worker_that_dies_as_its_idle_host_asks_for_a_lease_is_adopted_and_gives_back_what_it_got() {
+    let mut host = Host::new();
+    host.held_back = Some(|step| matches!(step, Step::Acquire(_)));
+    host.prepare("c1", &["a"]);
+    let epoch = host.etcd.session(ME).epoch;
+    host.hold_nothing_back_and_forget_who_asked();
+    host.restart();
+    assert_eq!(host.etcd.session(ME).epoch, epoch);
+    host.recover(crate::host::AGENT, &[], &[]);
+    // Nothing of it is waited for: no call of before can be under way.
+    host.until_quiet();
     assert_eq!(host.etcd.leases(), 0);
 }
