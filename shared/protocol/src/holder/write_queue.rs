@@ -254,6 +254,13 @@ impl Core {
         });
         let ours = ours.collect();
         self.take_in(now, ours);
+        // What was revoked alone while no worker ran, or one that did not live to hear of it.
+        let revoked = self.leases.iter().filter(|(_, (held, _))| held.revoked.is_some());
+        for id in revoked.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+            if let Some(volume) = self.volumes.get_mut(&id) {
+                volume.revoked.get_or_insert(now);
+            }
+        }
     }
 
     /// Sends what waits in the queue, as much as one transaction takes.

@@ -312,3 +312,16 @@ fn a_prepare_that_waits_while_its_host_is_revoked_is_refused() {
     host.later(WAIT);
     assert!(host.etcd.lease("d").is_none());
 }
+
+#[test]
+fn a_worker_that_is_started_after_the_revoke_of_one_volume_gives_that_back() {
+    let mut host = Host::new();
+    host.prepared("c1", &["a"]);
+    host.isolate("c1");
+    host.until_quiet();
+    host.etcd.revoke_volume("a", "asked for");
+    host.restart();
+    host.later(SECOND);
+    let steps = host.steps();
+    place(&steps, |step| matches!(step, Step::Limit(_, why) if why.contains("alone: asked for")));
+}
