@@ -740,7 +740,10 @@ impl<'p> World<'p> {
                 }
             }
             Event::StartDeadman { host, boot } => {
-                if self.nodes[host].boot == boot && self.nodes[host].powered {
+                if self.nodes[host].boot != boot || !self.nodes[host].powered {
+                } else if let Some(until) = self.delayed(host) {
+                    self.at(until + MS, Event::StartDeadman { host, boot });
+                } else {
                     let was_alone = self.nodes[host].host.worker.is_some();
                     self.with(host, |host, now, effects| host.start_deadman(now, effects));
                     if was_alone {
