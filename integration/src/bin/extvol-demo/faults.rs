@@ -95,7 +95,7 @@ pub(crate) fn play(time: &Timeline, trial: &Trial, fault: Fault) -> Result<Strin
     trial.stop("writer")?;
     trial.wait_free(VOLUME)?;
     time.line(format_args!(
-        "task `writer` was ended on {}, and the lease released:",
+        "task `writer` was ended on {}, and the lease released: there is no record of it any more",
         trial.cluster.host(on).name()
     ));
     show_lease(time, trial)?;

@@ -83,7 +83,7 @@ fn all_is_given_back(time: &Timeline, trial: &Trial) -> Result<()> {
     time.part("All is given back");
     trial.stop("second")?;
     trial.wait_free(VOLUME)?;
-    time.line("task `second` was ended, its volume unmounted, and the lease released:");
+    time.line("task `second` was ended, its volume unmounted, and the lease released: of a volume that nobody has there is no record");
     show_lease(time, trial)?;
     let attached = trial.attached()?;
     let mounted = [trial.mounted(0)?, trial.mounted(1)?].concat();
