@@ -107,7 +107,7 @@ fn sample(trial: &Trial, changes: &Changes, times: &mut Times) -> Result<()> {
     })?;
     let takeable = changes.wait("the end of the lease or the session", place, |change| {
         let dead = change.key == session && change.session()?.proof.is_some();
-        let free = change.key == lease && change.lease()?.held().is_none();
+        let free = change.key == lease && change.frees();
         (dead || free).then(|| since(change))
     })?;
     let to_next = |record: &LeaseRecord| {

@@ -29,6 +29,7 @@ pub(crate) struct Change {
     pub(crate) at: Instant,
     pub(crate) key: String,
     pub(crate) revision: Revision,
+    /// None of it when the key was deleted.
     pub(crate) value: Vec<u8>,
 }
 
@@ -47,6 +48,11 @@ impl Change {
     /// The session that was written.
     pub(crate) fn session(&self) -> Option<Session> {
         decode(&self.value).ok()
+    }
+
+    /// Whether it leaves a volume to nobody.
+    pub(crate) fn frees(&self) -> bool {
+        self.value.is_empty() || self.lease().is_some_and(|lease| lease.held().is_none())
     }
 
     /// The lease that was written.
@@ -176,7 +182,10 @@ async fn follow(store: &EtcdStore, after: Revision, board: &Board) -> String {
             Write::Put { key, entry } if !key.starts_with(LEFT_OUT) => {
                 Some(Change { at, key, revision: entry.mod_revision, value: entry.value })
             }
-            _ => None,
+            Write::Delete { key, at: revision } if !key.starts_with(LEFT_OUT) => {
+                Some(Change { at, key, revision, value: Vec::new() })
+            }
+            Write::Put { .. } | Write::Delete { .. } => None,
         });
         board.lock().0.extend(changes);
         board.more.notify_all();

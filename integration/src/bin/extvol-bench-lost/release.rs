@@ -37,7 +37,9 @@ pub(crate) fn measure(samples: usize) -> Result<Vec<Option<Report>>> {
         wait_wanted(&changes, &trial, place, to)?;
         let place = changes.count();
         trial.stop(&task(n))?;
-        let released = changes.wait_lease(&lease, "the release", place, |record| record.held().is_none())?;
+        let released = changes.wait("the release", place, |change| {
+            (change.key == lease && change.frees()).then(|| change.clone())
+        })?;
         let is_next =
             |record: &LeaseRecord| record.held().is_some_and(|held| held.holder.as_str() == named(to));
         let grant = changes.wait_lease(&lease, "the grant", place, is_next)?;
