@@ -25,7 +25,7 @@ use shared::clock::{Reading as Clocks, SuspendWatch, holder_now};
 use shared::exchange_io::Exchange;
 use shared::protocol::exchange::{Instance, Means, Outcome};
 use shared::protocol::holder::{
-    Container, Core, Input, Life, MountFault, MountedVolume, Output, Phase, Settings, Volume, Wanted,
+    Answer, Container, Core, Input, Life, MountFault, MountedVolume, Output, Phase, Settings, Volume, Wanted,
 };
 use shared::protocol::timing::LEAD;
 use shared::protocol::{Now, Op, Request, Text};
@@ -433,10 +433,15 @@ impl<S: LeaseStore, D: VolumeDriver + Clone + Send + Sync + 'static> Worker<S, D
             self.store();
             let output = if self.unstored { None } else { self.held.pop_front() };
             let Some(output) = output.or_else(|| self.core.poll_output()) else { break };
-            if self.unstored && needs_table(&output) {
-                self.held.push_back(output);
-            } else {
-                self.carry_out(output);
+            match (output, self.store_fault.clone()) {
+                // Who waits for a yes that cannot be stored is told so: Mesos cleans up after it.
+                (Output::Reply(request, Ok(Answer::Prepared { .. } | Answer::Isolated)), Some(why))
+                    if self.unstored =>
+                {
+                    self.carry_out(Output::Reply(request, Err(why)));
+                }
+                (output, _) if self.unstored && needs_table(&output) => self.held.push_back(output),
+                (output, _) => self.carry_out(output),
             }
         }
         self.etcd.watch(self.core.watching());
