@@ -197,7 +197,7 @@ impl<S: LeaseStore, C: Elapsed> Acting<S, C> {
             self.exchange.snapshot(vec![keys.storm()], &[keys.sessions(), keys.beats()]).await?;
         self.sessions
             .view(&keys, &known.holdings, &known.wanted, cluster, &snapshot)
-            .map_err(|source| ReadError::Unreadable { key: keys.storm(), source })
+            .map_err(|error| ReadError::Unreadable { key: keys.storm(), why: error.to_string().into() })
     }
 
     async fn read_all(&self, asked: Vec<(Op, Reading)>) -> Vec<(Op, Result<View, Text>)> {

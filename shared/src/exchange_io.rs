@@ -11,7 +11,7 @@ use crate::exchange;
 use crate::keys::Keys;
 use crate::protocol::Text;
 use crate::protocol::exchange::{ClusterId, Commit, Key, Outcome, Reading, View};
-use crate::record::{ClusterRecord, RecordError, decode, encode};
+use crate::record::{ClusterRecord, decode, encode};
 use crate::store::{LeaseStore, OPERATIONS_MAX, Snapshot, StoreError};
 use crate::transaction::found;
 use crate::volume::{Holder, HostNames, RulesFault};
@@ -53,12 +53,12 @@ pub enum ReadError {
         key: String,
     },
     /// A record is none, or of a later version.
-    #[error("the record {key} cannot be read, and nothing is decided without it")]
+    #[error("the record {key} cannot be read, and nothing is decided without it: {why}")]
     Unreadable {
         /// Its key.
         key: String,
         /// What is wrong with it.
-        source: RecordError,
+        why: Text,
     },
 }
 
@@ -155,8 +155,7 @@ impl<S: LeaseStore> Exchange<S> {
         match view.unreadable.iter().next() {
             // Whoever looks at single keys can leave out what another has spoilt.
             Some((key, why)) if !matches!(reading, Reading::Keys(_)) => {
-                let (key, why) = (exchange::key(keys, key), why.to_string());
-                Err(ReadError::Unreadable { key, source: RecordError::Told(why) })
+                Err(ReadError::Unreadable { key: exchange::key(keys, key), why: why.clone() })
             }
             _ => Ok(view),
         }
@@ -220,8 +219,8 @@ impl<S: LeaseStore> Exchange<S> {
     fn whose(&self, snapshot: &mut Snapshot) -> Result<ClusterId, ReadError> {
         let key = self.keys.cluster();
         let Some(entry) = snapshot.entries.remove(&key) else { return Err(ReadError::NotFounded { key }) };
-        let ClusterRecord { id, naming } =
-            decode(&entry.value).map_err(|source| ReadError::Unreadable { key, source })?;
+        let ClusterRecord { id, naming } = decode(&entry.value)
+            .map_err(|error| ReadError::Unreadable { key, why: sentence(&error).into() })?;
         if let Some(names) = &self.names {
             naming.admit(names)?;
         }

@@ -20,9 +20,6 @@ pub enum RecordError {
     /// Not JSON, or not the JSON of this record.
     #[error("is not a valid record")]
     Json(#[from] serde_json::Error),
-    /// As it was told by who has read it.
-    #[error("{0}")]
-    Told(String),
     /// Written by a later release.
     #[error("has version {found}, and this program reads up to {RECORD_VERSION}")]
     Newer {

@@ -739,19 +739,7 @@ impl<'p> World<'p> {
                     }
                 }
             }
-            Event::StartDeadman { host, boot } => {
-                if self.nodes[host].boot != boot || !self.nodes[host].powered {
-                } else if let Some(until) = self.delayed(host) {
-                    self.at(until + MS, Event::StartDeadman { host, boot });
-                } else {
-                    let was_alone = self.nodes[host].host.worker.is_some();
-                    self.with(host, |host, now, effects| host.start_deadman(now, effects));
-                    if was_alone {
-                        let life = self.nodes[host].life;
-                        self.after(MS, Event::Guarded { host, life, guarded: true });
-                    }
-                }
-            }
+            Event::StartDeadman { host, boot } => self.start_deadman(host, boot),
             Event::Guarded { host, life, guarded } => {
                 self.answer_worker(host, life, Input::Guarded(guarded));
             }
@@ -774,6 +762,22 @@ impl<'p> World<'p> {
             Event::Calm => self.calm_down(),
             Event::Person => self.detach_by_hand(),
             Event::GiveUpProbing => self.give_up_probing(),
+        }
+    }
+
+    fn start_deadman(&mut self, host: usize, boot: u32) {
+        if self.nodes[host].boot != boot || !self.nodes[host].powered {
+            return;
+        }
+        // After the worker, which starts when a suspend is over.
+        if let Some(until) = self.delayed(host) {
+            return self.at(until + MS, Event::StartDeadman { host, boot });
+        }
+        let has_worker = self.nodes[host].host.worker.is_some();
+        self.with(host, |host, now, effects| host.start_deadman(now, effects));
+        if has_worker {
+            let life = self.nodes[host].life;
+            self.after(MS, Event::Guarded { host, life, guarded: true });
         }
     }
 

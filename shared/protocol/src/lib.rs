@@ -49,6 +49,6 @@ pub struct Op(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Request(pub u64);
 
-/// The most volumes that one container may name: etcd allows 128 operations in a transaction by
-/// default, and a lease takes up to three of them (its compare, its put, its old session's compare).
+/// The most volumes that one container may name, and one transaction writes: etcd allows 128 compares, writes and reads each by
+/// default, and a lease takes two of each (its own and its last holder's session; its own and the index).
 pub const VOLUMES_MAX: usize = 40;

@@ -113,21 +113,21 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     mutant(
         "deadline_of_a_taking_from_its_answer",
         "the deadline under which leases were taken is counted from the answer",
-        "holder/write_queue.rs",
+        "holder/answers.rs",
         "self.beat_got_through(sent, at);",
         "self.beat_got_through(now.max(sent), at);",
     ),
     mutant(
         "unknown_closed_by_a_read",
         "an unknown outcome is closed by a read",
-        "holder/write_queue.rs",
+        "holder/answers.rs",
         "                self.barrier = true;\n                self.put_back",
         "                self.check = Some(now);\n                self.put_back",
     ),
     mutant(
         "granted_and_forgotten",
         "an acquire that is given up forgets what was granted meanwhile",
-        "holder/write_queue.rs",
+        "holder/answers.rs",
         "partition(|id| self.leases.contains_key(id))",
         "partition(|_| false)",
     ),
@@ -155,7 +155,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     mutant(
         "lost_lease_forgotten",
         "a lease that is found lost is forgotten while its volume is mounted",
-        "holder/write_queue.rs",
+        "holder/answers.rs",
         "if self.volumes.get(&id).is_some_and(Volume::needs_its_lease) {",
         "if self.volumes.get(&id).is_some_and(|volume| volume.needs_its_lease() && volume.users.is_empty()) {",
     ),
@@ -491,7 +491,7 @@ pub(crate) const MUTANTS: &[Mutant] = &[
     mutant(
         "index_of_the_owing_cleared",
         "a host that opens an epoch takes out of its index what it owes",
-        "holder/write_queue.rs",
+        "holder/take_over.rs",
         "is_none_or(|(lease, _)| !lease.named().contains(me));",
         "is_none_or(|(lease, _)| lease.held().is_none_or(|held| held.holder != *me));",
     ),

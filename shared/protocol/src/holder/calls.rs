@@ -285,10 +285,8 @@ impl Core {
             }
             self.table_changed = true;
             let container = id.clone();
-            let waiting = self.waiting.get(id).filter(|waiting| !waiting.wants.is_empty());
-            let (reads_first, owners) = (waiting.is_some(), waiting.map(|waiting| waiting.owners.clone()));
-            let owners = owners.unwrap_or_default();
-            self.queue_acquire(Acquire { volumes, container, agent_id, seen: None, owners, reads_first });
+            let owners = self.waiting.get(id).map(|waiting| waiting.owners.clone()).unwrap_or_default();
+            self.queue_acquire(Acquire { volumes, container, agent_id, seen: None, owners });
         }
     }
 }

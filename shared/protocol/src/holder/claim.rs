@@ -77,7 +77,7 @@ impl Core {
         if !acquire.volumes.iter().any(wanted) {
             return Decision::Refuse(format!("container {} has ended", acquire.container).into());
         }
-        if acquire.reads_first && acquire.seen.is_none() {
+        if acquire.seen.is_none() && !acquire.owners.is_empty() {
             return Decision::Ask(BTreeSet::new());
         }
         // Nobody has what was not read: whoever has it is found by the transaction's compares.

@@ -6,6 +6,7 @@
 //! mod.rs      time; the fence
 //! session.rs  opening an epoch, beats, what a refused beat means, dying
 //! write_queue.rs  one transaction of leases and session at a time; the barrier after an unknown outcome
+//! answers.rs  what follows from etcd's answers; take_over.rs: what a session finds that is its holder's
 //! proof.rs    whether this host can prove its fence, and what its session says of silence
 //! claim.rs    whether a lease may be taken
 //! calls.rs    what the isolator asks: prepare, isolate, cleanup, recover; wait.rs: for others' leases
@@ -23,6 +24,7 @@
 //!   (gone)                         Detaching                                   +-- busy --+
 //! ```
 
+mod answers;
 mod calls;
 mod claim;
 mod io;
@@ -31,6 +33,7 @@ mod results;
 mod revoke;
 mod session;
 mod table;
+mod take_over;
 mod tracked;
 mod volume;
 mod volumes;
@@ -51,9 +54,10 @@ pub use table::{
 pub use volume::{Notes, Phase, Step, Volume};
 
 use self::session::{Beat, Mine};
+use self::take_over::Found;
 use self::tracked::Tracked;
 pub(super) use self::wait::Waiting;
-use self::write_queue::{Found, InFlight, Job};
+use self::write_queue::{InFlight, Job};
 use super::exchange::{Agent, ByTime, ClusterId, Held, Instance, Means};
 use super::timing::Timing;
 use super::{Now, Op, Text};

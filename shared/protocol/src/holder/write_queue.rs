@@ -5,6 +5,8 @@
 //! A transaction is sent on what this host believes, and reads what it compared if that was wrong. Of a volume that nobody has
 //! there is no record, so that a lease is taken without having been read.
 //!
+//! What etcd answers is in `answers.rs`, what a session finds at its opening in `take_over.rs`.
+//!
 //! After an unknown outcome the session is rewritten first: the barrier. Whatever is still in flight compares the session, and
 //! can never commit; only then is a read believed (L2). Beats, and the reading that a refused beat asks for, do not wait for the
 //! queue.
@@ -14,13 +16,11 @@ use std::sync::Arc;
 
 use super::claim::{Decision, Write};
 use super::session::Life;
-use super::{Core, FoundLease, Output, Volume};
+use super::{Core, Output};
 use crate::VOLUMES_MAX;
-use crate::exchange::{
-    ByTime, Commit, Held, Key, Lease, Outcome, Owed, Reading, Record, Session, Stage, View,
-};
+use crate::exchange::{ByTime, Commit, Held, Key, Lease, Owed, Reading, Record, Session, Stage, View};
 use crate::ids::Revision;
-use crate::ids::{Task, Token};
+use crate::ids::Task;
 use crate::renumber::Renumber;
 use crate::volume::{ContainerId, Holder, VolumeId};
 use crate::{Now, Op, Text};
@@ -51,10 +51,8 @@ pub(crate) struct Acquire {
     pub(super) agent_id: Option<Text>,
     /// What was read of them. Before that, they are taken to be nobody's.
     pub(super) seen: Option<Arc<View>>,
-    /// Whose sessions were read with them, or are.
+    /// Whose sessions are read with them: who is known to have, or to have had, one of them.
     pub(super) owners: BTreeSet<Holder>,
-    /// Another host had one of them: they are read first.
-    pub(super) reads_first: bool,
 }
 
 impl Job {
@@ -99,16 +97,16 @@ pub(crate) enum Doing {
 /// What one transaction writes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Batch {
-    purpose: Purpose,
+    pub(super) purpose: Purpose,
     /// The session, when it is rewritten.
-    session: Option<Session>,
+    pub(super) session: Option<Session>,
     /// When the beat was sent that is in it.
-    beat: Option<Now>,
-    leases: Vec<Write>,
+    pub(super) beat: Option<Now>,
+    pub(super) leases: Vec<Write>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Purpose {
+pub(crate) enum Purpose {
     Jobs(Vec<Job>),
     /// Closes what is in flight.
     Barrier,
@@ -116,16 +114,6 @@ enum Purpose {
     TakeOver(usize),
     /// Takes so many volumes of others out of the own index.
     Index(usize),
-}
-
-/// What a session finds that is its holder's, and has not yet dealt with.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Found {
-    /// Leases of earlier epochs, as this one takes them over.
-    older: Vec<Write>,
-    /// Volumes in the index that are no more this holder's: others took them, or they were freed by hand. With the revisions of
-    /// their leases, for a second copy of what takes them out must not do so once they are this holder's again.
-    stale: Vec<(VolumeId, Revision)>,
 }
 
 impl Core {
@@ -186,7 +174,7 @@ impl Core {
     }
 
     /// All volumes of which this host has something, or asks for it.
-    fn all_own(&self) -> BTreeSet<VolumeId> {
+    pub(super) fn all_own(&self) -> BTreeSet<VolumeId> {
         self.volumes.keys().chain(self.leases.keys()).cloned().collect()
     }
 
@@ -227,42 +215,6 @@ impl Core {
         self.send(Batch { purpose: Purpose::Barrier, session, beat: None, leases: Vec::new() });
     }
 
-    /// Takes over what earlier epochs of this holder held, in as many transactions as it takes, and then takes in what is ours.
-    fn take_over(&mut self, now: Now) {
-        let Some(found) = &self.found else { return self.send_read(self.own(), Doing::OwnRead) };
-        if !found.older.is_empty() {
-            if self.may_take(now) {
-                let leases: Vec<_> = found.older.iter().take(VOLUMES_MAX).cloned().collect();
-                let (purpose, session) = (Purpose::TakeOver(leases.len()), self.session_to_write());
-                self.send(Batch { purpose, session, beat: Some(now), leases });
-            }
-            return;
-        }
-        let purpose = Purpose::Index(found.stale.len().min(VOLUMES_MAX));
-        self.send(Batch { purpose, session: None, beat: None, leases: Vec::new() });
-    }
-
-    /// Takes in what is ours, once all that was found is dealt with.
-    fn end_of_take_over(&mut self, now: Now) {
-        if self.found.as_ref().is_none_or(|found| !found.older.is_empty() || !found.stale.is_empty()) {
-            return;
-        }
-        self.found = None;
-        let ours = self.leases.iter().map(|(id, (held, at))| {
-            let (token, calling) = (held.token.unwrap_or(Token(*at)), held.stage != Stage::Attached);
-            (id.clone(), FoundLease { token, unsettled: held.unsettled, calling })
-        });
-        let ours = ours.collect();
-        self.take_in(now, ours);
-        // What was revoked alone while no worker ran, or one that did not live to hear of it.
-        let revoked = self.leases.iter().filter(|(_, (held, _))| held.revoked.is_some());
-        for id in revoked.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
-            if let Some(volume) = self.volumes.get_mut(&id) {
-                volume.revoked.get_or_insert(now);
-            }
-        }
-    }
-
     /// Sends what waits in the queue, as much as one transaction takes.
     fn write_jobs(&mut self, now: Now) {
         let (mut jobs, mut leases, mut takes) = (Vec::new(), Vec::new(), false);
@@ -297,7 +249,7 @@ impl Core {
                         acquire.owners.extend(owners);
                         asking.push(*acquire);
                     }
-                    Decision::Take(taken) if asking.is_empty() && self.may_take(now) => {
+                    Decision::Take(taken) if asking.is_empty() && self.may_take() => {
                         takes = true;
                         leases.extend(taken);
                         jobs.push(Job::Acquire(acquire));
@@ -348,12 +300,9 @@ impl Core {
         self.send(Batch { purpose: Purpose::Jobs(jobs), session, beat, leases });
     }
 
-    /// Whether leases may be taken, under a beat of their own: one that is under way changes what it compares, and one that is
-    /// overdue goes first, for it compares no beat.
-    fn may_take(&self, now: Now) -> bool {
-        let Some(mine) = &self.mine else { return false };
-        let is_overdue = self.beaten.is_some_and(|beaten| now >= beaten + mine.timing().beat * 2);
-        self.guarded && self.beat.is_none() && !is_overdue
+    /// Whether leases may be taken, under a beat of their own: one that is under way changes what it compares.
+    pub(super) fn may_take(&self) -> bool {
+        self.guarded && self.beat.is_none()
     }
 
     /// The session as it has to be now.
@@ -364,7 +313,7 @@ impl Core {
     }
 
     /// The same, if etcd has another one, or may have it soon.
-    fn session_to_write(&self) -> Option<Session> {
+    pub(super) fn session_to_write(&self) -> Option<Session> {
         let told = &self.mine.as_ref()?.record;
         let session = self.session_record(told);
         (session != *told || self.allowing).then_some(session)
@@ -414,7 +363,7 @@ impl Core {
     }
 
     /// Sends a transaction: it compares the session, and all that it writes.
-    fn send(&mut self, batch: Batch) {
+    pub(super) fn send(&mut self, batch: Batch) {
         let (Some(mine), Some(cluster)) = (&self.mine, &self.cluster) else { return };
         let (me, key) = (self.settings.holder.clone(), self.session_key());
         let mut commit = match &batch.session {
@@ -457,357 +406,6 @@ impl Core {
             self.next_beat = sent + mine.timing().beat;
         }
         self.send_commit(commit, Doing::Write(Box::new(batch)));
-    }
-
-    // --- answers ---------------------------------------------------------------------------------
-
-    pub(super) fn read(&mut self, now: Now, op: Op, result: Result<View, Text>) {
-        if let Some((checking, seen)) = self.checking
-            && checking == op
-        {
-            self.checking = None;
-            match result {
-                Ok(view) if self.believes(&view, seen) => {
-                    // A write of ours may have been answered since: what it freed would come back (L15).
-                    match view.revision < self.highest {
-                        true => self.check = Some(now),
-                        false if self.learn(now, &view) => self.checked(now, &view, self.all_own()),
-                        false => {}
-                    }
-                }
-                Ok(_) => {}
-                Err(why) => {
-                    self.fault = Some(why);
-                    self.check = Some(now + self.settings.retry.0 * 10);
-                }
-            }
-            return;
-        }
-        let Some((seen, doing)) = self.answered(op) else { return };
-        let view = match result {
-            Ok(view) => {
-                self.fault = None;
-                view
-            }
-            Err(why) => {
-                self.in_flight = InFlight::Pause { until: now + self.settings.retry.0 };
-                if !self.is_open() || !self.ready {
-                    self.obstacle = why.clone();
-                }
-                self.fault = Some(why);
-                if let Doing::AcquireRead(asking) = doing {
-                    self.ask_again(asking, None);
-                }
-                return;
-            }
-        };
-        if doing == Doing::OpenRead {
-            // Nothing is held: whatever etcd says now is the truth to begin with.
-            self.cluster = Some(view.cluster.clone());
-            self.highest = view.revision;
-            return self.opening(now, &view);
-        }
-        if !self.believes(&view, seen) {
-            return;
-        }
-        match doing {
-            Doing::OwnRead if self.learn(now, &view) => {
-                self.find(&view);
-                self.end_of_take_over(now);
-            }
-            Doing::SessionRead => _ = self.learn(now, &view),
-            Doing::AcquireRead(asking) => self.ask_again(asking, Some(&Arc::new(view))),
-            _ => {}
-        }
-    }
-
-    /// What the request was about that has now been answered.
-    fn answered(&mut self, op: Op) -> Option<(Revision, Doing)> {
-        match std::mem::replace(&mut self.in_flight, InFlight::Idle) {
-            InFlight::Busy { op: expected, seen, doing } if expected == op => Some((seen, doing)),
-            other => {
-                self.in_flight = other;
-                None
-            }
-        }
-    }
-
-    /// Whether what etcd shows is of the installation of this epoch, and not older than what it has shown before.
-    pub(super) fn believes(&mut self, view: &View, seen: Revision) -> bool {
-        self.same_cluster(&view.cluster) && self.saw(view.revision, seen)
-    }
-
-    /// Puts acquires back to where they were, with what was read of them.
-    fn ask_again(&mut self, asking: Vec<Acquire>, view: Option<&Arc<View>>) {
-        for acquire in asking.into_iter().rev() {
-            let seen = view.cloned().or_else(|| acquire.seen.clone());
-            self.jobs.push_front(Job::Acquire(Box::new(Acquire { seen, ..acquire })));
-        }
-    }
-
-    /// What this holder has, of this epoch and of earlier ones.
-    fn find(&mut self, view: &View) {
-        let Some(mine) = &self.mine else { return };
-        let (epoch, unsettled_through) = (mine.epoch(), mine.record.unsettled_through);
-        let me = &self.settings.holder;
-        let mut older = Vec::new();
-        let mut leases = BTreeMap::new();
-        for (id, held, at) in view.held().filter(|(_, held, _)| held.holder == *me) {
-            if held.epoch == epoch {
-                let token = held.token.unwrap_or(Token(at));
-                leases.insert(id.clone(), (Held { token: Some(token), ..held.clone() }, at));
-                continue;
-            }
-            // The stage stays: it tells whether a driver call of before may be under way.
-            let unsettled = held.unsettled || held.epoch <= unsettled_through;
-            let calls = unsettled && (held.calls || held.stage != Stage::Attached);
-            let (containers, tasks) = (BTreeSet::new(), BTreeMap::new());
-            // A revoke was of the epoch that is over: this one gives back all that it finds.
-            let (token, revoked) = (None, None);
-            let held = Held { epoch, token, containers, tasks, unsettled, calls, revoked, ..held.clone() };
-            older.push(Write { volume: id.clone(), at, lease: Some(Lease::Held(held)), from: None });
-        }
-        // What this host lost and still has attached is given back, too, while nobody else is at it: its driver is the
-        // one that can.
-        for (id, owed, at) in view.owed_by(me).filter(|_| !self.is_revoking()) {
-            // No driver call has been made under it: it says what older leases say that are taken over.
-            let held = Held {
-                stage: Stage::Attached,
-                holder: me.clone(),
-                epoch,
-                token: None,
-                agent_id: None,
-                containers: BTreeSet::new(),
-                tasks: BTreeMap::new(),
-                mount_point: None,
-                unsettled: false,
-                calls: false,
-                owed: Some(owed.clone()),
-                revoked: None,
-                since: None,
-            };
-            older.push(Write { volume: id.clone(), at, lease: Some(Lease::Held(held)), from: None });
-        }
-        // Whoever takes a lease, or frees it by hand, leaves the index of another alone.
-        let is_stale = |id: &&VolumeId| view.lease(id).is_none_or(|(lease, _)| !lease.named().contains(me));
-        let stale = view.index_of(me).filter(is_stale);
-        let stale = stale.map(|id| (id.clone(), view.at(&Key::Lease(id.clone())))).collect();
-        self.beat_at = view.at(&Key::Beat(me.clone()));
-        self.leases = leases;
-        self.found = Some(Found { older, stale });
-    }
-
-    /// What a reading shows of own leases after a conflict or a barrier.
-    fn checked(&mut self, now: Now, view: &View, volumes: BTreeSet<VolumeId>) {
-        let Some(epoch) = self.epoch() else { return };
-        for id in volumes {
-            let known = self.leases.get(&id);
-            match view.lease(&id) {
-                Some((Lease::Held(held), at))
-                    if held.holder == self.settings.holder && held.epoch == epoch =>
-                {
-                    let token = known.and_then(|(held, _)| held.token).or(held.token).unwrap_or(Token(at));
-                    let held = Held { token: Some(token), ..held.clone() };
-                    if held.revoked.is_some()
-                        && let Some(volume) = self.volumes.get_mut(&id)
-                    {
-                        volume.revoked.get_or_insert(now);
-                    }
-                    self.leases.insert(id, (held, at));
-                }
-                // Whatever it says, nobody else can read it either: it is taken from nobody.
-                None if view.unreadable.contains_key(&Key::Lease(id.clone())) => {}
-                _ => {
-                    self.leases.remove(&id);
-                    if self.volumes.get(&id).is_some_and(Volume::needs_its_lease) {
-                        return self.fence(&format!("etcd names another holder of volume {id}"));
-                    }
-                }
-            }
-        }
-    }
-
-    pub(super) fn committed(&mut self, now: Now, op: Op, outcome: Outcome) {
-        if let Some(beat) = self.beat.take_if(|beat| beat.op == op) {
-            return self.beat_answered(now, &beat, outcome);
-        }
-        let Some((seen, doing)) = self.answered(op) else { return };
-        if std::mem::take(&mut self.noticed) && !matches!(outcome, Outcome::Done(_)) {
-            self.check = Some(now);
-        }
-        if doing == Doing::Die {
-            // It may have been written, or be written late: this epoch is over either way.
-            self.mine = None;
-            self.life = Life::CLOSED;
-            return;
-        }
-        if let Outcome::Done(at) = outcome
-            && !self.saw(at, seen)
-        {
-            return;
-        }
-        match (doing, outcome) {
-            (Doing::OpenWrite(record), Outcome::Done(at)) => self.opened(*record, at),
-            // Such as an etcd over its quota, which still answers reads: an opening begins with a read, and is in no hurry.
-            (Doing::OpenWrite(_), Outcome::NotSent | Outcome::Unknown) => {
-                self.obstacle = self.fault.clone().unwrap_or_else(|| "etcd takes no write".into());
-                self.in_flight = InFlight::Pause { until: now + self.settings.retry.0 * 10 };
-            }
-            (Doing::Write(batch), Outcome::Done(at)) => self.written(now, *batch, at),
-            (Doing::Write(batch), Outcome::Conflict(view)) => self.conflicted(now, *batch, view, seen),
-            (Doing::Write(batch), Outcome::Unknown) => {
-                if batch.purpose == Purpose::Barrier {
-                    self.in_flight = InFlight::Pause { until: now + self.settings.retry.0 };
-                }
-                self.barrier = true;
-                self.put_back(now, *batch, None);
-            }
-            (Doing::Write(batch), Outcome::NotSent) => {
-                self.in_flight = InFlight::Pause { until: now + self.settings.retry.0 };
-                self.put_back(now, *batch, None);
-            }
-            // An opening begins with a read: it is done again from there.
-            _ => {}
-        }
-    }
-
-    /// A transaction is done.
-    fn written(&mut self, now: Now, batch: Batch, at: Revision) {
-        let Batch { purpose, session, beat, leases } = batch;
-        if let Some(session) = session {
-            if let Some(mine) = self.mine.as_mut().filter(|mine| mine.at < at) {
-                (mine.record, mine.at) = (session, at);
-            }
-            self.allowing = false;
-        }
-        if let Some(sent) = beat {
-            self.beat_got_through(sent, at);
-        }
-        for Write { volume, lease, .. } in leases {
-            match lease {
-                Some(Lease::Held(held)) => {
-                    let token = Some(held.token.unwrap_or(Token(at)));
-                    self.leases.insert(volume, (Held { token, ..held }, at));
-                }
-                Some(Lease::Free { .. }) | None => _ = self.leases.remove(&volume),
-            }
-        }
-        match (purpose, &mut self.found) {
-            (Purpose::Barrier, _) => {
-                self.barrier = false;
-                // What is not yet taken in is read anyway.
-                self.check = self.ready.then_some(now);
-            }
-            (Purpose::TakeOver(count), Some(found)) => _ = found.older.drain(..count),
-            (Purpose::Index(count), Some(found)) => _ = found.stale.drain(..count),
-            (Purpose::TakeOver(_) | Purpose::Index(_), None) => {}
-            (Purpose::Jobs(jobs), _) => jobs.into_iter().for_each(|job| self.job_done(now, job)),
-        }
-        self.end_of_take_over(now);
-    }
-
-    fn job_done(&mut self, now: Now, job: Job) {
-        match job {
-            Job::Acquire(acquire) => self.acquired(now, &acquire.volumes),
-            Job::Record { op, .. } => self.recorded(op),
-            Job::Release { op, volume } => {
-                self.released(op, &volume);
-                self.gave_back(now);
-            }
-        }
-    }
-
-    /// Something that a transaction compared has changed. It was not done, and tried again on what is there.
-    fn conflicted(&mut self, now: Now, batch: Batch, view: Option<Box<View>>, seen: Revision) {
-        let Some(view) = view else {
-            // Nothing was read: the session, and all that is held, are.
-            if let Some(mine) = self.mine.as_mut().filter(|_| batch.purpose == Purpose::Barrier) {
-                mine.at = Revision::ABSENT;
-            } else {
-                self.check = Some(now);
-            }
-            return self.put_back(now, batch, None);
-        };
-        if !self.believes(&view, seen) {
-            return;
-        }
-        if !self.learn(now, &view) {
-            // Or its session cannot be read, and what waits waits on.
-            self.put_back(now, batch, None);
-            return;
-        }
-        if batch.beat.is_some() {
-            self.beat_at = view.at(&Key::Beat(self.settings.holder.clone()));
-        }
-        if self.ready {
-            let volumes = batch.leases.iter().map(|write| write.volume.clone()).collect();
-            self.checked(now, &view, volumes);
-        }
-        self.put_back(now, batch, Some(&Arc::new(*view)));
-    }
-
-    /// What was not done waits where it was; with what was read instead, if that is known.
-    fn put_back(&mut self, now: Now, batch: Batch, view: Option<&Arc<View>>) {
-        if !self.is_open() {
-            return;
-        }
-        if batch.beat.is_some() {
-            // It is not known to have got through.
-            self.next_beat = now;
-        }
-        let Purpose::Jobs(jobs) = batch.purpose else {
-            self.found = None;
-            return;
-        };
-        for job in jobs.into_iter().rev() {
-            match (job, view) {
-                (Job::Acquire(mut acquire), Some(view)) => {
-                    let leases = acquire.volumes.iter().cloned().map(Key::Lease).collect();
-                    acquire.seen = Some(View::clone(view).of(&Reading::Keys(leases)).into());
-                    // Their sessions are read with what the leases say now.
-                    acquire.owners.clear();
-                    self.jobs.push_front(Job::Acquire(acquire));
-                }
-                // Nobody can write it as long as it is so, and what waits behind it is not to wait for that.
-                (Job::Record { volume, .. } | Job::Release { volume, .. }, Some(view))
-                    if view.unreadable.contains_key(&Key::Lease(volume.clone())) =>
-                {
-                    self.postpone(now, &volume, &view.unreadable[&Key::Lease(volume.clone())]);
-                }
-                (job, _) => self.jobs.push_front(job),
-            }
-        }
-    }
-
-    /// A lease cannot be written now.
-    fn postpone(&mut self, now: Now, id: &VolumeId, why: &Text) {
-        let bounds = self.settings.retry;
-        let Some(volume) = self.volumes.get_mut(id) else { return };
-        volume.recorded = false;
-        let trouble = format!("its lease in etcd cannot be read: {why}");
-        if volume.retry(now, trouble.as_str().into(), bounds) {
-            let line = format!("the lease of volume {id} cannot be written: {trouble}");
-            self.outputs.push_back(Output::Warn(line.into()));
-        }
-    }
-
-    /// Gives up an acquire.
-    fn drop_acquire(&mut self, now: Now, acquire: &Acquire) {
-        // One whose answer was lost may have been granted, as the barrier's reading has shown: then the leases
-        // are ours, and have to be given back like any other without users.
-        let (ours, others): (Vec<_>, Vec<_>) =
-            acquire.volumes.iter().cloned().partition(|id| self.leases.contains_key(id));
-        self.acquired(now, &ours);
-        // Nothing has compared them since: the driver is not called before something has.
-        for id in &ours {
-            if let Some(volume) = self.volumes.get_mut(id) {
-                volume.confirmed = false;
-            }
-        }
-        for id in others {
-            self.volumes.remove(&id);
-        }
-        self.table_changed = true;
     }
 
     /// For [`crate::renumber`]: no one else sees into the queue.
