@@ -132,9 +132,6 @@ impl Core {
             return self.beat_answered(now, &beat, outcome);
         }
         let Some((seen, doing)) = self.answered(op) else { return };
-        if std::mem::take(&mut self.noticed) && !matches!(outcome, Outcome::Done(_)) {
-            self.check = Some(now);
-        }
         if doing == Doing::Die {
             // It may have been written, or be written late: this epoch is over either way.
             self.mine = None;

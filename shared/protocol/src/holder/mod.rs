@@ -182,8 +182,6 @@ pub struct Core {
     /// Something changed under us: from this time on session and leases are read, before the next write.
     pub(super) check: Option<Now>,
     pub(super) checking: Option<(Op, Revision)>,
-    /// The own session was told to have changed while it was being rewritten.
-    pub(super) noticed: bool,
     pub(super) leases: BTreeMap<VolumeId, (Held, Revision)>,
     // --- volumes
     /// Whether the found leases have been taken in.
@@ -241,7 +239,6 @@ impl Core {
             fault: None,
             check: None,
             checking: None,
-            noticed: false,
             leases: BTreeMap::new(),
             ready: false,
             containers: containers.into(),
@@ -542,7 +539,7 @@ impl Core {
         self.jobs.clear();
         self.leases.clear();
         self.found = None;
-        (self.barrier, self.allowing, self.ready, self.noticed) = (false, false, false, false);
+        (self.barrier, self.allowing, self.ready) = (false, false, false);
         (self.check, self.checking, self.beat, self.beaten) = (None, None, None, None);
     }
 }

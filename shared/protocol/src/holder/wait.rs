@@ -80,12 +80,9 @@ impl Core {
     pub(super) fn changed(&mut self, now: Now, key: &Key) {
         let own = matches!(key, Key::Session(holder) if *holder == self.settings.holder);
         // A reading under way may have been made before.
-        if own && self.is_open() && self.check.is_none() {
-            match self.rewrites_session() {
-                // It may be that rewrite. Done, it was, for it compares what the session was before.
-                true => self.noticed = true,
-                false => self.check = Some(now),
-            }
+        // One that is being rewritten is compared with what it was, by that transaction or its repetition.
+        if own && self.is_open() && self.check.is_none() && !self.rewrites_session() {
+            self.check = Some(now);
         }
         for waiting in self.waiting.values_mut() {
             if waiting.others.as_ref().is_some_and(|others| others.keys.contains(key)) {

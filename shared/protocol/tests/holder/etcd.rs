@@ -31,6 +31,8 @@ pub(crate) struct Etcd {
     pub(crate) down: Option<&'static str>,
     pub(crate) fate: Option<Fate>,
     pub(crate) late: Vec<Commit>,
+    /// How often a compare did not hold.
+    pub(crate) refused: usize,
     /// What was committed, as it was sent.
     pub(crate) sent: Vec<Commit>,
     /// Records that nobody can read.
@@ -43,8 +45,8 @@ pub(crate) fn holder(name: &str) -> Holder {
 
 impl Etcd {
     pub(crate) fn new() -> Self {
-        let (entries, late, sent, spoilt) = Default::default();
-        Self { revision: Revision(1), entries, down: None, fate: None, late, sent, spoilt }
+        let (entries, late, sent, spoilt, refused) = Default::default();
+        Self { revision: Revision(1), entries, down: None, fate: None, late, refused, sent, spoilt }
     }
 
     pub(crate) fn read(&self, reading: &Reading) -> View {
@@ -61,6 +63,7 @@ impl Etcd {
     pub(crate) fn commit(&mut self, commit: &Commit) -> Outcome {
         let at = |key: &Key| self.entries.get(key).map_or(Revision::ABSENT, |(_, at)| *at);
         if !commit.compares.iter().all(|(key, expected)| at(key) == *expected) {
+            self.refused += 1;
             return Outcome::Conflict(Some(Box::new(self.read(&Reading::Keys(commit.otherwise.clone())))));
         }
         self.revision.0 += 1;

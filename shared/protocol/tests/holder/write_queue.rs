@@ -4,7 +4,7 @@ use protocol::exchange::{Commit, Key, Outcome, Record, Stage};
 use protocol::holder::{Input, MountFault};
 
 use crate::etcd::{Fate, holder};
-use crate::host::{BEAT, Host, ME, PAUSE, SETTLE, Step, acquire, place, record, release, volume};
+use crate::host::{BEAT, Host, ME, PAUSE, SETTLE, Step, WAIT, acquire, place, record, release, volume};
 
 /// What was written since this was last asked, without beats alone, and how often etcd was read.
 fn trips(host: &mut Host) -> (Vec<Vec<Step>>, usize) {
@@ -234,8 +234,36 @@ fn who_waits_for_another_host_reads_before_it_asks_again_and_its_neighbours_lose
     host.etcd.hold_elsewhere("agent-2", "a");
     host.prepare("c1", &["a"]);
     trips(&mut host);
+    let refused = host.etcd.refused;
     host.give(Input::Changed(Key::Lease(volume("a"))));
-    assert_eq!(trips(&mut host), (vec![], 1));
+    assert_eq!((trips(&mut host), host.etcd.refused), ((vec![], 1), refused));
+}
+
+#[test]
+fn who_is_overtaken_reads_whose_the_lease_is_now() {
+    let mut host = Host::new();
+    host.etcd.hold_elsewhere("agent-2", "a");
+    let request = host.prepare("c1", &["a"]);
+    // It is free for a moment, and taken again while this host asks for it.
+    host.etcd.free("a");
+    host.held_back = Some(|step| matches!(step, Step::Acquire(_)));
+    host.give(Input::Changed(Key::Lease(volume("a"))));
+    host.etcd.hold_elsewhere("agent-2", "a");
+    host.let_through();
+    host.later(WAIT);
+    let why = host.refusal(request);
+    assert!(why.contains("held by agent-2 (live,"), "{why}");
+}
+
+#[test]
+fn a_beat_follows_at_once_on_a_taking_that_had_no_answer() {
+    let mut host = Host::new();
+    host.prepared("c1", &["a"]);
+    host.held_back = Some(|step| matches!(step, Step::Acquire(_)));
+    host.prepare("c2", &["b"]);
+    host.transactions.clear();
+    host.give_up_held_back();
+    assert!(host.transactions.contains(&vec![Step::Beat]), "{:#?}", host.transactions);
 }
 
 #[test]
