@@ -249,7 +249,9 @@ fn who_is_overtaken_reads_whose_the_lease_is_now() {
     host.held_back = Some(|step| matches!(step, Step::Acquire(_)));
     host.give(Input::Changed(Key::Lease(volume("a"))));
     host.etcd.hold_elsewhere("agent-2", "a");
+    trips(&mut host);
     host.let_through();
+    assert_eq!(trips(&mut host).1, 1, "its session is read with what the lease says now");
     host.later(WAIT);
     let why = host.refusal(request);
     assert!(why.contains("held by agent-2 (live,"), "{why}");
